@@ -231,9 +231,10 @@ class Draw(Expr):
 
 
 # Elementwise operations and how many operands they take. `clamp(x, lo, hi)` is `min(max(x, lo), hi)`; `max` and `min` of
-# several are nested. `only(u, c)` is `u`, with a gradient of exactly 0 where `c` is false; only lowering makes it.
+# several are nested. Only lowering makes the next two: `only(u, c)` is `u`, with a gradient of exactly 0 where `c` is
+# false; `like(u, v)` is `u` broadcast to the dims of `v` too.
 OPS: Mapping[str, int] = {
-    **dict.fromkeys(("add", "sub", "mul", "div", "pow", "max", "min", "logaddexp", "and", "or", "only"), 2),
+    **dict.fromkeys(("add", "sub", "mul", "div", "pow", "max", "min", "logaddexp", "and", "or", "only", "like"), 2),
     **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), 2),
     **dict.fromkeys(("neg", "not", "abs", "sign", "sqrt", "rsqrt", "square", "exp", "log", "log1p", "expm1"), 1),
     **dict.fromkeys(("sin", "cos", "erf", "sigmoid", "logsigmoid", "tanh", "relu", "silu", "gelu", "softplus"), 1),
@@ -244,7 +245,7 @@ COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 LOGIC = frozenset({"and", "or", "not"})
 # What a complex operand may enter; the rest are errors of the checker.
 COMPLEX_OPS = frozenset(
-    "add sub mul div pow neg eq ne abs sqrt rsqrt square exp log sin cos tanh real imag conj stop_gradient where only".split()
+    "add sub mul div pow neg eq ne abs sqrt rsqrt square exp log sin cos tanh real imag conj stop_gradient where only like".split()
 )
 REDUCTIONS = frozenset({"sum", "mean", "max", "min", "logsumexp"})
 NORMALIZERS = frozenset({"softmax", "l2norm", "rmsnorm", "layernorm"})
@@ -257,11 +258,11 @@ def op_kind(op: str, args: tuple[Expr, ...]) -> Kind:
         return "bool"
     if op in {"abs", "real", "imag"}:
         return "real"
-    values = args[1:] if op == "where" else args[:1] if op == "only" else args
+    values = args[1:] if op == "where" else args[:1] if op in {"only", "like"} else args
     kinds = {a.kind for a in values}
     if "complex" in kinds:
         return "complex"
-    if kinds == {"bool"} and op in {"where", "stop_gradient", "only"}:
+    if kinds == {"bool"} and op in {"where", "stop_gradient", "only", "like"}:
         return "bool"
     return "real"
 

@@ -1,0 +1,249 @@
+"""Cell → System: the same equations with definitions, histories and gradients expanded into one graph.
+
+Goals: afterwards an expression refers only to sizes, consts, params, inputs at `t` and *streams* (values with a past) at
+any lag; `Grad` is gone; the past of an input or definition is a stream like a state; the rule that an unselected `where`
+branch contributes exactly 0 is written out as `only`.
+Non-goals: anything about how it is computed. Names of definitions survive as hints for readable code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rnnc.derive import depends, pull_back
+from rnnc.fields import StateField, state_fields
+from rnnc.ir import Apply, Cell, Conv, Expr, Grad, Graph, Merge, Normalize, Reduce, Ref, Rename, Split, Type, walk
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A value with a past: a declared state, or the history of an input, a definition or a convolution's operand.
+
+    Referred to as `Ref(role="state", name)`; `expr` is its value at `t`, `init` the one before the first token (None for
+    zero), `depth` how many past values are kept.
+    """
+
+    name: str
+    type: Type
+    expr: Expr
+    init: Expr | None
+    depth: int
+    declared: bool
+    over: str | None = None
+
+
+@dataclass(frozen=True)
+class System:
+    """A cell as streams and outputs over one graph.
+
+    `names` gives the nodes that are definitions of the program; `convs` are the convolutions that need no state, by the
+    field that holds their history; `fields` is the layout of the cell's state.
+    """
+
+    cell: Cell
+    streams: tuple[Stream, ...]
+    outputs: tuple[tuple[str, Expr], ...]
+    convs: Mapping[str, Conv]
+    fields: tuple[StateField, ...]
+    names: Mapping[Expr, str] = field(repr=False)
+
+    @property
+    def graph(self) -> Graph:
+        return self.cell.graph
+
+    def stream(self, name: str) -> Stream:
+        return next(s for s in self.streams if s.name == name)
+
+
+def lower(cell: Cell) -> System:
+    """Expand a checked cell (see the module's goals)."""
+    fields = state_fields(cell)
+    inliner = _Inliner(cell)
+    streams: list[Stream] = []
+    for s in cell.states:
+        depth = 1 + sum(f.length or 0 for f in fields if f.role == "past" and f.of == s.name)
+        streams.append(Stream(s.name, s.type, inliner.expand(s.expr), s.init, depth, True, s.over))
+    outputs = tuple((o.name, inliner.expand(o.expr)) for o in cell.outputs)
+    states = {s.name for s in cell.states}
+    for f in fields:
+        if f.role == "past" and f.of not in states:
+            value = inliner.value(f.of)
+            streams.append(Stream(f.name, Type(f.dims, f.kind), value, None, f.length or 0, False))
+        elif f.role == "conv" and f.name in inliner.cyclic:
+            arg = inliner.cyclic[f.name]
+            streams.append(Stream(f.name, Type(f.dims, f.kind), arg, None, f.length or 0, False))
+    guard = _Guard(cell.graph)
+    streams = [Stream(s.name, s.type, guard(s.expr), s.init, s.depth, s.declared, s.over) for s in streams]
+    outputs = tuple((name, guard(e)) for name, e in outputs)
+    names: dict[Expr, str] = {}
+    for d in cell.definitions:
+        node = guard(inliner.value(d.name))
+        if node.children and node not in names:
+            names[node] = d.name
+    everything = [s.expr for s in streams] + [e for _, e in outputs]
+    convs = {n.history: n for n in walk(*everything) if isinstance(n, Conv) and n.width > 1}
+    # A history that nothing reads any more still is a part of the state.
+    for f in fields:
+        if f.role == "conv" and f.name not in convs and f.name not in inliner.cyclic:
+            convs[f.name] = inliner.convs[f.name]
+    return System(cell, tuple(streams), outputs, convs, fields, names)
+
+
+class _Inliner:
+    """Replaces definitions by their expressions, pasts by streams and gradients by derivatives."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.graph = cell.graph
+        self.definitions = {d.name: d.expr for d in cell.definitions}
+        self.done: dict[Expr, Expr] = {}
+        self.cyclic: dict[str, Expr] = {}
+        self.convs: dict[str, Conv] = {}
+        for d in cell.definitions:
+            self.expand(d.expr)
+
+    def value(self, name: str) -> Expr:
+        """The value at `t` of an input or a definition."""
+        if name in self.definitions:
+            return self.expand(self.definitions[name])
+        return self.graph.ref("input", name, self.cell.input(name).type)
+
+    def expand(self, root: Expr) -> Expr:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if node in self.done:
+                stack.pop()
+                continue
+            waiting = [c for c in self._needs(node) if c not in self.done]
+            if waiting:
+                stack.extend(waiting)
+            else:
+                self.done[node] = self._step(node)
+                stack.pop()
+        return self.done[root]
+
+    def _needs(self, node: Expr) -> tuple[Expr, ...]:
+        if isinstance(node, Ref):
+            return (self.definitions[node.name],) if node.role == "def" and node.lag == 0 else ()
+        return node.children
+
+    def _step(self, node: Expr) -> Expr:
+        if isinstance(node, Ref):
+            if node.role == "def" and node.lag == 0:
+                return self.done[self.definitions[node.name]]
+            if node.role in ("def", "input") and node.lag > 0:
+                return self.graph.ref("state", f"{node.name}_past", node.type, node.lag)
+            return node
+        if isinstance(node, Grad):
+            loss, wrt = self.done[node.loss], self.done[node.wrt]
+            found = pull_back(self.graph, {loss: self.graph.lit(1.0)}, (wrt,))
+            return found.get(wrt, self.graph.lit(0.0))
+        new = self.graph.rebuild(node, tuple(self.done[c] for c in node.children))
+        if isinstance(new, Conv):
+            if new.width == 1 or any(isinstance(n, Ref) and n.role == "state" and self._is_state(n) for n in walk(new)):
+                return self._taps(new)
+            self.convs[new.history] = new
+        return new
+
+    def _is_state(self, ref: Ref) -> bool:
+        return any(ref.name == s.name for s in self.cell.states)
+
+    def _taps(self, conv: Conv) -> Expr:
+        """A convolution over something that a state decides, as products with its past values.
+
+        A tap is a reference to the weight whose lag is how far back it reads.
+        """
+        if conv.width > 1:
+            self.cyclic[conv.history] = conv.arg
+        dims = self.cell.param(conv.weight).shape
+        total: Expr | None = None
+        for j in range(conv.width):
+            tap = self.graph.ref("param", conv.weight, Type(dims), j)
+            past = self.graph.ref("state", conv.history, conv.type, j) if j else conv.arg
+            term = self.graph.apply("mul", tap, past)
+            total = term if total is None else self.graph.apply("add", total, term)
+        assert total is not None
+        return total
+
+
+# Operations whose derivative is finite wherever their operands are: a zero cotangent stays zero behind them.
+_TAME = frozenset(
+    "add sub neg mul max min where only like eq ne lt le gt ge and or not abs sign square sin cos erf sigmoid logsigmoid tanh "
+    "relu silu gelu softplus real imag conj stop_gradient".split()
+)
+
+
+class _Guard:
+    """Writes `only` on what enters a `where` branch whose derivative may be infinite (0 * inf is NaN)."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.done: dict[Expr, Expr] = {}
+
+    def __call__(self, root: Expr) -> Expr:
+        for node in walk(root):
+            if node in self.done:
+                continue
+            new = self.graph.rebuild(node, tuple(self.done[c] for c in node.children)) if node.children else node
+            if isinstance(new, Apply) and new.op == "where":
+                condition, yes, no = new.args
+                no_condition = self.graph.apply("not", condition)
+                new = self.graph.apply("where", condition, self.branch(yes, condition), self.branch(no, no_condition))
+            self.done[node] = new
+        return self.done[root]
+
+    def branch(self, root: Expr, condition: Expr) -> Expr:
+        varying = depends([root], [n for n in walk(root) if isinstance(n, Ref) and n.role not in ("const", "size")])
+        if all(self._tame(n) for n in walk(root) if n in varying):
+            return root
+        memo: dict[tuple[Expr, Expr], Expr] = {}
+
+        def visit(node: Expr, mask: Expr) -> Expr:
+            if node not in varying:
+                return node
+            key = (node, mask)
+            if key not in memo:
+                if isinstance(node, Ref):
+                    memo[key] = node if node.kind == "bool" else self.graph.apply("only", node, mask)
+                else:
+                    inner = self._enter(node, mask)
+                    memo[key] = self.graph.rebuild(node, tuple(visit(c, inner) for c in node.children))
+            return memo[key]
+
+        return visit(root, condition)
+
+    def _tame(self, node: Expr) -> bool:
+        if isinstance(node, Normalize):
+            return node.op == "softmax" or node.eps > 0
+        if isinstance(node, Reduce):
+            return node.op != "logsumexp"
+        return isinstance(node, Ref) or (isinstance(node, Apply) and node.op in _TAME) or not isinstance(node, Apply)
+
+    def _enter(self, node: Expr, mask: Expr) -> Expr:
+        """The mask for the operands of `node`: true wherever a selected entry depends on them."""
+        match node:
+            case Apply():
+                return mask
+            case Rename(old=old, new=new):
+                mask = self._any(mask, (old,))
+                return self.graph.rename(mask, new, old) if new in mask.dims else mask
+            case Split(dim=dim, into=into):
+                mask = self._any(mask, (dim,))
+                if set(into) <= set(mask.dims):
+                    return self.graph.merge(mask, into, dim)
+                return self._any(mask, into)
+            case Merge(merged=merged, into=into):
+                mask = self._any(mask, merged)
+                return self.graph.split(mask, into, merged) if into in mask.dims else mask
+            case _:
+                bound = {d for c in node.children for d in c.dims} ^ set(node.dims)
+                over = node.over if isinstance(node, Reduce | Normalize) else ()
+                return self._any(mask, (*bound, *over))
+
+    def _any(self, mask: Expr, dims: tuple[str, ...]) -> Expr:
+        over = [d for d in mask.dims if d in dims]
+        if not over:
+            return mask
+        return self.graph.apply("gt", self.graph.reduce("max", over, mask), self.graph.lit(0.0))
