@@ -1,0 +1,1 @@
+"""All diagnostics, one file a subject."""
