@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup
 	$(VENV)/bin/rnnc compile examples/mingru.rnn -o demo/mingru.py
-	$(PY) examples/train_demo.py --module demo/mingru.py --plot demo/loss.png --seconds 60
+	$(PY) examples/train_demo.py --cell demo/mingru.py --plot demo/loss.png --seconds 60
 
 lint: setup
 	$(VENV)/bin/ruff check
