@@ -1,4 +1,4 @@
-"""What a cell's state consists of, and in which order: the one place that the interpreter and the code generator share."""
+"""What the state of a cell consists of, and in which order: shared by the interpreter and the code generator."""
 
 from __future__ import annotations
 
