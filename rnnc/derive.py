@@ -25,13 +25,16 @@ def depends(roots: Iterable[Expr], targets: Iterable[Expr]) -> set[Expr]:
     return found
 
 
-def pull_back(graph: Graph, cotangents: Mapping[Expr, Expr], targets: Iterable[Expr]) -> dict[Expr, Expr]:
+def pull_back(
+    graph: Graph, cotangents: Mapping[Expr, Expr], targets: Iterable[Expr], watch: Iterable[Expr] = ()
+) -> dict[Expr, Expr]:
     """Gradients with respect to `targets` of the sum of `cotangent * node`; targets that matter to no node are absent.
+
+    Targets are leaves: nothing below them is looked at. Nodes in `watch` are reported as well, and passed through.
 
     The expressions must be free of definitions, of `Conv` and of `Grad` (lowering sees to it).
     """
-    targets = tuple(targets)
-    return Derivation(graph).run(cotangents, targets)
+    return Derivation(graph).run(cotangents, tuple(targets), tuple(watch))
 
 
 class Derivation:
@@ -40,8 +43,10 @@ class Derivation:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
 
-    def run(self, cotangents: Mapping[Expr, Expr], targets: tuple[Expr, ...]) -> dict[Expr, Expr]:
-        live = depends(cotangents, targets)
+    def run(
+        self, cotangents: Mapping[Expr, Expr], targets: tuple[Expr, ...], watch: tuple[Expr, ...]
+    ) -> dict[Expr, Expr]:
+        live = depends(cotangents, (*targets, *watch))
         total: dict[Expr, Expr] = {}
 
         def add(node: Expr, cotangent: Expr) -> None:
@@ -51,14 +56,15 @@ class Derivation:
 
         for node, cotangent in cotangents.items():
             if node in live:
-                add(node, cotangent)
+                extra = [d for d in cotangent.dims if d not in node.dims]
+                add(node, self.graph.reduce("sum", extra, cotangent) if extra else cotangent)
         for node in reversed([n for n in walk(*cotangents) if n in live]):
             if node not in total or node in targets:
                 continue
             for child, cotangent in zip(node.children, self.operands(node, total[node]), strict=True):
                 if cotangent is not None and child in live:
                     add(child, self.sum_to(cotangent, node, child) if isinstance(node, Apply) else cotangent)
-        return {t: total[t] for t in targets if t in total}
+        return {t: total[t] for t in (*targets, *watch) if t in total}
 
     def sum_to(self, cotangent: Expr, node: Expr, operand: Expr) -> Expr:
         """Sum over the dims along which `operand` was broadcast."""
@@ -260,7 +266,3 @@ _RULES: Mapping[str, Rule] = {
     "conj": lambda d, n, g: (d.conj(g),),
 }
 
-
-def is_state(node: Expr, *names: str) -> bool:
-    """Whether the node is one of these states, at any lag."""
-    return isinstance(node, Ref) and node.role == "state" and node.name in names

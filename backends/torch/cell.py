@@ -1,0 +1,511 @@
+"""One cell of a plan as the parts of its class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rnnc.backends.torch.block import Block, NameTable
+from rnnc.backends.torch.loops import LoopCode, LoopCoder, past_name
+from rnnc.backends.torch.text import docstring, wrap
+from rnnc.fields import StateField
+from rnnc.ir import Annulus, Apply, Conv, Definition, Disc, Draw, Expr, Interval, Linear, Lit, Param, Ref, Region, Type, walk
+from rnnc.lower import Stream
+from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, is_number, per_token
+from rnnc.show import expr_text, region_text
+
+LOCALS = frozenset({"self", "run", "dtype", "state", "torch", "F", "math", "cmath", "nn", "batch", "device", "zip", "range"})
+
+
+@dataclass(frozen=True)
+class CellCode:
+    """The text of one cell's parts, for the template. `helpers` are the runtime's definitions that it uses."""
+
+    name: str
+    doc: str
+    arguments: tuple[str, ...]
+    setup: tuple[str, ...]
+    reset: tuple[str, ...]
+    inputs: tuple[str, ...]
+    input_names: tuple[str, ...]
+    input_table: str
+    state_fields: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+    initial: tuple[str, ...]
+    equations: tuple[str, ...]
+    checks: tuple[str, ...]
+    kernels: tuple[tuple[str, str], ...]
+    loops: tuple[LoopCode, ...]
+    registrations: tuple[str, ...]
+    scans: bool
+    helpers: frozenset[str]
+
+
+class CellCoder:
+    """Turns one plan into `CellCode`."""
+
+    def __init__(self, plan: Plan, reserved: frozenset[str], first_loop: int) -> None:
+        self.plan, self.system, self.cell = plan, plan.system, plan.system.cell
+        self.graph = self.system.graph
+        self.reserved = reserved | LOCALS
+        self.helpers: set[str] = {"_Cell"}
+        self.loops: dict[int, LoopCode] = {}
+        for i, step in enumerate(s for s in plan.steps if isinstance(s, Loop)):
+            names = "_".join(s.name for s in step.streams)
+            name = f"_{self.cell.name}_{names}"
+            coder = LoopCoder(self.system, step, name, self.system.names, plan.projections, self.reserved)
+            self.loops[id(step)] = coder.code()
+            self.helpers |= {*self.loops[id(step)].helpers, "_steps", "_loop_operator"}
+        self.first_loop = first_loop
+
+    def code(self) -> CellCode:
+        cell = self.cell
+        equations = self.equations()
+        setup, reset, initial, checks = self.setup(), self.reset(), self.initial(), self.checks()
+        loops = tuple(self.loops.values())
+        return CellCode(
+            cell.name,
+            docstring(self.docs(), "    "),
+            tuple(self.arguments()),
+            tuple(setup),
+            tuple(reset),
+            tuple(i.name for i in cell.inputs),
+            self.input_names,
+            self.input_table(),
+            tuple((f.name, self.field_note(f)) for f in self.system.fields),
+            tuple((o.name, self.shape(o.expr.dims, "[B, T")) for o in cell.outputs),
+            tuple(initial),
+            tuple(equations),
+            tuple(checks),
+            tuple((", ".join(n), k) for n, k in self.kernels()),
+            loops,
+            tuple(self.registrations(loops)),
+            any(isinstance(s, Scan) for s in self.plan.steps),
+            frozenset(self.helpers),
+        )
+
+    # --- small words ---
+
+    def shape(self, dims: tuple[str, ...], lead: str = "[B") -> str:
+        return "".join([lead, *(f", {d}" for d in dims), "]"])
+
+    def field_note(self, f: StateField) -> str:
+        lead = "[B" if f.length is None else f"[B, {f.length}"
+        note = {"state": "", "past": f", {f.of} before that, newest first", "conv": ", what the convolution reads, newest first"}
+        return self.shape(f.dims, lead) + note[f.role]
+
+    def kernels(self) -> list[tuple[tuple[str, ...], str]]:
+        return [
+            (step.closure.group.states, step.kernel)
+            for step in self.plan.steps
+            if any(s.name in step.closure.group.states for s in self.cell.states)
+        ]
+
+    def size_code(self, node: int | Expr, prefix: str = "self.") -> str:
+        if isinstance(node, int):
+            return str(node)
+        return self.plain_block(prefix).number(node)[0]
+
+    def plain_block(self, prefix: str = "self.") -> Block:
+        """A block for expressions outside the equations."""
+
+        def leaf(ref: Ref) -> str:
+            return f"{prefix}{ref.name}"
+
+        def nothing(*_: object) -> str:
+            raise AssertionError("no learned map here")
+
+        block = Block(
+            NameTable(self.reserved),
+            leaf,
+            lambda d: f"{prefix}{d}",
+            {},
+            {},
+            nothing,
+            nothing,
+            nothing,
+            "torch.float32",
+        )
+        block.helpers = self.helpers
+        return block
+
+    # --- construction ---
+
+    def arguments(self) -> list[str]:
+        sizes = [f"{d.name}: int = {d.size}" for d in self.cell.dims if not d.derived]
+        return sizes + [f"{c.name}: float = {_number(c.value)}" for c in self.cell.consts]
+
+    def setup(self) -> list[str]:
+        lines: list[str] = []
+        for d in self.cell.dims:
+            value = self.size_code(d.size) if isinstance(d.size, Expr) else d.name
+            label = f"{d.name} = {expr_text(d.size)}" if isinstance(d.size, Expr) else d.name
+            lines.append(f"self.{d.name} = _whole({label!r}, {value})")
+            self.helpers.add("_whole")
+        for left, right, _span in self.cell.size_checks:
+            text = f"{expr_text(left)} = {expr_text(right)}"
+            lines.append(f"_require({self.size_code(left)} == {self.size_code(right)}, {text!r})")
+            self.helpers.add("_require")
+        for c in self.cell.consts:
+            lines.append(f"self.{c.name} = {c.name}")
+            if c.region is not None:
+                lines.append(f"_require({self.inside(c.name, c.region)}, {f'{c.name} in {region_text(c.region)}'!r})")
+                self.helpers.add("_require")
+        for p in self.cell.params:
+            shape = [*(f"self.{d}" for d in p.shape), *([str(p.taps)] if p.taps else [])]
+            size = f"({', '.join(shape)}{',' if len(shape) == 1 else ''})"
+            kind = {"complex": ", dtype=_complex_of(dtype)", "real": ", dtype=dtype", "bool": ", dtype=torch.bool"}[p.kind]
+            if p.kind == "complex":
+                self.helpers.add("_complex_of")
+            blank = f"torch.empty({size}{kind}, device=device)"
+            if p.learned:
+                lines.append(f"self.{p.name} = nn.Parameter({blank})")
+            else:
+                lines.append(f'self.register_buffer("{p.name}", {blank})')
+        return wrap(lines)
+
+    def inside(self, name: str, region: Region) -> str:
+        """A Python condition on a number or, elementwise, on a tensor."""
+        block = self.plain_block()
+        match region:
+            case Interval(lo=lo, hi=hi):
+                parts: list[str] = []
+                for end, mark in ((lo, ">" if region.lo_open else ">="), (hi, "<" if region.hi_open else "<=")):
+                    text = block.number(end)[0]
+                    if text.strip("-") != "math.inf" or region.lo_open and region.hi_open:
+                        parts.append(f"({name} {mark} {text})")
+                return " & ".join(parts) or "True"
+            case Disc(radius=radius):
+                return f"(abs({name}) <= {block.number(radius)[0]})"
+            case Annulus(inner=inner, outer=outer):
+                low, high = block.number(inner)[0], block.number(outer)[0]
+                return f"(abs({name}) >= {low}) & (abs({name}) <= {high})"
+
+    def reset(self) -> list[str]:
+        lines: list[str] = []
+        for p in self.cell.params:
+            lines.extend(self.draws(p))
+        return wrap(lines)
+
+    def draws(self, p: Param) -> list[str]:
+        """Lines that initialise one parameter, as declared."""
+        target = f"self.{p.name}"
+        block = self.plain_block()
+        init = p.init
+        if is_number(init):
+            return [f"{target}.fill_({block.number(init)[0]})"]
+        if isinstance(init, Draw) and init.op == "uniform":
+            lo, hi = (block.number(a)[0] for a in init.args)
+            return [f"{target}.uniform_({lo}, {hi})"]
+        if isinstance(init, Draw) and init.op == "normal":
+            return [f"{target}.normal_(0.0, {block.number(init.args[0])[0]})"]
+
+        def draw(node: Draw) -> str:
+            args = [block.number(a)[0] for a in node.args]
+            if node.op == "arange":
+                size = f"self.{node.dims[0]}"
+                start = args[0] if args else "0"
+                return f"({start} + torch.arange({size}, device={target}.device))"
+            if node.op in ("orthogonal", "eye"):
+                kept, outs = p.matrix or (max(0, len(p.shape) - 2), 1)
+                return block._call(f"_{node.op}", f"_blank({target})", str(kept), str(outs))
+            self.helpers.add("_blank")
+            if node.op == "normal":
+                return f"_blank({target}).normal_(0.0, {args[0]})"
+            if node.op == "uniform":
+                return f"_blank({target}).uniform_({args[0]}, {args[1]})"
+            return f"torch.exp(_blank({target}).uniform_(math.log({args[0]}), math.log({args[1]})))"
+
+        block = Block(
+            NameTable(self.reserved),
+            lambda r: f"self.{r.name}",
+            lambda d: f"self.{d}",
+            {},
+            {},
+            block.weight,
+            block.packed,
+            block.conv,
+            "torch.float32",
+            draw,
+        )
+        block.helpers = self.helpers
+        block.expect(init)
+        text = block.aligned_code(init, p.shape)
+        return [*block.lines, f"{target}.copy_({text})"]
+
+    def initial(self) -> list[str]:
+        items: list[str] = []
+        lines: list[str] = []
+        block = self.plain_block()
+        for f in self.system.fields:
+            lead = ["batch"] if f.length is None else ["batch", str(f.length)]
+            shape = f"({', '.join([*lead, *(f'self.{d}' for d in f.dims)])}{',' if len(lead) + len(f.dims) == 1 else ''})"
+            kind = "_complex_of(dtype)" if f.kind == "complex" else "dtype"
+            if f.kind == "complex":
+                self.helpers.add("_complex_of")
+            value = f.init if f.init is not None else self.graph.lit(0.0)
+            if is_number(value):
+                text = f"torch.full({shape}, {_float(block.number(value)[0])}, dtype={kind}, device=device)"
+            else:
+                block.expect(value)
+                code = block.aligned(value, f.dims, arithmetic=True)
+                atom = code[0] if code[0].replace(".", "").replace("_", "").isalnum() else f"({code[0]})"
+                text = f"{atom}.to({kind}).expand({shape}).contiguous()"
+            items.append(f"{f.name}={text},")
+        return [*lines, *items]
+
+    def checks(self) -> list[str]:
+        lines: list[str] = []
+        for i in self.cell.inputs:
+            if i.region is not None:
+                self.helpers.add("_require")
+                text = f"{i.name} in {region_text(i.region)}"
+                lines.append(f"_require(bool(({self.inside(i.name, i.region)}).all()), {text!r})")
+        return wrap(lines)
+
+    def input_table(self) -> str:
+        items = [f"({i.name!r}, ({''.join(f'{d!r}, ' for d in i.type.dims).rstrip()})," + f" {i.type.kind!r})" for i in self.cell.inputs]
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+
+    # --- equations ---
+
+    def equations(self) -> list[str]:
+        table = NameTable(self.reserved)
+        local = {i.name: table.new(i.name) for i in self.cell.inputs}
+        self.input_names = tuple(local.values())
+        past: dict[tuple[str, int], str] = {}
+        values: dict[str, str] = {}
+        convs: dict[str, str] = {}
+
+        def field(name: str) -> str:
+            return f"state.{name}"
+
+        def leaf(ref: Ref) -> str:
+            if ref.role == "input":
+                return local[ref.name]
+            if ref.role == "const":
+                return f"self.{ref.name}"
+            if ref.role in ("param", "buffer"):
+                return self.parameter(ref, block, table)
+            if ref.lag == 0:
+                return values[ref.name]
+            key = (ref.name, ref.lag)
+            if key not in past:
+                stream = self.system.stream(ref.name)
+                name = past[key] = table.new(past_name(ref.name.removesuffix("_past"), ref.lag))
+                value = values.get(ref.name) or block.variable(stream.expr)
+                if ref.lag == 1 and stream.declared:
+                    self.helpers.add("_previous")
+                    block.assign(name, f"_previous(run, {value}, {field(ref.name)})")
+                else:
+                    self.helpers.add("_past")
+                    block.assign(name, f"_past(run, {value}, {self.queue(stream, block, table)}, {ref.lag})")
+            return past[key]
+
+        def conv(node: Conv, text: str) -> str:
+            self.helpers.add("_conv")
+            convs[node.history] = text
+            return f"_conv(run, {text}, {field(node.history)}, self.{node.weight})"
+
+        def packed(projection: Projection) -> str:
+            first = projection.maps[0]
+            self.helpers.add("_pack")
+            weights = ", ".join(f"self.{m.weight}" for m in projection.maps)
+            return f"_pack({len(first.kept)}, {len(first.ins)}, {weights})"
+
+        hints = dict(self.system.names)
+        block = Block(
+            table,
+            leaf,
+            lambda d: f"self.{d}",
+            hints,
+            self.plan.projections,
+            lambda w: f"self.{w}",
+            packed,
+            conv,
+            "dtype",
+        )
+        block.helpers = self.helpers
+        self.queues: dict[str, str] = {}
+        roots: list[Expr] = []
+        for step in self.plan.steps:
+            match step:
+                case Scan(closure=c):
+                    roots += [c.a] + ([c.b] if c.b is not None else [])
+                case Pointwise(stream=s):
+                    roots.append(s.expr)
+                case Loop():
+                    roots += [*step.hoisted, *step.fixed]
+        block.expect(*roots, *(e for _, e in self.system.outputs))
+        for node in [n for _, e in self.system.outputs for n in walk(e)] + [n for r in roots for n in walk(r)]:
+            if isinstance(node, Conv):
+                block.uses[node.arg] += 1
+        for step in self.plan.steps:
+            self.step_lines(step, block, table, values)
+        results: list[str] = []
+        for _, e in self.system.outputs:
+            text = block.variable(e) if e in block.hints or block.uses[e] > 1 else block.aligned_code(e, e.dims)
+            if not per_token(e) or is_number(e):
+                self.helpers.add("_spread")
+                text = f"_spread(run, {text}, ({''.join(f'self.{d}, ' for d in e.dims).rstrip()}), dtype)"
+            results.append(text)
+        fields = self.final(block, table, values, convs)
+        outputs = f"({', '.join(results)}{',' if len(results) == 1 else ''})"
+        block.assign(table.new("outputs"), outputs)
+        block.lines.append(f"return {block.lines[-1].split(' = ')[0]}, {self.cell.name}State({', '.join(fields)})")
+        return wrap(block.lines)
+
+    def parameter(self, ref: Ref, block: Block, table: NameTable) -> str:
+        """A parameter in the computing dtype; a tap is one slice of a convolution's weight."""
+        p = self.cell.param(ref.name)
+        name = table.new(ref.name if not p.taps else f"{ref.name}_{ref.lag}")
+        kind = "_complex_of(dtype)" if p.kind == "complex" else "dtype"
+        if p.kind == "complex":
+            self.helpers.add("_complex_of")
+        tap = f"[..., {-1 - ref.lag}]" if p.taps else ""
+        block.assign(name, f"self.{ref.name}{tap}" + ("" if p.kind == "bool" else f".to({kind})"))
+        block.variables[ref] = name
+        return name
+
+    def queue(self, stream: Stream, block: Block, table: NameTable) -> str:
+        """The history of a stream before the first token, newest first."""
+        if not stream.declared:
+            return f"state.{stream.name}"
+        if stream.depth == 1:
+            return f"state.{stream.name}.unsqueeze(1)"
+        if stream.name not in self.queues:
+            name = self.queues[stream.name] = table.new(f"{stream.name}_history")
+            block.assign(name, f"torch.cat([state.{stream.name}.unsqueeze(1), state.{stream.name}_past], 1)")
+        return self.queues[stream.name]
+
+    def step_lines(self, step: Pointwise | Scan | Loop, block: Block, table: NameTable, values: dict[str, str]) -> None:
+        for name in step.closure.group.states:
+            if any(s.name == name for s in self.cell.states):
+                text = expr_text(self.cell.state(name).expr)
+                over = f" over {step_over}" if (step_over := self.cell.state(name).over) else ""
+                block.lines.append(f"# {name}[t]{over} = {_cut(text)}")
+        match step:
+            case Pointwise(stream=s):
+                if not s.declared:
+                    values[s.name] = block.variable(s.expr)
+                    return
+                values[s.name] = self.full(s, block, table)
+            case Scan(stream=s, closure=c):
+                a = block.aligned_code(c.a, s.type.dims)
+                b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)
+                name = values[s.name] = table.new(s.name)
+                self.helpers |= {"_affine", "_scan_operator"}
+                block.assign(name, f"_affine(run, _scan, {a}, {b}, state.{s.name}, {step.contracting})")
+            case Loop():
+                self.loop_lines(step, block, table, values)
+
+    def full(self, s: Stream, block: Block, table: NameTable) -> str:
+        """The value of a pointwise state with all of its axes."""
+        text = block.aligned_code(s.expr, s.type.dims)
+        name = table.new(s.name)
+        if s.expr.dims != s.type.dims or not per_token(s.expr) or s.expr.kind != s.type.kind:
+            self.helpers.add("_spread")
+            kind = "_complex_of(dtype)" if s.type.kind == "complex" else "dtype"
+            if s.type.kind == "complex":
+                self.helpers.add("_complex_of")
+            text = f"_spread(run, {text}, ({''.join(f'self.{d}, ' for d in s.type.dims).rstrip()}), {kind})"
+        block.assign(name, text)
+        if s.expr.dims == s.type.dims and per_token(s.expr):
+            block.variables.setdefault(s.expr, name)
+        return name
+
+    def loop_lines(self, step: Loop, block: Block, table: NameTable, values: dict[str, str]) -> None:
+        code = self.loops[id(step)]
+        hoisted = [block.aligned_code(n, n.dims) for n in step.hoisted]
+        hoisted = [t if n.kind != "bool" else block.code(n) for t, n in zip(hoisted, step.hoisted, strict=True)]
+        fixed = [block.aligned_code(n, n.dims) if n.kind != "bool" else block.code(n) for n in step.fixed]
+        fixed += [f"self.{w}.to(dtype)" for w in code.weights]
+        history = [self.queue(s, block, table) for s in step.streams]
+        args = [f"[{', '.join(hoisted)}]", f"[{', '.join(fixed)}]", f"[{', '.join(history)}]"]
+        if code.sizes or code.consts:
+            args.append(f"[{', '.join(f'self.{d}' for d in code.sizes)}]")
+        if code.consts:
+            args.append(f"[{', '.join(f'self.{c}' for c in code.consts)}]")
+        for s in step.streams:
+            values[s.name] = table.new(s.name)
+        names = ", ".join(values[s.name] for s in step.streams)
+        target = names if len(step.streams) > 1 else f"({names},)"
+        block.assign(target, f"_steps(run, {code.name}, {', '.join(args)})")
+
+    def final(self, block: Block, table: NameTable, values: dict[str, str], convs: dict[str, str]) -> list[str]:
+        out: list[str] = []
+        for f in self.system.fields:
+            if f.role == "state":
+                stream = self.system.stream(f.of)
+                if stream.depth == 1:
+                    self.helpers.add("_last")
+                    out.append(f"{f.name}=_last(run, {values[f.of]}, state.{f.name})")
+                else:
+                    self.helpers.add("_history")
+                    queue = self.queue(stream, block, table)
+                    name = self.queues[stream.name] = table.new(f"{stream.name}_history")
+                    block.assign(name, f"_history(run, {values[f.of]}, {queue})")
+                    out.append(f"{f.name}={name}[:, 0]")
+            elif f.role == "past" and f.of in self.queues:
+                out.append(f"{f.name}={self.queues[f.of]}[:, 1:]")
+            else:
+                self.helpers.add("_history")
+                streams = {s.name: s for s in self.system.streams}
+                if f.name in streams:
+                    value = values[f.name]
+                    node = streams[f.name].expr
+                else:
+                    node = self.system.convs[f.name].arg
+                    value = convs.get(f.name) or block.code(node)
+                if not per_token(node):
+                    self.helpers.add("_spread")
+                    value = f"_spread(run, {value}, ({''.join(f'self.{d}, ' for d in f.dims).rstrip()}), dtype)"
+                out.append(f"{f.name}=_history(run, {value}, state.{f.name})")
+        return out
+
+    def registrations(self, loops: tuple[LoopCode, ...]) -> list[str]:
+        lines: list[str] = []
+        for i, code in enumerate(loops, self.first_loop):
+            pack = f"{code.name}_pack" if "def " + code.name + "_pack" in code.text else "lambda *_: ()"
+            products = "".join(f"({i}, {e!r}, {n}, {m}), " for i, e, n, m in code.products).strip()
+            line = f'{code.name} = _loop_operator(_OPERATORS, "loop_{i}", {code.name}_step, {code.name}_back, {pack}, ({products}))'
+            lines.extend(wrap([line]))
+        return lines
+
+    # --- documentation ---
+
+    def docs(self) -> str:
+        cell = self.cell
+        lines = [cell.doc.strip() or cell.name, ""]
+        lines.append("Inputs, one token each at [B, T, ...]:")
+        for i in cell.inputs:
+            region = f", in {region_text(i.region)} (relied on; `validate=True` checks it)" if i.region is not None else ""
+            kind = f", {i.type.kind}" if i.type.kind != "real" else ""
+            lines.append(f"    {i.name}: {self.shape(i.type.dims, '[B, T')}{kind}{region}")
+        lines.append("Outputs:")
+        lines += [f"    {o.name}: {self.shape(o.expr.dims, '[B, T')}" for o in cell.outputs]
+        lines.append("State, one entry for each sequence:")
+        lines += [f"    {f.name}: {self.field_note(f)}" for f in self.system.fields] or ["    none"]
+        if cell.params:
+            lines.append("Parameters and buffers:")
+        for p in cell.params:
+            taps = f", {p.taps}" if p.taps else ""
+            lines.append(f"    {p.name}: [{', '.join(p.shape)}{taps}]{'' if p.learned else ', not learned'}")
+        return "\n".join(lines)
+
+
+def _cut(text: str, width: int = 90) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _number(value: int | float) -> str:
+    if value == float("inf"):
+        return "math.inf"
+    return "-math.inf" if value == -float("inf") else repr(value)
+
+
+def _float(text: str) -> str:
+    return f"{text}.0" if text.isdigit() else text
+
+
+__all__ = ["CellCode", "CellCoder", "Apply", "Definition", "Linear", "Lit", "Type"]

@@ -1,0 +1,85 @@
+"""Formatting of generated Python: long lines, docstrings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+WIDTH = 112
+
+
+def docstring(text: str, indent: str = "") -> str:
+    """A triple-quoted string whose content cannot end it; control characters are escaped."""
+    safe = "".join(ch if ch.isprintable() or ch == "\n" else ch.encode("unicode_escape").decode() for ch in text.replace("\\", "\\\\"))
+    safe = safe.replace('"""', '\\"\\"\\"')
+    if safe.endswith('"'):
+        safe = safe[:-1] + '\\"'
+    lines = safe.split("\n")
+    body = "\n".join([lines[0], *(f"{indent}{line}".rstrip() for line in lines[1:])])
+    return f'"""{body}\n{indent}"""' if len(lines) > 1 else f'"""{body}"""'
+
+
+def wrap(lines: Iterable[str], width: int = WIDTH) -> list[str]:
+    """Break calls that do not fit, as a formatter would: arguments on lines of their own."""
+    out: list[str] = []
+    for line in lines:
+        out.extend(_wrap(line, width))
+    return out
+
+
+def _wrap(line: str, width: int) -> list[str]:
+    if len(line) <= width or line.lstrip().startswith("#"):
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    at = _outer_bracket(line)
+    if at is None:
+        return [line]
+    start, end = at
+    items = _items(line[start + 1 : end])
+    head, tail = line[: start + 1], line[end:]
+    inner = f"{indent}    {', '.join(items)}"
+    if len(inner) <= width and len(items) > 1:
+        return [head, inner, f"{indent}{tail}"]
+    # One parenthesised value must not become a tuple.
+    call = start > 0 and (line[start - 1].isalnum() or line[start - 1] in "_)]")
+    comma = "," if len(items) > 1 or call or line[start] == "[" else ""
+    body = [part for item in items for part in _wrap(f"{indent}    {item}{comma}", width)]
+    return [head, *body, f"{indent}{tail}"]
+
+
+def _outer_bracket(line: str) -> tuple[int, int] | None:
+    """The outermost bracket that ends the line (a comma or a colon may follow it)."""
+    stack: list[int] = []
+    quote = ""
+    best: tuple[int, int] | None = None
+    for i, ch in enumerate(line):
+        if quote:
+            quote = "" if ch == quote else quote
+        elif ch in "\"'":
+            quote = ch
+        elif ch in "([{":
+            stack.append(i)
+        elif ch in ")]}" and stack:
+            start = stack.pop()
+            if not stack and i - start > 1:
+                best = (start, i) if best is None or i - start > best[1] - best[0] else best
+    return best
+
+
+def _items(text: str) -> list[str]:
+    """Split at commas that stand in no bracket and no string."""
+    depth, quote, start = 0, "", 0
+    parts: list[str] = []
+    for i, ch in enumerate(text):
+        if quote:
+            quote = "" if ch == quote else quote
+        elif ch in "\"'":
+            quote = ch
+        elif ch in "([{":
+            depth += 1
+        elif ch in ")]}":
+            depth -= 1
+        elif ch == "," and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+    last = text[start:].strip()
+    return [*parts, last] if last else parts

@@ -1,0 +1,200 @@
+"""Closures → Plan: which kernel computes each group, and what is done for all tokens at once.
+
+Goals: every expression that needs no state of a recurrence is taken out of its loop; learned maps of one value become one
+matrix product. Tiles and what is saved come with the kernels that have them.
+Non-goals: text. A backend turns the plan into code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rnnc.adjoint import Adjoint
+from rnnc.closure import Affine, Closure
+from rnnc.derive import depends
+from rnnc.ir import Apply, Expr, Linear, Lit, Reduce, Ref, walk
+from rnnc.lower import Stream, System
+from rnnc.show import expr_text
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A group without recurrence: computed for all tokens at once."""
+
+    closure: Closure
+    stream: Stream
+    kernel: str = "all tokens at once"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An affine group: an explicit scan of `(a, b)` with its own backward.
+
+    `contracting` says that `|a| <= 1` was proved, so products of `a` over a segment cannot overflow and time may be cut
+    into segments that are scanned side by side.
+    """
+
+    closure: Affine
+    adjoint: Adjoint
+    stream: Stream
+    contracting: bool
+    kernel: str = "affine scan"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A group that is stepped.
+
+    `hoisted` are the parts of its updates that need none of its states and differ from token to token; `fixed` those that
+    only parameters decide. Both are computed before the loop.
+    """
+
+    closure: Closure
+    streams: tuple[Stream, ...]
+    hoisted: tuple[Expr, ...]
+    fixed: tuple[Expr, ...]
+    kernel: str = "loop over tokens"
+
+
+Step = Pointwise | Scan | Loop
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Learned maps of one value, along the same dims: one matrix product."""
+
+    maps: tuple[Linear, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is computed, in order. `projections` maps each learned map to the product it is part of."""
+
+    system: System
+    steps: tuple[Step, ...]
+    projections: Mapping[Expr, Projection]
+
+
+def is_number(node: Expr) -> bool:
+    """A scalar that only sizes, consts and literals decide: a Python number in generated code."""
+    return all(
+        isinstance(n, Lit | Apply | Reduce) or (isinstance(n, Ref) and n.role in ("const", "size")) for n in walk(node)
+    )
+
+
+def per_token(node: Expr) -> bool:
+    """Whether the value differs from token to token (or from sequence to sequence)."""
+    return any(isinstance(n, Ref) and n.role in ("input", "state") for n in walk(node))
+
+
+def plan(
+    system: System,
+    closures: Iterable[Closure],
+    adjoints: Mapping[str, Adjoint],
+    contracting: Iterable[str] = (),
+) -> Plan:
+    """Choose a kernel for every group. `adjoints` and `contracting` are keyed by the state's name."""
+    contracting = set(contracting)
+    steps: list[Step] = []
+    for closure in closures:
+        streams = tuple(system.stream(n) for n in closure.group.states)
+        name = streams[0].name
+        if isinstance(closure, Affine):
+            steps.append(Scan(closure, adjoints[name], streams[0], name in contracting))
+        elif not closure.group.recurrent:
+            steps.append(Pointwise(closure, streams[0]))
+        else:
+            steps.append(_loop(closure, streams))
+    return Plan(system, tuple(steps), projections(system, steps))
+
+
+def _loop(closure: Closure, streams: tuple[Stream, ...]) -> Loop:
+    names = {s.name for s in streams}
+    updates = [s.expr for s in streams]
+    own = [n for n in walk(*updates) if isinstance(n, Ref) and n.role == "state" and n.name in names]
+    body = depends(updates, own)
+    border: dict[Expr, None] = {}
+    stack = list(reversed(updates))
+    seen: set[Expr] = set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in body or _outer_product(node):
+            stack.extend(reversed(node.children))
+        else:
+            border[node] = None
+    outer = [n for n in border if not is_number(n)]
+    hoisted = tuple(n for n in outer if per_token(n))
+    return Loop(closure, streams, hoisted, tuple(n for n in outer if not per_token(n)))
+
+
+def _outer_product(node: Expr) -> bool:
+    """Larger than each of its operands: cheaper to form in the loop than to keep for every token."""
+    return isinstance(node, Apply) and len(node.dims) > max(len(c.dims) for c in node.args)
+
+
+def inside(loop: Loop) -> set[Expr]:
+    """The nodes that the loop itself computes."""
+    stop = {*loop.hoisted, *loop.fixed}
+    found: set[Expr] = set()
+    stack = [s.expr for s in loop.streams]
+    while stack:
+        node = stack.pop()
+        if node not in stop and node not in found:
+            found.add(node)
+            stack.extend(node.children)
+    return found
+
+
+def projections(system: System, steps: Iterable[Step]) -> dict[Expr, Projection]:
+    """Group the learned maps that read the same value along the same dims at the same place."""
+    places: list[list[Linear]] = []
+    taken: set[Expr] = set()
+    for step in steps:
+        if isinstance(step, Loop):
+            body = inside(step)
+            members = [n for n in walk(*(s.expr for s in step.streams)) if n in body and isinstance(n, Linear)]
+            taken.update(members)
+            places.append(members)
+    roots = [s.expr for s in system.streams] + [e for _, e in system.outputs]
+    places.append([n for n in walk(*roots) if isinstance(n, Linear) and n not in taken])
+    out: dict[Expr, Projection] = {}
+    for members in places:
+        table: dict[tuple[Expr, tuple[str, ...], tuple[str, ...]], list[Linear]] = {}
+        for node in members:
+            if not node.transposed and node.ins:
+                table.setdefault((node.arg, node.kept, node.ins), []).append(node)
+        for maps in table.values():
+            if len(maps) > 1:
+                out.update(dict.fromkeys(maps, Projection(tuple(maps))))
+    return out
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan for `--emit plan`."""
+    lines = [f"plan {plan.system.cell.name}"]
+    for step in plan.steps:
+        match step:
+            case Pointwise(stream=s):
+                lines.append(f"  {s.name}: {step.kernel}")
+                lines.append(f"    {s.name}[t] = {expr_text(s.expr)}")
+            case Scan(stream=s, closure=c):
+                lines.append(f"  {s.name}: {step.kernel}{', in segments' if step.contracting else ''}")
+                lines.append(f"    a = {expr_text(c.a)}")
+                lines.append(f"    b = {'0' if c.b is None else expr_text(c.b)}")
+                back = step.adjoint.closure
+                lines.append(f"    backward: λ[t] = a' * λ[t+1] + g[t] with a' = {expr_text(back.a)} one token later")
+                lines.append(f"    gradient of a: {expr_text(step.adjoint.to_a)}, of b: {expr_text(step.adjoint.to_b)}")
+            case Loop():
+                lines.append(f"  {', '.join(s.name for s in step.streams)}: {step.kernel}")
+                lines.extend(f"    before, for all tokens: {expr_text(e)}" for e in step.hoisted)
+                lines.extend(f"    before, once: {expr_text(e)}" for e in step.fixed)
+    seen: set[int] = set()
+    for p in plan.projections.values():
+        if id(p) not in seen:
+            seen.add(id(p))
+            lines.append(f"  one product of {expr_text(p.maps[0].arg)}: {', '.join(m.weight for m in p.maps)}")
+    return "\n".join(lines) + "\n"
