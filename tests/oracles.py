@@ -1,4 +1,4 @@
-"""Each program of the language written by hand as a plain PyTorch loop, from its paper; nothing of the compiler is used.
+"""Each program of the language written by hand as a plain PyTorch loop, from its paper, with nothing of the compiler.
 
 An oracle takes the cell's params by name, its inputs `[B, T, ...]` by name and a state by field name (None: the initial
 one), and returns its outputs and the final state. Histories are newest first.
