@@ -1,14 +1,103 @@
-"""From the grammar's rules to nodes of the tree: one method a rule, called bottom-up while the parser reduces."""
+"""The grammar, and the nodes that its rules make: one method a rule, called bottom-up while the parser reduces."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal, cast
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, cast
 
-from lark import Token, Transformer, v_args
+import lark
+from lark import Lark, Token, Transformer, UnexpectedToken
+from lark.common import LexerConf
+from lark.lexer import Lexer, LexerState, PatternStr
 
 from rnnc import tree
+from rnnc.diagnostics import Diagnostic, Edit
+from rnnc.errors.syntax import BadDims, NotOfAnUpdate, OverWithoutTime
 from rnnc.source import Span
+
+MAX_DEPTH = 200
+"""Of brackets, and of operators, inside one another."""
+
+
+_MAX_EDITED = 2000
+"""Tokens of a line up to which edits are tried."""
+
+
+class Fault(Exception):
+    """What is wrong with a statement that the grammar takes."""
+
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic)
+        self.diagnostic = diagnostic
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What the other parts need to know of `rnn.lark`."""
+
+    lark: Lark
+    words: Mapping[str, str]
+    """Each word of the language, and its terminal."""
+    starters: frozenset[str]
+    """The terminals of the words that begin a statement."""
+    spellings: Mapping[str, str]
+    """How each terminal with one spelling is spelt."""
+
+
+@cache
+def grammar() -> Grammar:
+    text = files("rnnc.grammar").joinpath("rnn.lark").read_text(encoding="utf-8")
+    parser = Lark(text, parser="lalr", lexer=_NoLexer, start=["line"], transformer=Builder())
+    spellings = {t.name: t.pattern.value for t in parser.terminals if isinstance(t.pattern, PatternStr)}
+    words = {spelling: name for name, spelling in spellings.items() if spelling.isidentifier()}
+    first: Collection[str] = cast(Any, parser).parse_interactive().choices()
+    return Grammar(parser, words, frozenset(name for name in words.values() if name in first), spellings)
+
+
+class _NoLexer(Lexer):
+    """`rnnc/lex.py` makes the tokens; Lark's own lexer would be built for nothing."""
+
+    def __init__(self, conf: LexerConf) -> None:
+        pass
+
+    def lex(self, lexer_state: LexerState, parser_state: object) -> Iterator[Token]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Where the grammar does not take a line."""
+
+    index: int
+    """Of the token; the number of tokens where the line ends too early."""
+    accepted: frozenset[str]
+    """The terminals that could stand there."""
+
+
+def read(tokens: Sequence[Token]) -> tree.Cell | tree.Statement | Token | Misfit:
+    """One line: the head of a cell, a docstring or a statement. Raises `Fault`."""
+    parser = cast(Any, grammar().lark).parse_interactive()
+    for i, token in enumerate(tokens):
+        try:
+            parser.feed_token(token)
+        except UnexpectedToken:
+            return Misfit(i, frozenset(parser.accepts()))
+    try:
+        node: tree.Cell | tree.Statement | Token = parser.feed_eof(tokens[-1])
+    except UnexpectedToken:
+        return Misfit(len(tokens), frozenset(parser.accepts()))
+    return node
+
+
+def is_line(tokens: Sequence[Token]) -> bool:
+    """Whether these tokens are a line that nothing is wrong with; an edit is proposed only where it makes one."""
+    try:
+        return len(tokens) <= _MAX_EDITED and not isinstance(read(tokens), Misfit)
+    except Fault:
+        return False
 
 
 def span_of(token: Token) -> Span:
@@ -30,7 +119,7 @@ def doc_of(token: Token) -> str:
     return str(token)[3:-3].replace("\r\n", "\n").strip()
 
 
-@v_args(inline=True)
+@cast(Any, lark).v_args(inline=True)
 class Builder(Transformer[Token, object]):
     """Children come as tokens and nodes; punctuation whose terminal begins with `_` is left out by the grammar."""
 
@@ -97,8 +186,8 @@ class Builder(Transformer[Token, object]):
     def dims(self, _opener: Token, *rest: Token) -> tuple[tuple[tree.Name, ...], Span]:
         return tuple(map(name_of, rest[:-1])), span_of(rest[-1])
 
-    def index(self, _opener: Token, *rest: object) -> tuple[tuple[tree.Expr, ...], Span]:
-        return cast("tuple[tree.Expr, ...]", rest[:-1]), span_of(cast(Token, rest[-1]))
+    def index(self, opener: Token, *rest: object) -> tuple[tuple[tree.Expr, ...], Span]:
+        return cast("tuple[tree.Expr, ...]", rest[:-1]), span_of(opener).to(span_of(cast(Token, rest[-1])))
 
     def declared(
         self,
@@ -138,11 +227,17 @@ class Builder(Transformer[Token, object]):
     ) -> tree.Equation | tree.Update:
         name = name_of(token)
         span = (name.span if kind is None else span_of(kind)).to(expr.span)
-        if index is not None and (over is not None or is_time(index[0])):
-            return tree.Update(name, index[0][0], None if over is None else name_of(over), expr, span)
-        dims = None if index is None else cast("tuple[tree.Name, ...]", index[0])
-        end = index[1] if index else name.span
-        target = tree.Declared(name, dims, None, region, None, name.span.to(region.span if region else end))
+        items, place = index or (None, Span(name.span.end, name.span.end))
+        if items is not None and is_time(items):
+            if kind is not None:
+                raise Fault(NotOfAnUpdate(span_of(kind), f"`{kind}`", name.text, Edit(place, "")))
+            if region is not None:
+                raise Fault(NotOfAnUpdate(region.span, "range", name.text, None))
+            return tree.Update(name, items[0], None if over is None else name_of(over), expr, span)
+        if over is not None:
+            raise Fault(OverWithoutTime(span_of(over), name.text, place))
+        dims = None if items is None else tuple(_dim(i) for i in items)
+        target = tree.Declared(name, dims, None, region, None, name.span.to(region.span if region else place))
         word = cast(Literal["", "gate", "decay"], "" if kind is None else str(kind))
         return tree.Equation(word, target, expr, span)
 
@@ -159,6 +254,12 @@ class Builder(Transformer[Token, object]):
 def is_time(items: tuple[tree.Expr, ...]) -> bool:
     """Whether the brackets at the head of an equation hold a time, not dims: `[t]`, `[t-1]`, `[0]`."""
     return len(items) == 1 and (not isinstance(items[0], tree.Name) or items[0].text == "t")
+
+
+def _dim(item: tree.Expr) -> tree.Name:
+    if not isinstance(item, tree.Name) or item.text == "t":
+        raise Fault(BadDims(item.span))
+    return item
 
 
 def _sorted_arguments(

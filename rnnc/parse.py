@@ -1,21 +1,24 @@
-"""Text to tree.
-
-Each statement is parsed by itself, so that one that is wrong hides no other.
-"""
+"""Text to tree. Each statement is parsed by itself, so that one that is wrong hides no other."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
-from lark import Token, UnexpectedToken as ParserError
+from lark import Token
 
 from rnnc import tree
-from rnnc.build import doc_of, span_of
+from rnnc.blame import blame
+from rnnc.build import MAX_DEPTH, Fault, Misfit, doc_of, name_of, read, span_of
 from rnnc.diagnostics import Diagnostic, ProgramError
-from rnnc.errors.syntax import UnexpectedToken
-from rnnc.lex import Line, grammar, lines, tokens
-from rnnc.source import Source
+from rnnc.errors.syntax import DuplicateCell, MissingCell, TooDeep
+from rnnc.errors.text import Binary, MisplacedDocstring, NoCell, NotUtf8, TooLarge, TooManyErrors
+from rnnc.lex import MAX_ERRORS, lines, tokens
+from rnnc.source import Source, Span
+
+MAX_SIZE = 2**20
+"""Of a program, in bytes or characters."""
 
 
 def parse(source: Source) -> tree.Program:
@@ -28,29 +31,133 @@ def parse(source: Source) -> tree.Program:
 
 def parse_partial(source: Source) -> tuple[tree.Program, list[Diagnostic]]:
     """What could be read of a program, and what is wrong with the rest."""
+    if fault := check_text(source.text):
+        return tree.Program(()), [fault]
     diagnostics: list[Diagnostic] = []
-    cells: list[tree.Cell] = []
-    for line in lines(tokens(source, diagnostics)):
-        node = None if line.broken else _line(line, diagnostics)
+    stream = tokens(source, diagnostics)
+    program = _Program(source, diagnostics)
+    before: Sequence[Token] = ()
+    for line in lines(stream, diagnostics):
+        if len(diagnostics) >= MAX_ERRORS:
+            break
+        if line.broken:
+            program.skip(line.tokens)
+        else:
+            program.add(line.tokens, before)
+        before = line.tokens
+    cells = program.cells()
+    if not cells and not diagnostics:
+        diagnostics.append(NoCell(Span(0, 0)))
+    diagnostics.sort(key=lambda d: d.span.start)
+    if len(diagnostics) >= MAX_ERRORS:
+        del diagnostics[MAX_ERRORS:]
+        diagnostics.append(TooManyErrors(diagnostics[-1].span, MAX_ERRORS))
+    return tree.Program(cells), diagnostics
+
+
+def check_text(text: str) -> Diagnostic | None:
+    """What is wrong with a text before any of it is read."""
+    if len(text) > MAX_SIZE:
+        return TooLarge(Span(0, 0), MAX_SIZE)
+    if (at := text.find("\0")) >= 0:
+        return Binary(Span(at, at + 1))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return NotUtf8(Span(error.start, error.start + 1), f"a lone surrogate, U+{ord(text[error.start]):04X}")
+    return None
+
+
+@dataclass
+class _Cell:
+    head: tree.Cell
+    statements: list[tree.Statement] = field(default_factory=list[tree.Statement])
+    unread: set[str] = field(default_factory=set[str])
+    may_have_doc: bool = True
+
+
+class _Program:
+    """Gathers the cells of a program, line by line."""
+
+    def __init__(self, source: Source, diagnostics: list[Diagnostic]) -> None:
+        self._source = source
+        self._diagnostics = diagnostics
+        self._cells: list[_Cell] = []
+        self._first: dict[str, Span] = {}
+
+    def add(self, line: Sequence[Token], before: Sequence[Token]) -> None:
+        """Parses one line; where another statement begins in the middle of it, that one too."""
+        while line:
+            try:
+                node = read(line)
+            except Fault as fault:
+                self._diagnostics.append(fault.diagnostic)
+                self.skip(line)
+                break
+            if not isinstance(node, Misfit):
+                self._place(node, line)
+                break
+            diagnostic, after = blame(self._source, line, node, before)
+            self._diagnostics.append(diagnostic)
+            self.skip(line)
+            before, line = line[:after], line[after:]
+
+    def skip(self, line: Sequence[Token]) -> None:
+        """A line that is wrong; where it was to be the head of a cell, what follows still belongs to that cell."""
+        if line[0].type == "CELL":
+            name = line[1] if len(line) > 1 and line[1].type == "NAME" else line[0]
+            self._cells.append(_Cell(tree.Cell(name_of(name), None, (), span_of(line[0]))))
+        else:
+            cell = self._inside(line[0])
+            cell.unread.update(str(token) for token in line if token.isidentifier())
+            cell.may_have_doc = False
+
+    def cells(self) -> tuple[tree.Cell, ...]:
+        out: list[tree.Cell] = []
+        for cell in self._cells:
+            span = cell.head.span.to(cell.statements[-1].span) if cell.statements else cell.head.span
+            statements, unread = tuple(cell.statements), frozenset(cell.unread)
+            out.append(replace(cell.head, statements=statements, span=span, unread=unread))
+        return tuple(out)
+
+    def _place(self, node: tree.Cell | tree.Statement | Token, line: Sequence[Token]) -> None:
         if isinstance(node, tree.Cell):
-            cells.append(node)
-        elif cells and isinstance(node, Token):
-            cells[-1] = replace(cells[-1], doc=doc_of(node))
-        elif cells and node is not None:
-            cell = cells[-1]
-            statement = cast(tree.Statement, node)
-            cells[-1] = replace(cell, statements=(*cell.statements, statement), span=cell.span.to(statement.span))
-    return tree.Program(tuple(cells)), diagnostics
+            name = node.name
+            if name.text in self._first:
+                self._diagnostics.append(DuplicateCell(name.span, name.text, self._first[name.text]))
+            self._first.setdefault(name.text, name.span)
+            self._cells.append(_Cell(node, may_have_doc=node.doc is None))
+            return
+        cell = self._inside(line[0])
+        if isinstance(node, Token):
+            if not cell.may_have_doc:
+                self._diagnostics.append(MisplacedDocstring(span_of(node)))
+            cell.head = replace(cell.head, doc=doc_of(node))
+        elif _too_deep(node):
+            self._diagnostics.append(TooDeep(node.span, MAX_DEPTH, "operators"))
+            self.skip(line)
+        else:
+            cell.statements.append(node)
+        cell.may_have_doc = False
+
+    def _inside(self, first: Token) -> _Cell:
+        """The cell that a line belongs to which begins with this token."""
+        if not self._cells:
+            self._diagnostics.append(MissingCell(span_of(first)))
+            self._cells.append(_Cell(tree.Cell(tree.Name("MyCell", span_of(first)), None, (), span_of(first))))
+        return self._cells[-1]
 
 
-def _line(line: Line, diagnostics: list[Diagnostic]) -> tree.Cell | tree.Statement | Token | None:
-    parser = grammar().lark.parse_interactive()
-    end = line.tokens[-1].end_pos
-    for token in (*line.tokens, Token("$END", "", end, end_pos=end)):
-        try:
-            node = parser.feed_token(token)
-        except ParserError:
-            expected = ", ".join(sorted(parser.accepts()))
-            diagnostics.append(UnexpectedToken(span_of(token), f"`{token}`" if token else "end of line", expected))
-            return None
-    return node
+def _too_deep(statement: tree.Statement) -> bool:
+    """Whether expressions stand inside one another too deeply; without recursion, for that reason."""
+    inner: list[tuple[object, int]] = [(statement, 0)]
+    while inner:
+        value, depth = inner.pop()
+        if isinstance(value, tuple):
+            inner += [(item, depth) for item in cast("tuple[object, ...]", value)]
+        elif isinstance(value, tree.Node):
+            depth += isinstance(value, tree.Expr)
+            if depth > MAX_DEPTH:
+                return True
+            inner += [(part, depth) for _, part in tree.parts(value)]
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -154,12 +155,27 @@ Statement = Declaration | Equation | Update | Eigenvalues | Output
 
 @dataclass(frozen=True, slots=True)
 class Cell:
+    """`unread` are the words of those of its lines that could not be read (diagnostics say why): what these may have
+    declared, `output` included, is not missing."""
+
     name: Name
     doc: str | None
     statements: tuple[Statement, ...]
     span: Span
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
     cells: tuple[Cell, ...]
+
+
+Node = Expr | Range | Declared | Statement | Cell | Program
+
+
+def parts(node: Node) -> Iterator[tuple[str, object]]:
+    """The fields of a node and their values, in order; the spans are left out."""
+    for name in node.__slots__:
+        value: object = getattr(node, name)
+        if not isinstance(value, Span):
+            yield name, value

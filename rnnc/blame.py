@@ -1,0 +1,194 @@
+"""Why a line is none: from the token where the grammar gave up to a diagnostic in words.
+
+The cases are tried from the most special one to the general one; an edit is proposed only where the line, edited, can
+be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from keyword import iskeyword
+
+from lark import Token
+
+from rnnc.build import Misfit, grammar, is_line, span_of
+from rnnc.diagnostics import Diagnostic, Edit
+from rnnc.errors.syntax import (
+    BareExpression,
+    ChainedComparison,
+    EqualsInExpression,
+    MismatchedBracket,
+    MissingEquals,
+    MissingNewline,
+    ReservedWord,
+    StartsWithOperator,
+    UnexpectedEnd,
+    UnexpectedToken,
+    UnknownStatement,
+)
+from rnnc.lex import CLOSER, CLOSERS, CONTINUES, begins
+from rnnc.source import Source, Span
+
+
+def blame(source: Source, line: Sequence[Token], misfit: Misfit, before: Sequence[Token]) -> tuple[Diagnostic, int]:
+    """What is wrong with a line, and at which of its tokens another statement may begin (their number for none).
+
+    `before` is the line above.
+    """
+    at, accepted = misfit.index, misfit.accepted
+    token = line[at] if at < len(line) else None
+    if at == 0 and line[0].type in _INFIX and before and not _reserved(line, at):
+        return StartsWithOperator(span_of(line[0]), _shown(line[0]), _to_line_before(source, before, line)), len(line)
+    if found := _reserved(line, at) or _head(line, at, accepted):
+        return found, len(line)
+    if token is None:
+        end = line[-1].end_pos or 0
+        return UnexpectedEnd(Span(end, end), _shown(line[-1]), expected(accepted)), at
+    if token.type in grammar().starters and "$END" in accepted:
+        return MissingNewline(span_of(token), str(token)), at
+    if "AND" in accepted and token.type == "_EQUALS":
+        return _equals(source, line, at)
+    if "AND" in accepted and token.type == "COMPARE":
+        return _chain(source, line, at), len(line)
+    if found := _mismatched(line, at, accepted):
+        return found, len(line)
+    what = {"NUMBER": f"number `{_shown(token)}`", "DOC": "docstring"}.get(token.type, f"`{_shown(token)}`")
+    return UnexpectedToken(span_of(token), what, expected(accepted), _repair(line, at, accepted)), len(line)
+
+
+_INFIX = (CONTINUES | {"_OVER"}) - {"NOT"}
+_OPERATORS = {"PLUS", "MINUS", "STAR", "SLASH", "POWER", "COMPARE", "AND", "OR"}
+_EXPRESSION = {"NUMBER", "NAME", "LPAR", "PLUS", "MINUS", "NOT"}
+
+
+def expected(accepted: frozenset[str]) -> str:
+    """A set of terminals in words."""
+    rules = grammar()
+    if rules.starters <= accepted:
+        return "a statement"
+    left = set(accepted) - {"DOC"}
+    words: list[str] = []
+    if "NUMBER" in left:
+        words.append("an expression")
+        left -= _EXPRESSION
+    if "AND" in left:
+        words.append("an operator")
+        left -= _OPERATORS | {"LPAR", "LSQB"}
+    if "NAME" in left:
+        words.append("a name")
+    words += [f"`{text}`" for name, text in rules.spellings.items() if name in left]
+    if "$END" in left:
+        words.append("the end of the line")
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _shown(token: Token) -> str:
+    text = '"""' if token.type == "DOC" else str(token)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _like(token: Token, kind: str) -> Token:
+    """A token of another kind at the same place, to try an edit."""
+    return Token(kind, str(token), token.start_pos, end_pos=token.end_pos)
+
+
+def _depth(line: Sequence[Token]) -> int:
+    return sum((t.type in CLOSER) - (t.type in CLOSERS) for t in line)
+
+
+def _reserved(line: Sequence[Token], at: int) -> Diagnostic | None:
+    """Whether all would be well if a word of the language were a name."""
+    words = set(grammar().words.values())
+    for k in (at, at - 1):
+        if 0 <= k < len(line) and line[k].type in words:
+            kind = line[k].type
+            if is_line([*line[:k], *(_like(t, "NAME") if t.type == kind else t for t in line[k:])]):
+                return ReservedWord(span_of(line[k]), str(line[k]))
+    return None
+
+
+def _head(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Diagnostic | None:
+    """A wrong word at the beginning, an expression alone, or no `=`."""
+    rules, first = grammar(), line[0]
+    spelt = [word for word, name in rules.words.items() if name in rules.starters]
+    if first.type == "NAME":
+        for word in get_close_matches(first.lower(), spelt, n=1):
+            if is_line([_like(first, rules.words[word]), *line[1:]]):
+                return UnknownStatement(span_of(first), _shown(first), word, ())
+        if iskeyword(first) and len(line) > 1 and line[1].type == "NAME":
+            return UnknownStatement(span_of(first), str(first), "", tuple(spelt))
+    if first.type in _EXPRESSION and is_line([_like(first, "OUTPUT"), *line]):
+        return BareExpression(span_of(first).to(span_of(line[-1])))
+    if _depth(line[:at]):
+        return None
+    for k in (at, at - 1):
+        for size in (1, 2):
+            stand_in = line[k : k + size]
+            if "".join(stand_in) in _FOR_EQUALS and is_line([*line[:k], _like(line[k], "_EQUALS"), *line[k + size :]]):
+                return MissingEquals(span_of(stand_in[0]).to(span_of(stand_in[-1])), "".join(stand_in))
+    if "_EQUALS" in accepted and first.type not in _LISTS and is_line([*line[:at], *_EQUALS, *line[at:]]):
+        return MissingEquals(span_of(line[at]), "")
+    if first.type == "NAME" and at == 1 and line[1].type == "NAME":
+        return UnknownStatement(span_of(first), _shown(first), "", tuple(spelt))
+    return None
+
+
+_EQUALS = [Token("_EQUALS", "=", 0, end_pos=0)]
+_FOR_EQUALS = {"==", ":=", "<-", "->"}
+_LISTS = {"OUTPUT", "DIM", "INPUT", "STATE"}
+"""Here a missing `,` or operator is as likely as a missing `=`."""
+
+
+def _to_line_before(source: Source, before: Sequence[Token], line: Sequence[Token]) -> Edit | None:
+    if not is_line([*before, *line]):
+        return None
+    end, operator = before[-1].end_pos or 0, span_of(line[0])
+    return Edit(Span(end, operator.end), f" {line[0]}{source.text[end : operator.start]}")
+
+
+def _equals(source: Source, line: Sequence[Token], at: int) -> tuple[Diagnostic, int]:
+    """`=` after an expression: it was to compare, or it belongs to an equation below a line that is not complete."""
+    for k in range(at - 1, 0, -1):
+        end, start = line[k - 1].end_pos or 0, line[k].start_pos or 0
+        if "\n" in source.text[end:start] and line[k - 1].type in CONTINUES and begins(line, k):
+            return UnexpectedEnd(Span(end, end), _shown(line[k - 1]), "an expression"), k
+    span = span_of(line[at])
+    works = is_line([*line[:at], _like(line[at], "COMPARE"), *line[at + 1 :]])
+    return EqualsInExpression(span, Edit(span, "==") if works else None), len(line)
+
+
+def _chain(source: Source, line: Sequence[Token], at: int) -> Diagnostic:
+    """The operand in the middle stands between the last two comparisons at the same depth."""
+    span, k, depth = span_of(line[at]), at - 1, 0
+    while k >= 0 and (line[k].type != "COMPARE" or depth):
+        depth += (line[k].type in CLOSERS) - (line[k].type in CLOSER)
+        k -= 1
+    middle = line[k + 1 : at]
+    works = k >= 0 and is_line([*line[:at], _like(line[at], "AND"), *middle, *line[at:]])
+    text = source.text[span_of(line[k]).end : span.start].strip()
+    return ChainedComparison(span, Edit(Span(span.start, span.start), f"and {text} ") if works else None)
+
+
+def _mismatched(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Diagnostic | None:
+    openers: list[Token] = []
+    for token in line[:at]:
+        if token.type in CLOSER:
+            openers.append(token)
+        elif token.type in CLOSERS:
+            openers.pop()
+    if line[at].type not in CLOSERS or CLOSER[openers[-1].type] not in accepted:
+        return None
+    closer = grammar().spellings[CLOSER[openers[-1].type]]
+    return MismatchedBracket(span_of(line[at]), span_of(openers[-1]), str(openers[-1]), str(line[at]), closer)
+
+
+def _repair(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Edit | None:
+    """A comma that is missing in a list of names, or one too many."""
+    start = span_of(line[at]).start
+    if "_COMMA" in accepted and "AND" not in accepted and is_line([*line[:at], _like(line[at], "_COMMA"), *line[at:]]):
+        return Edit(Span(line[at - 1].end_pos or start, start), ", ")
+    for k in (at, at - 1):
+        if line[k].type == "_COMMA" and is_line([*line[:k], *line[k + 1 :]]):
+            return Edit(span_of(line[k]), "")
+    return None
