@@ -10,10 +10,10 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 from rnnc.cli.arguments import parser
 from rnnc.cli.outcome import USAGE, UsageError, bug
@@ -62,11 +62,11 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 @contextmanager
-def _stopping() -> Iterator[None]:
+def _stopping() -> Generator[None]:
     """Turn the signals that end a command into `_Interrupted`, once: cleaning up is not interrupted again."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
-    old = {}
+    old: dict[int, Any] = {}
 
     def stop(number: int, _: FrameType | None) -> None:
         for other in old:

@@ -16,7 +16,7 @@ from rnnc.source import Source
 from rnnc.tree import Program
 
 if TYPE_CHECKING:
-    from rnnc.pipeline import Compilation
+    from rnnc.pipeline import Compilation, Stage
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _output(name: str, output: str | None, folder: bool, emit: tuple[str, ...] |
 
 
 def _compile(job: _Job, chosen: argparse.Namespace, *, many: bool) -> int:
-    emit: tuple[str, ...] = chosen.emit or ("module",)
+    emit: tuple[Stage, ...] = chosen.emit or ("module",)
     outcome = attempt(source_name(job.name), job.data, lambda source: _text(source, chosen, emit, many=many))
     text, diagnostics = outcome.value or (None, outcome.diagnostics)
     say(outcome.source, diagnostics, notes=False)
@@ -94,7 +94,7 @@ def _compile(job: _Job, chosen: argparse.Namespace, *, many: bool) -> int:
 
 
 def _text(
-    source: Source, chosen: argparse.Namespace, emit: tuple[str, ...], *, many: bool
+    source: Source, chosen: argparse.Namespace, emit: tuple[Stage, ...], *, many: bool
 ) -> tuple[str, tuple[Diagnostic, ...]]:
     """What is to be written, and what is to be said beside it."""
     compilations = compiled(source, chosen, emit[-1])
@@ -105,13 +105,13 @@ def _text(
         return module_text(compilations, source), said
     parts = [(stage, each) for stage in emit for each in compilations]
     if len(parts) == 1 and not many:
-        return product(*parts[0]), said
+        return product(*parts[0], source), said
     where = f" ({source.name})" if many else ""
-    texts = (f"# {stage} of {each.tree.name.text}{where}\n{product(stage, each).rstrip()}\n" for stage, each in parts)
+    texts = (f"# {stage} of {each.tree.name.text}{where}\n{product(stage, each, source).rstrip()}\n" for stage, each in parts)
     return "\n".join(texts) + "\n", said
 
 
-def product(stage: str, compilation: Compilation) -> str:
+def product(stage: str, compilation: Compilation, source: Source) -> str:
     """The text form of what a stage made."""
     match stage:
         case "tree":
@@ -135,4 +135,6 @@ def product(stage: str, compilation: Compilation) -> str:
 
             return plan_text(compilation.plan)
         case _:
-            return compilation.module
+            from rnnc.pipeline import module_text
+
+            return module_text((compilation,), source)

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from rnnc.diagnostics import Diagnostic, LimitationError, ProgramError, render_a
 from rnnc.source import Source, Span
 
 if TYPE_CHECKING:
-    from rnnc.pipeline import Compilation
+    from rnnc.pipeline import Compilation, Stage
 
 RIGHT, WRONG, USAGE, LIMITATION, BUG = 0, 1, 2, 3, 70
 T = TypeVar("T")
@@ -68,17 +69,18 @@ def attempt(name: str, data: bytes, action: Callable[[Source], T]) -> Outcome[T]
         return Outcome(source, None, (internal_error(error),), BUG)
 
 
-def compiled(source: Source, chosen: argparse.Namespace, until: str) -> tuple[Compilation, ...]:
+def compiled(source: Source, chosen: argparse.Namespace, until: Stage) -> tuple[Compilation, ...]:
     """The cells of a program, or the one that `--cell` names."""
-    from rnnc.parse import parse
     from rnnc.pipeline import compile_source
 
-    name: str | None = chosen.cell
-    if name is not None:
-        names = [cell.name.text for cell in parse(source).cells]
-        if name not in names:
-            raise UsageError(f"{source.name} has no cell `{name}`; it has {', '.join(f'`{n}`' for n in names)}")
-    return compile_source(source, cell=name, strict=chosen.strict, until=until)
+    name: str | None = chosen.cell and unicodedata.normalize("NFKC", chosen.cell)
+    found = compile_source(source, cell=name, strict=chosen.strict, until=until)
+    if not found:
+        from rnnc.parse import parse
+
+        names = ", ".join(f"`{cell.name.text}`" for cell in parse(source).cells)
+        raise UsageError(f"{source.name} has no cell `{name}`; it has {names}")
+    return found
 
 
 def say(source: Source, diagnostics: Iterable[Diagnostic], *, notes: bool = True) -> None:

@@ -23,6 +23,13 @@ def use_color(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
+_COLOR = {"bold": "\x1b[1m", "dim": "\x1b[2m", "red": "\x1b[31m", "green": "\x1b[32m"}
+
+
+def paint(text: str, style: str, color: bool) -> str:
+    return f"{_COLOR[style]}{text}\x1b[0m" if color else text
+
+
 def progress(items: Sequence[T], label: str) -> Iterator[T]:
     """The items; where standard error is a terminal and they take more than a second, with a bar there."""
     if not sys.stderr.isatty():
