@@ -433,6 +433,9 @@ class Cell:
     graph: Graph = field(repr=False, compare=False)
     text: str = field(default="", repr=False)
     """The source text of this cell alone, from `cell` to the line before the next one."""
+    size_checks: tuple[tuple[Expr, Expr, Span], ...] = ()
+    """Pairs of sizes that must be equal (`e[K -> J]`, `e[D -> H * P]`): at the defaults, which was checked, and again
+    where a cell is made."""
 
     def definition(self, name: str) -> Definition:
         return next(d for d in self.definitions if d.name == name)
@@ -525,7 +528,8 @@ class Graph:
         return self._intern(node, weight, arg, kept, ins, outs, transposed)
 
     def conv(self, weight: str, history: str, width: int, arg: Expr) -> Conv:
-        node = Conv(replace(arg.type, dims=self.sort(arg.dims)), weight, history, width, arg)
+        kind: Kind = "complex" if arg.kind == "complex" else "real"
+        node = Conv(Type(self.sort(arg.dims), kind), weight, history, width, arg)
         return self._intern(node, weight, history, width, arg)
 
     def solve(self, row: str, col: str, matrix: Expr, rhs: Expr) -> Solve:
