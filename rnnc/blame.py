@@ -15,6 +15,7 @@ from lark import Token
 from rnnc.build import Misfit, grammar, is_line, span_of
 from rnnc.diagnostics import Diagnostic, Edit
 from rnnc.errors.syntax import (
+    BadDims,
     BareExpression,
     ChainedComparison,
     EqualsInExpression,
@@ -30,6 +31,9 @@ from rnnc.errors.syntax import (
 from rnnc.lex import CLOSER, CLOSERS, CONTINUES, begins
 from rnnc.source import Source, Span
 
+INFIX = (CONTINUES | {"_OVER"}) - {"NOT"}
+"""A line cannot start with one of these."""
+
 
 def blame(source: Source, line: Sequence[Token], misfit: Misfit, before: Sequence[Token]) -> tuple[Diagnostic, int]:
     """What is wrong with a line, and at which of its tokens another statement may begin (their number for none).
@@ -38,7 +42,7 @@ def blame(source: Source, line: Sequence[Token], misfit: Misfit, before: Sequenc
     """
     at, accepted = misfit.index, misfit.accepted
     token = line[at] if at < len(line) else None
-    if at == 0 and line[0].type in _INFIX and before and not _reserved(line, at):
+    if at == 0 and line[0].type in INFIX and before and not _reserved(line, at):
         return StartsWithOperator(span_of(line[0]), _shown(line[0]), _to_line_before(source, before, line)), len(line)
     if found := _reserved(line, at) or _head(line, at, accepted):
         return found, len(line)
@@ -46,18 +50,19 @@ def blame(source: Source, line: Sequence[Token], misfit: Misfit, before: Sequenc
         end = line[-1].end_pos or 0
         return UnexpectedEnd(Span(end, end), _shown(line[-1]), expected(accepted)), at
     if token.type in grammar().starters and "$END" in accepted:
-        return MissingNewline(span_of(token), str(token)), at
+        return MissingNewline(span_of(token), str(token), Span(line[at - 1].end_pos or 0, span_of(token).start)), at
     if "AND" in accepted and token.type == "_EQUALS":
         return _equals(source, line, at)
     if "AND" in accepted and token.type == "COMPARE":
         return _chain(source, line, at), len(line)
     if found := _mismatched(line, at, accepted):
         return found, len(line)
+    if token.type == "NUMBER" and "NUMBER" not in accepted and _depth(line[:at]):
+        return BadDims(span_of(token)), len(line)
     what = {"NUMBER": f"number `{_shown(token)}`", "DOC": "docstring"}.get(token.type, f"`{_shown(token)}`")
     return UnexpectedToken(span_of(token), what, expected(accepted), _repair(line, at, accepted)), len(line)
 
 
-_INFIX = (CONTINUES | {"_OVER"}) - {"NOT"}
 _OPERATORS = {"PLUS", "MINUS", "STAR", "SLASH", "POWER", "COMPARE", "AND", "OR"}
 _EXPRESSION = {"NUMBER", "NAME", "LPAR", "PLUS", "MINUS", "NOT"}
 
@@ -118,15 +123,15 @@ def _head(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Diagnosti
                 return UnknownStatement(span_of(first), _shown(first), word, ())
         if iskeyword(first) and len(line) > 1 and line[1].type == "NAME":
             return UnknownStatement(span_of(first), str(first), "", tuple(spelt))
+    for k in range(1, min(at + 1, len(line))):
+        for size in (1, 2):
+            if line[k : k + size] in _FOR_EQUALS and is_line([*line[:k], *_EQUALS, *line[k + size :]]):
+                span = span_of(line[k]).to(span_of(line[k + size - 1]))
+                return MissingEquals(span, "".join(line[k : k + size]))
     if first.type in _EXPRESSION and is_line([_like(first, "OUTPUT"), *line]):
         return BareExpression(span_of(first).to(span_of(line[-1])))
     if _depth(line[:at]):
         return None
-    for k in (at, at - 1):
-        for size in (1, 2):
-            stand_in = line[k : k + size]
-            if "".join(stand_in) in _FOR_EQUALS and is_line([*line[:k], _like(line[k], "_EQUALS"), *line[k + size :]]):
-                return MissingEquals(span_of(stand_in[0]).to(span_of(stand_in[-1])), "".join(stand_in))
     if "_EQUALS" in accepted and first.type not in _LISTS and is_line([*line[:at], *_EQUALS, *line[at:]]):
         return MissingEquals(span_of(line[at]), "")
     if first.type == "NAME" and at == 1 and line[1].type == "NAME":
@@ -135,7 +140,7 @@ def _head(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Diagnosti
 
 
 _EQUALS = [Token("_EQUALS", "=", 0, end_pos=0)]
-_FOR_EQUALS = {"==", ":=", "<-", "->"}
+_FOR_EQUALS = (["=="], [":", "="], ["<", "-"], ["->"])
 _LISTS = {"OUTPUT", "DIM", "INPUT", "STATE"}
 """Here a missing `,` or operator is as likely as a missing `=`."""
 

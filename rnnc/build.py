@@ -79,23 +79,33 @@ class Misfit:
 
 def read(tokens: Sequence[Token]) -> tree.Cell | tree.Statement | Token | Misfit:
     """One line: the head of a cell, a docstring or a statement. Raises `Fault`."""
+    node = _fit(tokens)
+    if not isinstance(node, int):
+        return node
+    # The parser that gave up has reduced by the token that does not fit: ask one that has not seen it.
     parser = cast(Any, grammar().lark).parse_interactive()
-    for i, token in enumerate(tokens):
-        try:
-            parser.feed_token(token)
-        except UnexpectedToken:
-            return Misfit(i, frozenset(parser.accepts()))
+    for token in tokens[:node]:
+        parser.feed_token(token)
+    return Misfit(node, frozenset(parser.accepts()))
+
+
+def _fit(tokens: Sequence[Token]) -> tree.Cell | tree.Statement | Token | int:
+    """The node of a line, or the index of the first token that does not fit (their number for the end)."""
+    parser = cast(Any, grammar().lark).parse_interactive()
+    fed = 0
     try:
-        node: tree.Cell | tree.Statement | Token = parser.feed_eof(tokens[-1])
+        for token in tokens:
+            parser.feed_token(token)
+            fed += 1
+        return parser.feed_eof(tokens[-1])
     except UnexpectedToken:
-        return Misfit(len(tokens), frozenset(parser.accepts()))
-    return node
+        return fed
 
 
 def is_line(tokens: Sequence[Token]) -> bool:
     """Whether these tokens are a line that nothing is wrong with; an edit is proposed only where it makes one."""
     try:
-        return len(tokens) <= _MAX_EDITED and not isinstance(read(tokens), Misfit)
+        return 0 < len(tokens) <= _MAX_EDITED and not isinstance(_fit(tokens), int)
     except Fault:
         return False
 

@@ -69,7 +69,7 @@ def tokens(source: Source, diagnostics: list[Diagnostic]) -> list[Token]:
             kind, word, end = str(match.lastgroup), match.group(), match.end()
         if kind == "NAME":
             word = word if word.isascii() else unicodedata.normalize("NFKC", word)
-            if word.isidentifier() and len(word) <= MAX_NAME:
+            if word.isidentifier() and len(word) <= MAX_NAME and "·" not in word:
                 kind = words.get(word, kind)
             else:
                 kind = "INVALID"
@@ -108,7 +108,7 @@ def _stray(source: Source, start: int, diagnostics: list[Diagnostic]) -> int:
 
 def _bad_name(text: str, start: int) -> Diagnostic:
     for i, ch in enumerate(text):
-        if not unicodedata.normalize("NFKC", "a" + ch).isidentifier():
+        if ch == "·" or not unicodedata.normalize("NFKC", "a" + ch).isidentifier():
             return InvalidCharacter(Span(start + i, start + i + 1), ch)
     return InvalidName(Span(start, start + len(text)), unicodedata.normalize("NFKC", text), MAX_NAME)
 
@@ -218,7 +218,7 @@ def _unclosed(line: Sequence[Token], openers: Sequence[Token]) -> UnclosedBracke
     closed = [*line, *(Token(kind, "", end, end_pos=end) for kind in kinds)]
     text = "".join(grammar().spellings[kind] for kind in kinds)
     mended = Edit(Span(end, end), text) if is_line(closed) else None
-    return UnclosedBracket(span_of(openers[-1]), str(openers[-1]), mended)
+    return UnclosedBracket(span_of(openers[-1]), str(openers[-1]), text[0], mended)
 
 
 def _next_statement(tokens: Sequence[Token], i: int) -> int:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import cast
 
 from lark import Token
 
 from rnnc import tree
-from rnnc.blame import blame
-from rnnc.build import MAX_DEPTH, Fault, Misfit, doc_of, name_of, read, span_of
+from rnnc.blame import INFIX, blame
+from rnnc.build import MAX_DEPTH, Fault, Misfit, doc_of, is_line, name_of, read, span_of
 from rnnc.diagnostics import Diagnostic, ProgramError
-from rnnc.errors.syntax import DuplicateCell, MissingCell, TooDeep
+from rnnc.errors.syntax import DuplicateCell, MissingCell, ReservedWord, TooDeep, UnknownStatement
 from rnnc.errors.text import Binary, MisplacedDocstring, NoCell, NotUtf8, TooLarge, TooManyErrors
-from rnnc.lex import MAX_ERRORS, lines, tokens
+from rnnc.lex import MAX_ERRORS, Line, lines, tokens
 from rnnc.source import Source, Span
 
 MAX_SIZE = 2**20
@@ -37,13 +38,13 @@ def parse_partial(source: Source) -> tuple[tree.Program, list[Diagnostic]]:
     stream = tokens(source, diagnostics)
     program = _Program(source, diagnostics)
     before: Sequence[Token] = ()
-    for line in lines(stream, diagnostics):
+    for line, below in pairwise([*lines(stream, diagnostics), Line((), True)]):
         if len(diagnostics) >= MAX_ERRORS:
             break
         if line.broken:
             program.skip(line.tokens)
         else:
-            program.add(line.tokens, before)
+            program.add(line.tokens, before, below.tokens)
         before = line.tokens
     cells = program.cells()
     if not cells and not diagnostics:
@@ -84,9 +85,13 @@ class _Program:
         self._diagnostics = diagnostics
         self._cells: list[_Cell] = []
         self._first: dict[str, Span] = {}
+        self._reserved: set[str] = set()
 
-    def add(self, line: Sequence[Token], before: Sequence[Token]) -> None:
-        """Parses one line; where another statement begins in the middle of it, that one too."""
+    def add(self, line: Sequence[Token], before: Sequence[Token], below: Sequence[Token]) -> None:
+        """Parses one line; where another statement begins in the middle of it, that one too.
+
+        `before` and `below` are the lines around it.
+        """
         while line:
             try:
                 node = read(line)
@@ -97,14 +102,21 @@ class _Program:
             if not isinstance(node, Misfit):
                 self._place(node, line)
                 break
+            if below and below[0].type in INFIX and is_line([*line, *below]):
+                self.skip(line)  # what is wrong is said of the line below
+                break
             diagnostic, after = blame(self._source, line, node, before)
-            self._diagnostics.append(diagnostic)
-            self.skip(line)
+            heads = isinstance(diagnostic, UnknownStatement) and diagnostic.nearest == "cell"
+            self.skip(line, heads_cell=heads)
+            if not isinstance(diagnostic, ReservedWord) or diagnostic.word not in self._reserved:
+                self._diagnostics.append(diagnostic)
+            if isinstance(diagnostic, ReservedWord):
+                self._reserved.add(diagnostic.word)
             before, line = line[:after], line[after:]
 
-    def skip(self, line: Sequence[Token]) -> None:
+    def skip(self, line: Sequence[Token], *, heads_cell: bool = False) -> None:
         """A line that is wrong; where it was to be the head of a cell, what follows still belongs to that cell."""
-        if line[0].type == "CELL":
+        if line[0].type == "CELL" or heads_cell:
             name = line[1] if len(line) > 1 and line[1].type == "NAME" else line[0]
             self._cells.append(_Cell(tree.Cell(name_of(name), None, (), span_of(line[0]))))
         else:

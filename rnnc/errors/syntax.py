@@ -25,13 +25,14 @@ class UnclosedBracket(Diagnostic):
         """)
 
     opener: str
+    closer: str
     mended: Edit | None
 
     def message(self) -> str:
         return f"`{self.opener}` is never closed"
 
     def help(self) -> str:
-        return f"close it with `{self.mended.text}`" if self.mended else ""
+        return f"close it with `{self.closer}`"
 
     def edit(self) -> Edit | None:
         return self.mended
@@ -314,6 +315,8 @@ class MissingNewline(Diagnostic):
         """)
 
     word: str
+    blank: Span
+    """What stands before it on the line."""
 
     def message(self) -> str:
         return f"`{self.word}` starts another statement"
@@ -322,7 +325,7 @@ class MissingNewline(Diagnostic):
         return "put it on a line of its own"
 
     def edit(self) -> Edit | None:
-        return Edit(Span(self.span.start, self.span.start), "\n")
+        return Edit(self.blank, "\n")
 
 
 @dataclass(frozen=True)
@@ -486,10 +489,10 @@ class DuplicateCell(Diagnostic):
 @dataclass(frozen=True)
 class BadDims(Diagnostic):
     code = "RNN042"
-    title = "brackets on the left of `=` that hold no dims"
+    title = "brackets that should hold names of dims"
     page = cleandoc("""
-        On the left of `=` the brackets hold the names of dims, for a definition, or one time, for an update. A size
-        gets its name in a `dim` line.
+        Where a name is declared, and on the left of `=`, the brackets hold the names of dims, for a definition, or
+        one time, for an update. A size gets its name in a `dim` line.
 
         ```rnn
         y[H, 64] = x         # wrong
@@ -505,7 +508,7 @@ class BadDims(Diagnostic):
         return "this is no name of a dim"
 
     def help(self) -> str:
-        return "a definition has dims, `y[H, V] = ...`; an update has one time, `S[t] = ...`"
+        return "a size gets its name in a `dim` line; only an update, `S[t] = ...`, has a time here, and nothing else"
 
 
 @dataclass(frozen=True)
@@ -535,7 +538,9 @@ class NotOfAnUpdate(Diagnostic):
         return f"an update has no {self.what}"
 
     def help(self) -> str:
-        return f"`{self.name}` without a time is a definition, at every `t`; to claim something about a state, name it first"
+        if self.mended:
+            return f"without a time `{self.name}` is a definition, which holds at every `t`"
+        return f"give `{self.name}[t]` another name, in a definition that claims the range"
 
     def edit(self) -> Edit | None:
         return self.mended
