@@ -68,7 +68,7 @@ def _head(names: list[str], text: str, digest: str) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    text = (resources.files("rnnc") / "templates" / "torch" / "module.py.jinja").read_text(encoding="utf-8")
+    text = (resources.files("rnnc.templates") / "torch" / "module.py.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return environment.from_string(text)
 
@@ -76,7 +76,7 @@ def _template() -> jinja2.Template:
 @cache
 def _runtime() -> dict[str, str]:
     """The definitions of the runtime by name, in order."""
-    text = (resources.files("rnnc") / "templates" / "torch" / "runtime.py").read_text(encoding="utf-8")
+    text = (resources.files("rnnc.templates") / "torch" / "runtime.py").read_text(encoding="utf-8")
     lines = text.split("\n")
     out: dict[str, str] = {}
     for node in ast.parse(text).body:

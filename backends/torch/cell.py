@@ -239,12 +239,13 @@ class CellCoder:
         for f in self.system.fields:
             lead = ["batch"] if f.length is None else ["batch", str(f.length)]
             shape = f"({', '.join([*lead, *(f'self.{d}' for d in f.dims)])}{',' if len(lead) + len(f.dims) == 1 else ''})"
-            kind = "_complex_of(dtype)" if f.kind == "complex" else "dtype"
+            kind = {"complex": "_complex_of(dtype)", "real": "dtype", "bool": "torch.bool"}[f.kind]
             if f.kind == "complex":
                 self.helpers.add("_complex_of")
             value = f.init if f.init is not None else self.graph.lit(0.0)
             if is_number(value):
-                text = f"torch.full({shape}, {_float(block.number(value)[0])}, dtype={kind}, device=device)"
+                number = "False" if f.kind == "bool" else _float(block.number(value)[0])
+                text = f"torch.full({shape}, {number}, dtype={kind}, device=device)"
             else:
                 block.expect(value)
                 code = block.aligned(value, f.dims, arithmetic=True)
@@ -350,8 +351,9 @@ class CellCoder:
             results.append(text)
         fields = self.final(block, table, values, convs)
         outputs = f"({', '.join(results)}{',' if len(results) == 1 else ''})"
-        block.assign(table.new("outputs"), outputs)
-        block.lines.append(f"return {block.lines[-1].split(' = ')[0]}, {self.cell.name}State({', '.join(fields)})")
+        name = table.new("outputs")
+        block.assign(name, outputs)
+        block.lines.append(f"return {name}, {self.cell.name}State({', '.join(fields)})")
         return wrap(block.lines)
 
     def parameter(self, ref: Ref, block: Block, table: NameTable) -> str:
@@ -385,10 +387,10 @@ class CellCoder:
                 block.lines.append(f"# {name}[t]{over} = {_cut(text)}")
         match step:
             case Pointwise(stream=s):
-                if not s.declared:
+                if s.declared or not per_token(s.expr):
+                    values[s.name] = self.full(s, block, table)
+                else:
                     values[s.name] = block.variable(s.expr)
-                    return
-                values[s.name] = self.full(s, block, table)
             case Scan(stream=s, closure=c):
                 a = block.aligned_code(c.a, s.type.dims)
                 b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 
 from rnnc.backends.torch.block import Block, NameTable
+from rnnc.backends.torch.text import wrap
 from rnnc.derive import pull_back
 from rnnc.ir import Conv, Expr, Linear, Ref, Type, walk
 from rnnc.lower import Stream, System
@@ -436,7 +437,7 @@ def _function(name: str, args: list[str], body: list[str], doc: str) -> str:
     head = f"def {name}({', '.join(args)}):"
     if len(head) > 110:
         head = "\n".join([f"def {name}(", *(f"    {a}," for a in args), "):"])
-    return "\n".join([head, f'    """{doc}"""', *(f"    {line}" for line in body)])
+    return "\n".join([head, f'    """{doc}"""', *wrap(f"    {line}" for line in body)])
 
 
 __all__ = ["LoopCode", "LoopCoder", "Type", "past_name"]

@@ -632,7 +632,8 @@ class _Cell(nn.Module):
         """The state to start from, in the computing dtype."""
         if state is None:
             return self.initial_state(batch, dtype=dtype, device=device)
-        return type(state)(*(s.to(dtype.to_complex() if s.is_complex() else dtype) for s in state))
+        kinds = (torch.bool if s.dtype == torch.bool else dtype.to_complex() if s.is_complex() else dtype for s in state)
+        return type(state)(*(s.to(kind) for s, kind in zip(state, kinds)))
 
     def _validate(self, *inputs: Tensor) -> None:
         """Raise ValueError where an input is out of the range that was declared for it."""
