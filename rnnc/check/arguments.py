@@ -48,7 +48,7 @@ def flag(r: Reader, head: Head, option: str) -> bool | None:
 
 
 def allowed(r: Reader, head: Head, *, step: bool = False) -> bool:
-    """Whether a function that is not elementwise may stand here; one that needs `step` only in what every token does."""
+    """Whether a function that is not elementwise may stand here; one that needs `step` only in an equation."""
     good = r.place.step if step else not r.place.elementwise
     if not good:
         r.wrong(kinds.NotInPlace(head.call.span, f"`{head.name.text}`", r.place.what))

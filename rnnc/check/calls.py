@@ -124,7 +124,7 @@ def _normalizer(r: Reader, head: Head) -> Step:
     node, op = head.call.args[0], head.name.text
     arg = yield node
     over = _over(r, head, arg)
-    options = dict((option.text, value) for option, value in head.call.options)
+    options = {option.text: value for option, value in head.call.options}
     eps = 1e-6
     if "eps" in options:
         match options["eps"]:

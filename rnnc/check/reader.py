@@ -192,11 +192,11 @@ class Reader:
         operands = ((left, node.left), (right, node.right))
         if node.op in _COMPARISONS:
             op = _COMPARISONS[node.op]
-            good = op in ir.COMPLEX_OPS or all([self.ordered(v, n, node.op) for v, n in operands])
+            good = [op in ir.COMPLEX_OPS or self.ordered(v, n, node.op) for v, n in operands]
         else:
             op = node.op
-            good = all([self.boolean(v, n, node.op) for v, n in operands])
-        return self.graph.apply(op, left, right) if good else None
+            good = [self.boolean(v, n, node.op) for v, n in operands]
+        return self.graph.apply(op, left, right) if all(good) else None
 
     def boolean(self, value: ir.Expr, node: tree.Expr, op: str) -> bool:
         if value.kind != "bool":

@@ -13,16 +13,9 @@ from rnnc.errors import dims as errors
 from rnnc.source import Span
 
 SIZE_OPS = ("add", "sub", "mul", "div", "neg")
-_FUNCTIONS: Mapping[str, Callable[..., float]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "pow": lambda a, b: math.pow(a, b),
-    "max": max,
-    "min": min,
+_UNARY: Mapping[str, Callable[[float], float]] = {
     "neg": lambda a: -a,
-    "abs": abs,
+    "abs": lambda a: abs(a),
     "sqrt": math.sqrt,
     "rsqrt": lambda a: 1 / math.sqrt(a),
     "square": lambda a: a * a,
@@ -34,6 +27,15 @@ _FUNCTIONS: Mapping[str, Callable[..., float]] = {
     "cos": math.cos,
     "tanh": math.tanh,
     "sigmoid": lambda a: 1 / (1 + math.exp(-a)),
+}
+_BINARY: Mapping[str, Callable[[float, float], float]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "pow": math.pow,
+    "max": lambda a, b: max(a, b),
+    "min": lambda a, b: min(a, b),
 }
 
 
@@ -67,15 +69,21 @@ def number_at_defaults(expr: ir.Expr, cx: Context) -> float | None:
             value = float(node.value)
         elif isinstance(node, ir.Ref):
             value = cx.consts.get(node.name) if node.role == "const" else cx.sizes.get(node.name)
-        elif isinstance(node, ir.Apply) and node.op in _FUNCTIONS:
+        elif isinstance(node, ir.Apply):
             try:
-                value = float(_FUNCTIONS[node.op](*(values[a] for a in node.args)))
+                value = _value(node.op, [values[a] for a in node.args])
             except (ArithmeticError, ValueError):
                 return None
         if value is None or math.isnan(value):
             return None
         values[node] = value
     return values[expr]
+
+
+def _value(op: str, args: list[float]) -> float | None:
+    if op in _UNARY:
+        return _UNARY[op](*args)
+    return _BINARY[op](*args) if op in _BINARY else None
 
 
 def expand(expr: ir.Expr, cx: Context) -> ir.Expr:

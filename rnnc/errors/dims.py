@@ -44,8 +44,8 @@ class DimsDiffer(Diagnostic):
     code = "RNN202"
     title = "a definition with other dims than it says"
     page = """\
-Dims behind the name of a definition are a guard against an outer product that nobody meant: the right-hand side must have
-exactly these, neither more nor fewer.
+Dims behind the name of a definition are a guard against an outer product that nobody meant: the right-hand side must
+have exactly these, neither more nor fewer.
 
 ```rnn
 o[H, V] = q * S[t]              # wrong: `K` is still there
@@ -126,7 +126,7 @@ s = sum[K](k * S[t-1]) - v          # most likely meant
     lacking: tuple[str, ...]
 
     def message(self) -> str:
-        return f"`{self.text}` has no {quoted(self.lacking)}, so the sum counts it {' * '.join(f'`{d}`' for d in self.lacking)} times"
+        return f"`{self.text}` has no {quoted(self.lacking)}, so the sum counts it `{' * '.join(self.lacking)}` times"
 
     def label(self) -> str:
         return f"has no {quoted(self.lacking)}"
@@ -194,8 +194,8 @@ class SizesDiffer(Diagnostic):
     code = "RNN207"
     title = "sizes that must be equal and are not"
     page = """\
-A dim is renamed to one of equal size, and split into or merged from dims whose product is its size: at the defaults, and
-for every choice of sizes (the generated module checks that).
+A dim is renamed to one of equal size, and split into or merged from dims whose product is its size: at the defaults,
+and for every choice of sizes (the generated module checks that).
 
 ```rnn
 dim K = 64, J = 32
@@ -279,8 +279,8 @@ class WhichDims(Diagnostic):
     code = "RNN210"
     title = "a reduction that does not say along which dims"
     page = """\
-`sum`, `mean`, `logsumexp`, `softmax`, `l2norm`, `rmsnorm` and `layernorm` name their dims in square brackets; `max` and
-`min` do where they have one argument.
+`sum`, `mean`, `logsumexp`, `softmax`, `l2norm`, `rmsnorm` and `layernorm` name their dims in square brackets; `max`
+and `min` do where they have one argument.
 
 ```rnn
 s = sum(k * v)           # wrong
@@ -345,8 +345,8 @@ class OneDimAtATime(Diagnostic):
     code = "RNN212"
     title = "a renaming of several dims at once"
     page = """\
-A renaming has one dim on at least one side: `[K -> J]`, `[D -> H * P]` or `[H * P -> D]`. Several are written one behind
-the other.
+A renaming has one dim on at least one side: `[K -> J]`, `[D -> H * P]` or `[H * P -> D]`. Several are written one
+behind the other.
 
 ```rnn
 u = S[t-1][K, V -> J, W]            # wrong
@@ -499,8 +499,8 @@ class OverWhole(Diagnostic):
     code = "RNN218"
     title = "something made from the running value of an `over` update needs all of its entries"
     page = """\
-In `S[t] over J = ...`, `S[t-1]` is the running value: it is another one for each entry of `J`. What is made of it has one
-entry of `J` at a time, and cannot be summed along `J`, nor read by a `conv`.
+In `S[t] over J = ...`, `S[t-1]` is the running value: it is another one for each entry of `J`. What is made of it has
+one entry of `J` at a time, and cannot be summed along `J`, nor read by a `conv`.
 
 ```rnn
 S[t] over J = S[t-1] + sum[J](k * S[t-1])      # wrong
@@ -531,8 +531,8 @@ class ManyMatrices(Diagnostic):
     severity = "note"
     title = "a learned map with one matrix for each entry of several dims"
     page = """\
-`linear[V](e)` maps along `V` and keeps all other dims of `e`, with a separate matrix for each of their entries. Where these
-are many, that is a lot of parameters, and rarely meant.
+`linear[V](e)` maps along `V` and keeps all other dims of `e`, with a separate matrix for each of their entries. Where
+these are many, that is a lot of parameters, and rarely meant.
 
 ```rnn
 u = linear[V](S[t-1])           # with `S[H, K, V]`: `H * K` matrices of `V * V`
@@ -549,4 +549,4 @@ u = linear[V](o)                # with `o[H, V]`: `H` matrices
         return "separate matrices"
 
     def help(self) -> str:
-        return f"for one shared matrix use a param: `sum[V](W * e[V -> U])[...]` with `param W` that lacks {quoted(self.kept, 'or')}"
+        return f"for one shared matrix declare it: a `param` without {quoted(self.kept)}, and `sum` over the product"

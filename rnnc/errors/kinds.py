@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rnnc.diagnostics import Diagnostic, Edit
-
 from rnnc.source import Span
 
 
@@ -14,8 +13,8 @@ class ComplexOperand(Diagnostic):
     code = "RNN401"
     title = "a complex number where only a real one has a meaning"
     page = """\
-Complex numbers have no order, and functions such as `sigmoid` have no agreed meaning for them. Arithmetic, `==`, `abs`,
-`exp`, `log`, `sqrt`, `sin`, `cos`, `tanh`, `sum`, `mean`, `linear` and `conv` take them.
+Complex numbers have no order, and functions such as `sigmoid` have no agreed meaning for them. Arithmetic, `==`,
+`abs`, `exp`, `log`, `sqrt`, `sin`, `cos`, `tanh`, `sum`, `mean`, `linear` and `conv` take them.
 
 ```rnn
 u = sigmoid(h[t])              # wrong, where `state h[N]: complex`
@@ -252,8 +251,8 @@ class DrawElsewhere(Diagnostic):
     code = "RNN410"
     title = "an initialiser outside the declaration of a param"
     page = """\
-`zeros`, `ones`, `normal`, `uniform`, `loguniform`, `arange`, `orthogonal` and `eye` fill a `param` or a `buffer` when a
-cell is made. An equation has no random numbers.
+`zeros`, `ones`, `normal`, `uniform`, `loguniform`, `arange`, `orthogonal` and `eye` fill a `param` or a `buffer` when
+a cell is made. An equation has no random numbers.
 
 ```rnn
 u = x + normal(0.1)                # wrong

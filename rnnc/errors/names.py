@@ -140,8 +140,8 @@ class Reserved(Diagnostic):
     code = "RNN105"
     title = "a name that cannot be declared"
     page = """\
-Words of the language, its functions, `t`, Python's keywords, attributes of `torch.nn.Module`, what the generated class
-calls its own, `T` as a dim, and names that begin with `_` cannot be declared.
+Words of the language, its functions, `t`, Python's keywords, attributes of `torch.nn.Module`, what the generated
+class calls its own, `T` as a dim, and names that begin with `_` cannot be declared.
 
 ```rnn
 gate sigmoid = ...        # wrong
@@ -400,8 +400,8 @@ class GeneratedNameTaken(Diagnostic):
     title = "a name that the compiler needs itself"
     page = """\
 What `linear`, `conv` and norms learn is named after the definition, state or output that holds them (`z_weight`,
-`z_bias`, `z_conv`, `z_scale`, `z_shift`), a learned initial value after its state (`S_init`), and a history after what it
-remembers (`x_past`). No other name may be the same.
+`z_bias`, `z_conv`, `z_scale`, `z_shift`), a learned initial value after its state (`S_init`), and a history after
+what it remembers (`x_past`). No other name may be the same.
 
 ```rnn
 z = linear(x -> D)
@@ -473,7 +473,8 @@ param A[D, N] = EXPR
 state S[D, N]: complex = EXPR
 ```
 
-Dims and constants have no dims, an input has no value, and only constants, inputs, definitions and outputs have ranges.
+Dims and constants have no dims, an input has no value, and only constants, inputs, definitions and outputs have
+ranges.
 """
 
     keyword: str

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rnnc.diagnostics import Diagnostic, Edit
-from rnnc.errors.wording import article, circle_text, quoted
+from rnnc.errors.wording import article, circle_text
 from rnnc.source import Span
 
 
@@ -135,8 +135,8 @@ class Circle(Diagnostic):
     code = "RNN305"
     title = "values that need each other within a step"
     page = """\
-Within one step, values are computed one after the other, so none may need itself. What it was before is `h[t-1]`; a bare
-`h` is `h[t]`.
+Within one step, values are computed one after the other, so none may need itself. What it was before is `h[t-1]`; a
+bare `h` is `h[t]`.
 
 ```rnn
 h[t] = a * h + x              # wrong: `h` is `h[t]`
@@ -516,8 +516,8 @@ class DecayOfNothing(Diagnostic):
     code = "RNN318"
     title = "a `decay` that multiplies no previous state"
     page = """\
-A `decay` is a factor beside something that contains a previous state, in some update. For any other value between 0 and 1
-there is `gate`.
+A `decay` is a factor beside something that contains a previous state, in some update. For any other value between 0
+and 1 there is `gate`.
 
 ```rnn
 decay a = sigmoid(x)
