@@ -9,11 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from rnnc.ir import Apply, Cell, Draw, Expr, Interval, Lit, Param, Ref
+from rnnc.ir import Apply, Cell, Draw, Expr, Interval, Kind, Lit, Param, Ref
 
 from .values import ELEMENTWISE
 
 Number = int | float
+_DTYPES: Mapping[Kind, torch.dtype] = {"bool": torch.bool, "real": torch.float64, "complex": torch.complex128}
 
 
 def evaluate(node: Expr, leaf: Callable[[Ref | Draw], Tensor]) -> Tensor:
@@ -46,18 +47,16 @@ def resolve_dims(cell: Cell, chosen: Mapping[str, int]) -> dict[str, int]:
             raise ValueError(f"{cell.name} has no size `{name}` to choose; it has {', '.join(free) or 'none'}")
         if size < 1:
             raise ValueError(f"dim {name} = {size} must be at least 1")
-    sizes: dict[str, int] = {d.name: chosen.get(d.name, d.size) for d in cell.dims if isinstance(d.size, int)}
-    pending = [(d.name, d.size) for d in cell.dims if isinstance(d.size, Expr)]
-    while pending:
-        name, expr = pending.pop(0)
-        try:
-            size = scalar(expr, sizes)
-        except KeyError:  # made of a derived dim that is declared later
-            pending.append((name, expr))
-            continue
-        if size != round(size) or size < 1:
-            raise ValueError(f"dim {name} comes out as {size:g}, which is no whole number of at least 1")
-        sizes[name] = round(size)
+    sizes = {d.name: chosen.get(d.name, d.size) for d in cell.dims if isinstance(d.size, int)}
+    for dim in cell.dims:
+        if isinstance(dim.size, Expr):
+            size = scalar(dim.size, sizes)
+            if size != round(size) or size < 1:
+                raise ValueError(f"dim {dim.name} comes out as {size:g}, which is no whole number of at least 1")
+            sizes[dim.name] = round(size)
+    for a, b, _ in cell.size_checks:
+        if scalar(a, sizes) != scalar(b, sizes):
+            raise ValueError(f"sizes that must agree are {scalar(a, sizes):g} and {scalar(b, sizes):g}")
     return {d.name: sizes[d.name] for d in cell.dims}
 
 
@@ -81,7 +80,7 @@ def _within(value: Number, region: Interval, consts: Mapping[str, Number]) -> bo
 def init_params(
     cell: Cell, sizes: Mapping[str, int], consts: Mapping[str, Number], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Every param, buffer and learned map, in file order, in float64 or complex128."""
+    """Every param, buffer and learned map, in file order, in float64, complex128 or bool."""
     numbers = {**sizes, **consts}
     params: dict[str, Tensor] = {}
     for param in cell.params:
@@ -89,17 +88,16 @@ def init_params(
 
         def leaf(node: Ref | Draw, param: Param = param, shape: list[int] = shape) -> Tensor:
             if isinstance(node, Draw):
-                args = [scalar(a, numbers) for a in node.args]
+                args = [evaluate(a, leaf).item() for a in node.args]
                 return _draw(node, args, param, shape, generator)
             if node.role in ("size", "const"):
                 return torch.tensor(numbers[node.name], dtype=torch.float64)
-            earlier = params[node.name]
+            earlier = params[node.name].to(_DTYPES["complex" if node.kind == "complex" else "real"])
             axes = cell.param(node.name).shape
             ordered = earlier.permute([axes.index(d) for d in param.shape if d in axes])
             return ordered[tuple(slice(None) if d in axes else None for d in param.shape)]
 
-        dtype = torch.complex128 if param.kind == "complex" else torch.float64
-        params[param.name] = evaluate(param.init, leaf).to(dtype).expand(shape).clone()
+        params[param.name] = evaluate(param.init, leaf).to(_DTYPES[param.kind]).expand(shape).clone()
     return params
 
 

@@ -83,7 +83,7 @@ class Interpreter:
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         drawn = init_params(self.cell, self.sizes, self.consts, generator)
         real = self.dtype or torch.float32
-        return {n: p.to(self.device, dtype_of("complex" if p.is_complex() else "real", real)) for n, p in drawn.items()}
+        return {p.name: drawn[p.name].to(self.device, dtype_of(p.kind, real)) for p in self.cell.params}
 
     def initial_state(self, params: Tensors, batch: int) -> dict[str, Tensor]:
         """The state before the first token."""
@@ -438,8 +438,6 @@ class _Scope:
         if node.op == "pow" and isinstance(exponent := node.args[1], Lit) and not isinstance(exponent.value, bool):
             base = self._cast(node.args[0], node.kind)
             return Value(torch.pow(base.data, exponent.value), base.dims)
-        if node.op == "only":
-            return pointwise(ELEMENTWISE["only"], self._memo[node.args[0]], self._memo[node.args[1]])
         if node.op in LOGIC:
             args = [self._memo[a] for a in node.args]
         else:

@@ -116,7 +116,6 @@ ELEMENTWISE: Mapping[str, Callable[..., Tensor]] = {
     "and": torch.logical_and,
     "or": torch.logical_or,
     "not": torch.logical_not,
-    "only": _only,
     "eq": torch.eq,
     "ne": torch.ne,
     "lt": torch.lt,

@@ -548,7 +548,9 @@ def _loop_operator(
         d_fixed = [None if x.dtype == torch.bool or i in weights else next(out) for i, x in enumerate(fixed)]
         for i in sorted(weights):
             d_fixed[i] = next(out)
-        return d_hoisted, d_fixed, [next(out) for _ in history], None, None, None, None, None
+        # PyTorch takes an empty list for one of tensors.
+        numbers = (None if n else [] for n in (ctx.sizes, ctx.consts))
+        return d_hoisted, d_fixed, [next(out) for _ in history], *numbers, None, None, None
 
     forward.register_autograd(gradient, setup_context=save)
     return _Loop(step, pack, forward)
