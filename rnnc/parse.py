@@ -13,7 +13,15 @@ from rnnc import tree
 from rnnc.blame import INFIX, blame
 from rnnc.build import MAX_DEPTH, Fault, Misfit, doc_of, is_line, name_of, read, span_of
 from rnnc.diagnostics import Diagnostic, ProgramError
-from rnnc.errors.syntax import DuplicateCell, MissingCell, ReservedWord, TooDeep, UnknownStatement
+from rnnc.errors.syntax import (
+    BareExpression,
+    DuplicateCell,
+    MissingCell,
+    MissingNewline,
+    ReservedWord,
+    TooDeep,
+    UnknownStatement,
+)
 from rnnc.errors.text import Binary, MisplacedDocstring, NoCell, NotUtf8, TooLarge, TooManyErrors
 from rnnc.lex import MAX_ERRORS, Line, lines, tokens
 from rnnc.source import Source, Span
@@ -31,7 +39,7 @@ def parse(source: Source) -> tree.Program:
 
 
 def parse_partial(source: Source) -> tuple[tree.Program, list[Diagnostic]]:
-    """What could be read of a program, and what is wrong with the rest."""
+    """What could be read of a program, and what is wrong with the rest: nothing after too many errors."""
     if fault := check_text(source.text):
         return tree.Program(()), [fault]
     diagnostics: list[Diagnostic] = []
@@ -53,6 +61,7 @@ def parse_partial(source: Source) -> tuple[tree.Program, list[Diagnostic]]:
     if len(diagnostics) >= MAX_ERRORS:
         del diagnostics[MAX_ERRORS:]
         diagnostics.append(TooManyErrors(diagnostics[-1].span, MAX_ERRORS))
+        return tree.Program(()), diagnostics
     return tree.Program(cells), diagnostics
 
 
@@ -106,22 +115,27 @@ class _Program:
                 self.skip(line)  # what is wrong is said of the line below
                 break
             diagnostic, after = blame(self._source, line, node, before)
-            heads = isinstance(diagnostic, UnknownStatement) and diagnostic.nearest == "cell"
-            self.skip(line, heads_cell=heads)
+            if isinstance(diagnostic, MissingNewline):
+                self.add(line[:after], before, ())
+            else:
+                self.skip(line, _meant(diagnostic))
             if not isinstance(diagnostic, ReservedWord) or diagnostic.word not in self._reserved:
                 self._diagnostics.append(diagnostic)
             if isinstance(diagnostic, ReservedWord):
                 self._reserved.add(diagnostic.word)
             before, line = line[:after], line[after:]
 
-    def skip(self, line: Sequence[Token], *, heads_cell: bool = False) -> None:
-        """A line that is wrong; where it was to be the head of a cell, what follows still belongs to that cell."""
-        if line[0].type == "CELL" or heads_cell:
+    def skip(self, line: Sequence[Token], meant: str = "") -> None:
+        """A line that is wrong; where it was to be the head of a cell, what follows still belongs to that cell.
+
+        `meant` is the word that it should begin with.
+        """
+        if "cell" in (line[0], meant):
             name = line[1] if len(line) > 1 and line[1].type == "NAME" else line[0]
             self._cells.append(_Cell(tree.Cell(name_of(name), None, (), span_of(line[0]))))
         else:
             cell = self._inside(line[0])
-            cell.unread.update(str(token) for token in line if token.isidentifier())
+            cell.unread.update(word for word in (meant, *map(str, line)) if word.isidentifier())
             cell.may_have_doc = False
 
     def cells(self) -> tuple[tree.Cell, ...]:
@@ -158,6 +172,13 @@ class _Program:
             self._diagnostics.append(MissingCell(span_of(first)))
             self._cells.append(_Cell(tree.Cell(tree.Name("MyCell", span_of(first)), None, (), span_of(first))))
         return self._cells[-1]
+
+
+def _meant(diagnostic: Diagnostic) -> str:
+    """The word that should begin a line."""
+    if isinstance(diagnostic, UnknownStatement):
+        return diagnostic.nearest or "output"
+    return "output" if isinstance(diagnostic, BareExpression) else ""
 
 
 def _too_deep(statement: tree.Statement) -> bool:

@@ -12,6 +12,8 @@ from rnnc.check.decays import check_decays
 from rnnc.check.declare import collect, read_consts, read_dims, read_inputs, read_params, read_states
 from rnnc.check.equations import Equations
 from rnnc.diagnostics import Diagnostic, has_errors
+from rnnc.errors.names import UnknownDim, UnknownName
+from rnnc.errors.time import DecayOfNothing, NoOutput, NotAState, NoUpdate, SpectrumOfWhat
 from rnnc.fields import state_fields
 from rnnc.source import Source
 
@@ -54,5 +56,15 @@ def check(cell: tree.Cell, source: Source) -> tuple[ir.Cell | None, list[Diagnos
         for past in state_fields(checked):
             if past.role == "past":
                 cx.generate(past.name, cx.symbols[past.of].span, past.of)
-    found = sorted(cx.diagnostics, key=lambda d: d.span.start)
-    return None if has_errors(found) else checked, found
+    found = sorted((d for d in cx.diagnostics if not _follows(d, cell.unread)), key=lambda d: d.span.start)
+    return None if has_errors(cx.diagnostics) else checked, found
+
+
+def _follows(diagnostic: Diagnostic, unread: frozenset[str]) -> bool:
+    """Whether it misses what stands, perhaps, in a line that could not be read."""
+    if isinstance(diagnostic, NoOutput):
+        return "output" in unread
+    return isinstance(diagnostic, _ABSENCES) and diagnostic.name in unread
+
+
+_ABSENCES = (UnknownName, UnknownDim, NoUpdate, NotAState, DecayOfNothing, SpectrumOfWhat)

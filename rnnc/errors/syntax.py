@@ -508,7 +508,7 @@ class BadDims(Diagnostic):
         return "this is no name of a dim"
 
     def help(self) -> str:
-        return "a size gets its name in a `dim` line; only an update, `S[t] = ...`, has a time here, and nothing else"
+        return "a size gets its name in a `dim` line; only an update, `S[t] = ...`, has a time here"
 
 
 @dataclass(frozen=True)
