@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from rnnc.ir import Apply, Expr, Graph, Linear, Merge, Normalize, Reduce, Ref, Rename, Solve, Split, walk
+from rnnc.ir import Apply, Expr, Graph, Linear, Lit, Merge, Normalize, Reduce, Ref, Rename, Solve, Split, walk
 
 Rule = Callable[["Derivation", Apply, Expr], tuple[Expr | None, ...]]
 
@@ -136,6 +136,12 @@ class Derivation:
     # --- small words ---
 
     def mul(self, a: Expr, b: Expr) -> Expr:
+        if isinstance(a, Lit) and isinstance(b, Lit):
+            return self.graph.lit(a.value * b.value)
+        if isinstance(a, Lit) and a.value == 1:
+            return b
+        if isinstance(b, Lit) and b.value == 1:
+            return a
         return self.graph.apply("mul", a, b)
 
     def conj(self, x: Expr) -> Expr:

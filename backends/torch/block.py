@@ -282,7 +282,8 @@ class Block:
         for i, (text, have) in enumerate(parts):
             # `**` groups to the right and comparisons do not chain; the rest group to the left.
             strict = (i == 0) if strength == _POWER else (i > 0) or strength == _COMPARE
-            texts.append(text if have > strength or (have == strength and not strict) else f"({text})")
+            signed = i > 0 and strength == _POWER and have == _SIGN
+            texts.append(text if signed or have > strength or (have == strength and not strict) else f"({text})")
         return f" {symbol} ".join(texts), strength
 
     def apply(self, node: Apply) -> tuple[str, int]:
@@ -452,9 +453,11 @@ class Block:
 
     def _general_linear(self, node: Linear) -> str:
         """A map with a matrix for each entry of its kept dims, or the transpose of a map."""
-        pool = iter(ascii_lowercase)
-        kept = {d: next(pool) for d in node.kept}
-        ins, outs = {d: next(pool) for d in node.ins}, {d: next(pool) for d in node.outs}
+        letters: dict[str, str] = {}
+        kept = {d: _letter(d, letters) for d in node.kept}
+        ins = {d: _letter(d, letters) for d in node.ins}
+        # A dim may stand on both sides: what comes out is another axis then.
+        outs = {d: _letter(f"{d}'", letters) for d in node.outs}
         source, target = (kept | outs, kept | ins) if node.transposed else (kept | ins, kept | outs)
         weight = "".join([*kept.values(), *outs.values(), *ins.values()])
         lead = "..." if per_token(node) else ""

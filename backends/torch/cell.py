@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rnnc.backends.torch.block import Block, NameTable
 from rnnc.backends.torch.loops import LoopCode, LoopCoder, past_name
-from rnnc.backends.torch.text import docstring, wrap
+from rnnc.backends.torch.text import docstring, quoted, several, wrap
 from rnnc.fields import StateField
 from rnnc.ir import Annulus, Apply, Conv, Definition, Disc, Draw, Expr, Interval, Linear, Lit, Param, Ref, Region, Type, walk
 from rnnc.lower import Stream
@@ -27,7 +27,7 @@ class CellCode:
     reset: tuple[str, ...]
     inputs: tuple[str, ...]
     input_names: tuple[str, ...]
-    input_table: str
+    input_table: tuple[str, ...]
     state_fields: tuple[tuple[str, str], ...]
     outputs: tuple[tuple[str, str], ...]
     initial: tuple[str, ...]
@@ -55,6 +55,8 @@ class CellCoder:
             coder = LoopCoder(self.system, step, name, self.system.names, plan.projections, self.reserved)
             self.loops[id(step)] = coder.code()
             self.helpers |= {*self.loops[id(step)].helpers, "_steps", "_loop_operator"}
+            if not self.loops[id(step)].packs:
+                self.helpers.add("_nothing")
         self.first_loop = first_loop
 
     def code(self) -> CellCode:
@@ -139,16 +141,16 @@ class CellCoder:
         for d in self.cell.dims:
             value = self.size_code(d.size) if isinstance(d.size, Expr) else d.name
             label = f"{d.name} = {expr_text(d.size)}" if isinstance(d.size, Expr) else d.name
-            lines.append(f"self.{d.name} = _whole({label!r}, {value})")
+            lines.append(f"self.{d.name} = _whole({quoted(label)}, {value})")
             self.helpers.add("_whole")
         for left, right, _span in self.cell.size_checks:
             text = f"{expr_text(left)} = {expr_text(right)}"
-            lines.append(f"_require({self.size_code(left)} == {self.size_code(right)}, {text!r})")
+            lines.append(f"_require({self.size_code(left)} == {self.size_code(right)}, {quoted(text)})")
             self.helpers.add("_require")
         for c in self.cell.consts:
             lines.append(f"self.{c.name} = {c.name}")
             if c.region is not None:
-                lines.append(f"_require({self.inside(c.name, c.region)}, {f'{c.name} in {region_text(c.region)}'!r})")
+                lines.append(f"_require({self.inside(c.name, c.region)}, {quoted(f'{c.name} in {region_text(c.region)}')})")
                 self.helpers.add("_require")
         for p in self.cell.params:
             shape = [*(f"self.{d}" for d in p.shape), *([str(p.taps)] if p.taps else [])]
@@ -260,12 +262,14 @@ class CellCoder:
             if i.region is not None:
                 self.helpers.add("_require")
                 text = f"{i.name} in {region_text(i.region)}"
-                lines.append(f"_require(bool(({self.inside(i.name, i.region)}).all()), {text!r})")
+                lines.append(f"_require(bool(({self.inside(i.name, i.region)}).all()), {quoted(text)})")
         return wrap(lines)
 
-    def input_table(self) -> str:
-        items = [f"({i.name!r}, ({''.join(f'{d!r}, ' for d in i.type.dims).rstrip()})," + f" {i.type.kind!r})" for i in self.cell.inputs]
-        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+    def input_table(self) -> tuple[str, ...]:
+        items = [
+            several([quoted(i.name), several(quoted(d) for d in i.type.dims), quoted(i.type.kind)]) for i in self.cell.inputs
+        ]
+        return tuple(wrap([f"_inputs = {several(items)}"]))
 
     # --- equations ---
 
@@ -467,9 +471,10 @@ class CellCoder:
     def registrations(self, loops: tuple[LoopCode, ...]) -> list[str]:
         lines: list[str] = []
         for i, code in enumerate(loops, self.first_loop):
-            pack = f"{code.name}_pack" if "def " + code.name + "_pack" in code.text else "lambda *_: ()"
-            products = "".join(f"({i}, {e!r}, {n}, {m}), " for i, e, n, m in code.products).strip()
-            line = f'{code.name} = _loop_operator(_OPERATORS, "loop_{i}", {code.name}_step, {code.name}_back, {pack}, ({products}))'
+            pack = f"{code.name}_pack" if code.packs else "_nothing"
+            products = several(f"({w}, {quoted(e)}, {n}, {m})" for w, e, n, m in code.products)
+            functions = f"{code.name}_step, {code.name}_back, {pack}, {products}"
+            line = f'{code.name} = _loop_operator(_OPERATORS, "loop_{i}", {functions})'
             lines.extend(wrap([line]))
         return lines
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 
 from rnnc.backends.torch.block import Block, NameTable
-from rnnc.backends.torch.text import wrap
+from rnnc.backends.torch.text import several, wrap
 from rnnc.derive import pull_back
 from rnnc.ir import Conv, Expr, Linear, Ref, Type, walk
 from rnnc.lower import Stream, System
@@ -29,6 +29,7 @@ class LoopCode:
     sizes: tuple[str, ...]
     consts: tuple[str, ...]
     products: tuple[tuple[int, str, int, int], ...]
+    packs: bool
     helpers: frozenset[str]
 
 
@@ -62,15 +63,26 @@ class LoopCoder:
         self.weights = tuple(dict.fromkeys(order))
         # A weight that is also read as a number (a tap) is an ordinary fixed value besides.
         self.names: dict[Expr, str] = {}
-        hint = dict(hints)
+        owners = self._owners(hints)
         for node in (*loop.hoisted, *loop.fixed):
-            self.names[node] = self.table.new(hint.get(node) or _own_name(node) or f"{loop.streams[0].name}_in")
+            self.names[node] = self.table.new(hints.get(node) or _own_name(node) or f"{owners[node]}_in")
         self.weight_names = {w: self.table.new(w) for w in self.weights}
         packs = dict.fromkeys(id(p) for p in self.projections.values())
         self.packs = [next(p for p in self.projections.values() if id(p) == i) for i in packs]
         self.pack_names = {id(p): self.table.new("packed") for p in self.packs}
         self.past = {(s.name, j): self.table.new(past_name(s.name, j)) for s in loop.streams for j in range(1, s.depth + 1)}
         self.new = {s.name: self.table.new(s.name) for s in loop.streams}
+
+    def _owners(self, hints: Mapping[Expr, str]) -> dict[Expr, str]:
+        """The definition or state that each node first belongs to."""
+        owners: dict[Expr, str] = {}
+        stack = [(s.expr, s.name) for s in reversed(self.loop.streams)]
+        while stack:
+            node, owner = stack.pop()
+            if node not in owners:
+                owners[node] = owner = hints.get(node, owner)
+                stack.extend((c, owner) for c in node.children)
+        return owners
 
     def code(self) -> LoopCode:
         step = self.step()
@@ -98,6 +110,7 @@ class LoopCoder:
             tuple(self.sizes),
             tuple(self.consts),
             tuple(products),
+            bool(pack),
             frozenset(self.helpers),
         )
 
@@ -156,7 +169,7 @@ class LoopCoder:
                     block.variables[s.expr] = self.new[s.name]
             leaves[s.name, 0] = self.new[s.name]
         results = [self.new[s.name] for s in self.loop.streams]
-        block.lines.append(f"return {', '.join(results)}{',' if len(results) == 1 else ''}")
+        block.lines.append(f"return {several(results)}")
         return block.lines
 
     def _over_step(self, block: Block, stream: Stream, leaves: Mapping[tuple[str, int], str]) -> None:
@@ -180,7 +193,7 @@ class LoopCoder:
             first = p.maps[0]
             weights = ", ".join(self.weight_names[m.weight] for m in p.maps)
             items.append(f"_pack({len(first.kept)}, {len(first.ins)}, {weights})")
-        body = [f"return {', '.join(items)}{',' if len(items) == 1 else ''}"]
+        body = [f"return {several(items)}"]
         return _function(f"{self.name}_pack", args, body, "Weights of maps of one value as one matrix.")
 
     # --- backward ---
@@ -192,6 +205,7 @@ class LoopCoder:
         sums: dict[Expr, Expr] = {}
         pairs: dict[Expr, Expr] = {}
         loops: list[_OverBack] = []
+        cotangents: dict[Expr, str] = {}
 
         def add(total: dict[Expr, Expr], key: Expr, value: Expr) -> None:
             total[key] = graph.apply("add", total[key], value) if key in total else value
@@ -202,13 +216,18 @@ class LoopCoder:
             here = next((n for n in sums if isinstance(n, Ref) and n.role == "state" and (n.name, n.lag) == (s.name, 0)), None)
             if here is not None:
                 arriving = graph.apply("add", arriving, sums.pop(here))
+                cotangents[arriving] = f"d_{s.name}_total"
             targets, watch = self._targets(s)
             if s.over:
                 over = _OverBack(self, s, arriving, targets, watch, table)
                 loops.append(over)
                 found = over.results
             else:
-                found = pull_back(graph, {s.expr: arriving}, targets, watch)
+                named = [n for n in walk(s.expr) if n in self.hints and n not in watch]
+                found = pull_back(graph, {s.expr: arriving}, targets, (*watch, *named))
+                for n in (*targets, *named):
+                    if n in found and found[n].children and (n in self.hints or n in self.names):
+                        cotangents.setdefault(found[n], f"d_{self.hints.get(n) or self.names[n]}")
             for node in targets:
                 if node in found:
                     add(sums, node, found[node])
@@ -216,6 +235,7 @@ class LoopCoder:
                 if node in found:
                     add(pairs, node, found[node])
         block = self.block(table, leaves)
+        block.hints = {**self.hints, **{n: name for n, name in cotangents.items() if n not in self.hints}}
         for s in streams:
             if not s.over and s.expr.dims == s.type.dims and s.expr in self.body and not isinstance(s.expr, Ref):
                 block.variables[s.expr] = self.new[s.name]
@@ -240,9 +260,6 @@ class LoopCoder:
             text = block.aligned_code(value, dims)
             return text
 
-        def tup(items: list[str]) -> str:
-            return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-
         by_stream = {s.name: s for s in streams}
         d_past = [
             total(n, by_stream[name].type.dims, self.past[name, lag])
@@ -256,16 +273,16 @@ class LoopCoder:
             assert isinstance(node, Linear)
             over = next((o for o in loops if node in o.pairs), None)
             if over is not None:
-                operands.append(tup(list(over.pairs[node])))
+                operands.append(several(list(over.pairs[node])))
             else:
                 y = pairs[node]
                 if set(y.dims) != set(y_dims):
                     y = graph.apply("like", y, node)
-                operands.append(tup([block.aligned_code(node.arg, x_dims), block.aligned_code(y, y_dims)]))
+                operands.append(several([block.aligned_code(node.arg, x_dims), block.aligned_code(y, y_dims)]))
             index = len(self.loop.fixed) + self.weights.index(node.weight)
             table_of.append((index, equation, len(x_dims), len(y_dims)))
         for name, items in (("d_past", d_past), ("d_hoisted", d_hoisted), ("d_fixed", d_fixed), ("operands", operands)):
-            block.assign(table.new(name), tup(items))
+            block.assign(table.new(name), several(items))
         block.lines.append("return d_past, d_hoisted, d_fixed, operands")
         return block.lines, table_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 WIDTH = 112
@@ -16,6 +17,17 @@ def docstring(text: str, indent: str = "") -> str:
     lines = safe.split("\n")
     body = "\n".join([lines[0], *(f"{indent}{line}".rstrip() for line in lines[1:])])
     return f'"""{body}\n{indent}"""' if len(lines) > 1 else f'"""{body}"""'
+
+
+def quoted(text: str) -> str:
+    """A string literal in double quotes."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\x7f")
+
+
+def several(items: Iterable[str]) -> str:
+    """A tuple of items, as code."""
+    items = list(items)
+    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
 
 
 def wrap(lines: Iterable[str], width: int = WIDTH) -> list[str]:
@@ -34,6 +46,13 @@ def _wrap(line: str, width: int) -> list[str]:
     if at is None:
         return [line]
     start, end = at
+    terms = _terms(line)
+    if len(terms) > 1 and end < len(line) - 2:
+        head, first = terms[0].split(" = ", 1) if " = " in terms[0] else ("", terms[0].strip())
+        comma = "," if line.endswith(",") else ""
+        opening = f"{indent}{head.strip()} = (" if head else f"{indent}("
+        parts = [part for t in (first, *(t.rstrip(",") for t in terms[1:])) for part in _wrap(f"{indent}    {t}", width)]
+        return [opening, *parts, f"{indent}){comma}"]
     items = _items(line[start + 1 : end])
     head, tail = line[: start + 1], line[end:]
     inner = f"{indent}    {', '.join(items)}"
@@ -44,6 +63,25 @@ def _wrap(line: str, width: int) -> list[str]:
     comma = "," if len(items) > 1 or call or line[start] == "[" else ""
     body = [part for item in items for part in _wrap(f"{indent}    {item}{comma}", width)]
     return [head, *body, f"{indent}{tail}"]
+
+
+def _terms(line: str) -> list[str]:
+    """A line cut before the `+` and `-` that stand in no bracket and no string."""
+    depth, quote, start = 0, "", 0
+    parts: list[str] = []
+    for i, ch in enumerate(line):
+        if quote:
+            quote = "" if ch == quote else quote
+        elif ch in "\"'":
+            quote = ch
+        elif ch in "([{":
+            depth += 1
+        elif ch in ")]}":
+            depth -= 1
+        elif ch in "+-" and depth == 0 and line[i - 1 : i] == " " and line[i + 1 : i + 2] == " ":
+            parts.append(line[start:i].rstrip())
+            start = i
+    return [*parts, line[start:]]
 
 
 def _outer_bracket(line: str) -> tuple[int, int] | None:

@@ -398,6 +398,11 @@ class _Loop(NamedTuple):
     operator: Callable[..., list[Tensor]]
 
 
+def _nothing(*_: Tensor) -> tuple[Tensor, ...]:
+    """For loops whose steps share no packed weights."""
+    return ()
+
+
 def _loop_operator(
     namespace: str,
     name: str,
