@@ -44,7 +44,7 @@ def blame(source: Source, line: Sequence[Token], misfit: Misfit, before: Sequenc
     token = line[at] if at < len(line) else None
     if at == 0 and line[0].type in INFIX and before and not _reserved(line, at):
         return StartsWithOperator(span_of(line[0]), _shown(line[0]), _to_line_before(source, before, line)), len(line)
-    if found := _reserved(line, at) or _head(line, at, accepted):
+    if found := _reserved(line, at) or _head(source, line, at, accepted):
         return found, len(line)
     if token is None:
         end = line[-1].end_pos or 0
@@ -60,7 +60,8 @@ def blame(source: Source, line: Sequence[Token], misfit: Misfit, before: Sequenc
     if token.type == "NUMBER" and "NUMBER" not in accepted and _depth(line[:at]):
         return BadDims(span_of(token)), len(line)
     what = {"NUMBER": f"number `{_shown(token)}`", "DOC": "docstring"}.get(token.type, f"`{_shown(token)}`")
-    return UnexpectedToken(span_of(token), what, expected(accepted), _repair(line, at, accepted)), len(line)
+    mended = _repair(line, at, accepted)
+    return UnexpectedToken(span_of(token), what, expected(accepted), mended, _hint(line, at)), len(line)
 
 
 _OPERATORS = {"PLUS", "MINUS", "STAR", "SLASH", "POWER", "COMPARE", "AND", "OR"}
@@ -106,14 +107,14 @@ def _reserved(line: Sequence[Token], at: int) -> Diagnostic | None:
     """Whether all would be well if a word of the language were a name."""
     words = set(grammar().words.values())
     for k in (at, at - 1):
-        if 0 <= k < len(line) and line[k].type in words:
+        if 0 <= k < len(line) and line[k].type in words and not (at == len(line) and line[k].type in CONTINUES):
             kind = line[k].type
             if is_line([*line[:k], *(_like(t, "NAME") if t.type == kind else t for t in line[k:])]):
                 return ReservedWord(span_of(line[k]), str(line[k]))
     return None
 
 
-def _head(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Diagnostic | None:
+def _head(source: Source, line: Sequence[Token], at: int, accepted: frozenset[str]) -> Diagnostic | None:
     """A wrong word at the beginning, an expression alone, or no `=`."""
     rules, first = grammar(), line[0]
     spelt = [word for word, name in rules.words.items() if name in rules.starters]
@@ -121,6 +122,8 @@ def _head(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Diagnosti
         for word in get_close_matches(first.lower(), spelt, n=1):
             if is_line([_like(first, rules.words[word]), *line[1:]]):
                 return UnknownStatement(span_of(first), _shown(first), word, ())
+        if at == 1 and line[1:] and line[1].type == "LPAR" and (found := _round_time(source, line)):
+            return found
         if iskeyword(first) and len(line) > 1 and line[1].type == "NAME":
             return UnknownStatement(span_of(first), str(first), "", tuple(spelt))
     for k in range(1, min(at + 1, len(line))):
@@ -128,7 +131,8 @@ def _head(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Diagnosti
             if line[k : k + size] in _FOR_EQUALS and is_line([*line[:k], *_EQUALS, *line[k + size :]]):
                 span = span_of(line[k]).to(span_of(line[k + size - 1]))
                 return MissingEquals(span, "".join(line[k : k + size]))
-    if first.type in _EXPRESSION and is_line([_like(first, "OUTPUT"), *line]):
+    equals = any(t.type == "_EQUALS" for t in line)
+    if not equals and first.type in _EXPRESSION and is_line([_like(first, "OUTPUT"), *line]):
         return BareExpression(span_of(first).to(span_of(line[-1])))
     if _depth(line[:at]):
         return None
@@ -189,11 +193,49 @@ def _mismatched(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Dia
 
 
 def _repair(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Edit | None:
-    """A comma that is missing in a list of names, or one too many."""
-    start = span_of(line[at]).start
-    if "_COMMA" in accepted and "AND" not in accepted and is_line([*line[:at], _like(line[at], "_COMMA"), *line[at:]]):
-        return Edit(Span(line[at - 1].end_pos or start, start), ", ")
+    """The edit of one sign that makes a line of it."""
+    start, before = span_of(line[at]).start, line[at - 1].end_pos or 0
+    gap = Span(before, start)
+    candidates: list[tuple[Edit, Sequence[str], int, int]] = []
+    """An edit, and the terminals that it puts for `line[i:j]`."""
+    if "AND" not in accepted:
+        if str(line[at]) in ("bool", "real", "complex"):
+            candidates.append((Edit(gap, ": "), ["_COLON"], at, at))
+        candidates.append((Edit(gap, ", "), ["_COMMA"], at, at))
+        candidates.append((Edit(gap, " in "), ["_IN"], at, at))
+        candidates.append((Edit(span_of(line[at]), "in"), ["_IN"], at, at + 1))
     for k in (at, at - 1):
-        if line[k].type == "_COMMA" and is_line([*line[:k], *line[k + 1 :]]):
-            return Edit(span_of(line[k]), "")
+        if line[k].type in ("_COMMA", "_COLON"):
+            candidates.append((Edit(span_of(line[k]), ""), [], k, k + 1))
+    pair = str(line[at - 1]) + str(line[at])
+    if before == start and pair in _TWO_SIGNS:
+        candidates.append(
+            (Edit(span_of(line[at - 1]).to(span_of(line[at])), _TWO_SIGNS[pair]), ["COMPARE"], at - 1, at + 1)
+        )
+    for edit, kinds, i, j in candidates:
+        if is_line([*line[:i], *(Token(kind, "", start, end_pos=start) for kind in kinds), *line[j:]]):
+            return edit
     return None
+
+
+_TWO_SIGNS = {"<>": "!=", "=<": "<=", "===": "=="}
+
+
+def _round_time(source: Source, line: Sequence[Token]) -> Diagnostic | None:
+    """`h(t) = ...` for `h[t] = ...`."""
+    closer = next((k for k, token in enumerate(line) if token.type == "RPAR"), 0)
+    inner = line[2:closer]
+    if is_line([line[0], _like(line[1], "LSQB"), *inner, _like(line[closer], "RSQB"), *line[closer + 1 :]]):
+        span = span_of(line[1]).to(span_of(line[closer]))
+        return UnexpectedToken(span_of(line[1]), "`(`", "`[`", Edit(span, f"[{source.slice(span)[1:-1]}]"))
+    return None
+
+
+def _hint(line: Sequence[Token], at: int) -> str:
+    """How else to say what was most likely meant."""
+    token = line[at]
+    if token.type == "_IN" and any(t.type == "_EQUALS" for t in line[:at]):
+        return "a range stands before the `=`: `c in (0, inf) = 8.0`"
+    if token.type == "_COLON" and _depth(line[:at]):
+        return "nothing is sliced, and a dim is split by `x[D -> H * P]`"
+    return "a choice is written `where(condition, a, b)`" if token == "if" else ""

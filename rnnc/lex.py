@@ -26,6 +26,7 @@ from rnnc.errors.text import (
     NumberOutOfRange,
     StrayString,
     UnclosedDocstring,
+    meant,
 )
 from rnnc.source import Source, Span
 
@@ -73,7 +74,7 @@ def tokens(source: Source, diagnostics: list[Diagnostic]) -> list[Token]:
                 kind = words.get(word, kind)
             else:
                 kind = "INVALID"
-                diagnostics.append(_bad_name(text[position:end], position))
+                diagnostics.append(_bad_name(text, Span(position, end)))
         elif kind == "NUMBER":
             if tail := _AFTER_NUMBER.match(text, end):
                 end = tail.end()
@@ -102,15 +103,23 @@ def _stray(source: Source, start: int, diagnostics: list[Diagnostic]) -> int:
     end = start + 1
     while end < len(text) and text[end] == text[start]:
         end += 1
-    diagnostics.append(InvalidCharacter(Span(start, end), text[start]))
+    diagnostics.append(_invalid(text, Span(start, end)))
     return end
 
 
-def _bad_name(text: str, start: int) -> Diagnostic:
-    for i, ch in enumerate(text):
-        if ch == "·" or not unicodedata.normalize("NFKC", "a" + ch).isidentifier():
-            return InvalidCharacter(Span(start + i, start + i + 1), ch)
-    return InvalidName(Span(start, start + len(text)), unicodedata.normalize("NFKC", text), MAX_NAME)
+def _invalid(text: str, span: Span) -> InvalidCharacter:
+    instead = meant(text[span.start])
+    if instead is not None and instead.isalpha():
+        before = " " if span.start and not text[span.start - 1].isspace() else ""
+        instead = f"{before}{instead}{'' if text[span.end : span.end + 1].isspace() else ' '}"
+    return InvalidCharacter(span, text[span.start], None if instead is None else Edit(span, instead))
+
+
+def _bad_name(text: str, span: Span) -> Diagnostic:
+    for i in range(span.start, span.end):
+        if text[i] == "·" or not unicodedata.normalize("NFKC", "a" + text[i]).isidentifier():
+            return _invalid(text, Span(i, i + 1))
+    return InvalidName(span, unicodedata.normalize("NFKC", text[span.start : span.end]), MAX_NAME)
 
 
 def _bad_number(text: str, number: str, start: int) -> Diagnostic | None:

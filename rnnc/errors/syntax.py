@@ -173,15 +173,13 @@ class UnexpectedToken(Diagnostic):
     """In words, names in backquotes."""
     expected: str
     mended: Edit | None = None
+    hint: str = ""
 
     def message(self) -> str:
         return f"unexpected {self.found}"
 
-    def label(self) -> str:
-        return f"expected {self.expected}" if self.mended else ""
-
     def help(self) -> str:
-        return "" if self.mended else f"expected {self.expected}"
+        return f"expected {self.expected}{'; ' if self.hint else ''}{self.hint}"
 
     def edit(self) -> Edit | None:
         return self.mended
@@ -212,7 +210,7 @@ class UnexpectedEnd(Diagnostic):
     def message(self) -> str:
         return f"the statement ends after `{self.after}`"
 
-    def label(self) -> str:
+    def help(self) -> str:
         return f"expected {self.expected}"
 
 

@@ -105,10 +105,10 @@ class TooManyErrors(Diagnostic):
         return f"stopped after {self.limit} errors; there may be more"
 
 
-LOOKALIKES = {
+_LOOKALIKES = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", "⊙": "*",
     "∘": "*", "÷": "/", "∕": "/", "⁄": "/", "→": "->", "⟶": "->", "↦": "->", "≤": "<=", "≥": ">=", "≠": "!=", "∈": "in",
-    "∞": "inf", "∧": "and", "∨": "or", "¬": "not", "^": "**", "&": "and", "|": "or", "!": "not", "{": "(", "}": ")",
+    "∞": "inf", "∧": "and", "∨": "or", "¬": "not", "^": "**", "&": "and", "|": "or", "!": "not",
     "“": '"', "”": '"', "„": '"', "≔": "=",
 }  # fmt: skip
 """What a character that has no meaning here was most likely meant to be."""
@@ -118,6 +118,9 @@ _HINTS = {
     "\\": "a newline inside brackets, or after an operator, `,` or `=`, ends no statement; no `\\` is needed",
     ".": "numbers are written `0.5`; nothing has attributes",
     "%": "there is no remainder; integers are divided exactly in `dim` lines, with `/`",
+    "{": "brackets are `( )` and `[ ]`; a time is written `h[t-1]`",
+    "}": "brackets are `( )` and `[ ]`; a time is written `h[t-1]`",
+    "'": "there are no strings, and no names with primes",
     "@": "a contraction names its dim: `sum[K](q * S)`",
     "∑": "a sum names its dims: `sum[K](q * S)`",
     "√": "write `sqrt(x)`",
@@ -142,6 +145,7 @@ class InvalidCharacter(Diagnostic):
         """)
 
     character: str
+    mended: Edit | None
 
     def message(self) -> str:
         return f"{describe(self.character)} has no meaning here"
@@ -149,26 +153,27 @@ class InvalidCharacter(Diagnostic):
     def help(self) -> str:
         if self.character in _HINTS:
             return _HINTS[self.character]
-        meant = self._meant()
-        if meant is None:
+        if self.mended is None:
             return ""
-        return f"did you mean `{meant}`?" if meant.strip() else "remove it" if not meant else "put a blank instead"
-
-    def _meant(self) -> str | None:
-        if self.character in LOOKALIKES:
-            return LOOKALIKES[self.character]
-        plain = unicodedata.normalize("NFKC", self.character)
-        if self.character.isspace():
-            return " "
-        if unicodedata.category(self.character) in ("Cf", "Cc"):
-            return ""
-        return plain if plain != self.character and plain.isascii() and plain.strip() else None
+        meant = self.mended.text.strip()
+        return f"did you mean `{meant}`?" if meant else "put a blank instead" if self.mended.text else "remove it"
 
     def edit(self) -> Edit | None:
-        meant = self._meant()
-        if meant is None or self.character in _HINTS:
-            return None
-        return Edit(self.span, f" {meant} " if meant.isalpha() else meant)
+        return self.mended
+
+
+def meant(character: str) -> str | None:
+    """What to write instead of a character, None where that is not known."""
+    if character in _HINTS:
+        return None
+    if character in _LOOKALIKES:
+        return _LOOKALIKES[character]
+    if character.isspace():
+        return " "
+    if unicodedata.category(character) in ("Cf", "Cc"):
+        return ""
+    plain = unicodedata.normalize("NFKC", character)
+    return plain if plain != character and plain.isascii() and plain.strip() else None
 
 
 def describe(character: str) -> str:
