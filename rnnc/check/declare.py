@@ -15,7 +15,7 @@ from rnnc.errors import dims, kinds, names, time
 from rnnc.source import Span
 
 MAX_SIZE = 2**31 - 1
-_ROLES: Mapping[str, SymbolRole] = {word: role for role, word in WORDS.items()} | {"def": "def"}
+_ROLES: Mapping[str, SymbolRole] = {word: role for role, word in WORDS.items()}
 _FORMS: Mapping[str, str] = {
     "dim": "dim D = 512",
     "const": "const c in (0, inf) = 8.0",
@@ -44,7 +44,7 @@ def collect(cx: Context) -> None:
                     _parts(cx, keyword, item)
                     _add(cx, item.name, keyword)
             case tree.Equation():
-                _add(cx, statement.target.name, "def")
+                _add(cx, statement.target.name, "definition")
             case tree.Output(target=tree.Name() as name) if statement.expr is not None:
                 _add(cx, name, "output")
             case _:

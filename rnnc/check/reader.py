@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from types import GeneratorType
 from typing import TYPE_CHECKING
 
 from rnnc import ir, tree
 from rnnc.check.context import WORDS, Context, Symbol, SymbolRole
 from rnnc.check.sizes import require_equal
 from rnnc.check.timing import MAX_LAG, lag_of
-from rnnc.check.words import BARE_DRAWS, NUMBERS, SIGNATURES
+from rnnc.check.words import BARE_DRAWS, NUMBERS, SIGNATURES, STATEMENTS
 from rnnc.diagnostics import Diagnostic
 from rnnc.errors import dims, kinds, names, time
 
@@ -79,7 +78,7 @@ class Reader:
         stack: list[tuple[tree.Expr, Step]] = []
         node, value = root, self._begin(root)
         while True:
-            if isinstance(value, GeneratorType):
+            if isinstance(value, Generator):
                 stack.append((node, value))
                 sent: Value = None
             else:
@@ -105,7 +104,7 @@ class Reader:
     def _begin(self, node: tree.Expr) -> Step | Value:
         match node:
             case tree.Number():
-                return self._number(node)
+                return self.graph.lit(node.value)
             case tree.Name():
                 return self._name(node)
             case tree.Unary():
@@ -119,13 +118,6 @@ class Reader:
             case tree.Call():
                 return self._call(node)
 
-    def _number(self, node: tree.Number) -> Value:
-        try:
-            complex(node.value)
-        except OverflowError:
-            return self.wrong(kinds.NumberTooLarge(node.span))
-        return self.graph.lit(node.value)
-
     # --- names ---------------------------------------------------------------------------------------------------
 
     def _name(self, node: tree.Name) -> Value:
@@ -136,6 +128,8 @@ class Reader:
             return self.wrong(time.TimeAsValue(node.span))
         if name in SIGNATURES:
             return self._bare_draw(node) if name in BARE_DRAWS else self._no_value(node)
+        if name in STATEMENTS:
+            return self.wrong(kinds.NotInPlace(node.span, f"`{name}`", self.place.what))
         symbol = self.symbol(node)
         return None if symbol is None else self.ref(symbol, 0)
 
@@ -279,9 +273,13 @@ class Reader:
             return value
         if not require_equal(old, new, node.inner, self.cx):
             return None
-        if len(new) > 1:
-            return self.graph.split(value, old[0], new)
-        return self.graph.merge(value, old, new[0]) if len(old) > 1 else self.graph.rename(value, old[0], new[0])
+        match old, new:
+            case (one,), (other,):
+                return self.graph.rename(value, one, other)
+            case (one,), _:
+                return self.graph.split(value, one, new)
+            case _:
+                return self.graph.merge(value, old, new[0])
 
     # --- calls ---------------------------------------------------------------------------------------------------
 

@@ -411,21 +411,3 @@ a in disc(1) = exp(1j * x)        # right
 
     def help(self) -> str:
         return f"write `{self.name} in disc(1) = ...`"
-
-
-@dataclass(frozen=True)
-class NumberTooLarge(Diagnostic):
-    code = "RNN416"
-    title = "a number that no floating-point number can hold"
-    page = """\
-Numbers go up to about 1.8e308. Infinity is written `inf`.
-"""
-
-    def message(self) -> str:
-        return "this number is too large"
-
-    def label(self) -> str:
-        return "more than 1.8e308"
-
-    def help(self) -> str:
-        return "write `inf` for infinity"
