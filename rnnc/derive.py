@@ -52,7 +52,7 @@ class Derivation:
         def add(node: Expr, cotangent: Expr) -> None:
             if node.kind != "complex" and cotangent.kind == "complex":
                 cotangent = self.graph.apply("real", cotangent)
-            total[node] = self.graph.apply("add", total[node], cotangent) if node in total else cotangent
+            total[node] = self.plus(total[node], cotangent) if node in total else cotangent
 
         for node, cotangent in cotangents.items():
             if node in live:
@@ -143,6 +143,11 @@ class Derivation:
         if isinstance(b, Lit) and b.value == 1:
             return a
         return self.graph.apply("mul", a, b)
+
+    def plus(self, a: Expr, b: Expr) -> Expr:
+        if isinstance(b, Apply) and b.op == "neg":
+            return self.graph.apply("sub", a, b.args[0])
+        return self.graph.apply("add", a, b)
 
     def conj(self, x: Expr) -> Expr:
         return self.graph.apply("conj", x) if x.kind == "complex" else x

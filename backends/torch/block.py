@@ -161,11 +161,11 @@ class Block:
         return self.nested(node)[0]
 
     def aligned_code(self, node: Expr, dims: tuple[str, ...]) -> str:
-        """Code of a node that broadcasts to `dims`, which must hold its own."""
+        """Code of a node that broadcasts to `dims`, which must hold its own. A boolean stays one."""
         self.prepare(node)
-        if node in self.hints or self.uses[node] > 1 or node in self.projections:
+        if (node in self.hints or self.uses[node] > 1 or node in self.projections) and not is_number(node):
             self.variable(node)
-        return self.aligned(node, dims, arithmetic=True)[0]
+        return self.aligned(node, dims)[0]
 
     def prepare(self, root: Expr) -> None:
         """Lines for all that must have a name below `root`, operands first."""

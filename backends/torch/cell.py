@@ -207,10 +207,10 @@ class CellCoder:
                 size = f"self.{node.dims[0]}"
                 start = args[0] if args else "0"
                 return f"({start} + torch.arange({size}, device={target}.device))"
+            self.helpers.add("_blank")
             if node.op in ("orthogonal", "eye"):
                 kept, outs = p.matrix or (max(0, len(p.shape) - 2), 1)
                 return block._call(f"_{node.op}", f"_blank({target})", str(kept), str(outs))
-            self.helpers.add("_blank")
             if node.op == "normal":
                 return f"_blank({target}).normal_(0.0, {args[0]})"
             if node.op == "uniform":
@@ -422,8 +422,7 @@ class CellCoder:
     def loop_lines(self, step: Loop, block: Block, table: NameTable, values: dict[str, str]) -> None:
         code = self.loops[id(step)]
         hoisted = [block.aligned_code(n, n.dims) for n in step.hoisted]
-        hoisted = [t if n.kind != "bool" else block.code(n) for t, n in zip(hoisted, step.hoisted, strict=True)]
-        fixed = [block.aligned_code(n, n.dims) if n.kind != "bool" else block.code(n) for n in step.fixed]
+        fixed = [block.aligned_code(n, n.dims) for n in step.fixed]
         fixed += [f"self.{w}.to(dtype)" for w in code.weights]
         history = [self.queue(s, block, table) for s in step.streams]
         args = [f"[{', '.join(hoisted)}]", f"[{', '.join(fixed)}]", f"[{', '.join(history)}]"]

@@ -89,7 +89,8 @@ class LoopCoder:
         back, products = self.back()
         pack = self.pack()
         inputs = [self.names[n] for n in (*self.loop.hoisted, *self.loop.fixed)]
-        tensors = [*inputs, *self.weight_names.values(), *self.pack_names.values(), *self.past.values()]
+        weights = [self.weight_names[w] for w in self.weights]
+        tensors = [*inputs, *weights, *self.pack_names.values(), *self.past.values()]
         numbers = [*self.sizes.values(), *self.consts.values()]
         updates = [f"{s.name}[t]" for s in self.loop.streams]
         parts = [
@@ -186,7 +187,7 @@ class LoopCoder:
     def pack(self) -> str:
         if not self.packs:
             return ""
-        args = [*(self.names[n] for n in self.loop.fixed), *self.weight_names.values()]
+        args = [*(self.names[n] for n in self.loop.fixed), *(self.weight_names[w] for w in self.weights)]
         self.helpers.add("_pack")
         items = []
         for p in self.packs:

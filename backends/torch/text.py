@@ -60,7 +60,8 @@ def _wrap(line: str, width: int) -> list[str]:
         return [head, inner, f"{indent}{tail}"]
     # One parenthesised value must not become a tuple.
     call = start > 0 and (line[start - 1].isalnum() or line[start - 1] in "_)]")
-    comma = "," if len(items) > 1 or call or line[start] == "[" else ""
+    kept = line[start + 1 : end].rstrip().endswith(",")
+    comma = "," if len(items) > 1 or call or kept or line[start] == "[" else ""
     body = [part for item in items for part in _wrap(f"{indent}    {item}{comma}", width)]
     return [head, *body, f"{indent}{tail}"]
 

@@ -449,8 +449,8 @@ def _loop_operator(
             values: list[list[Tensor]] = [[] for _ in history]
             for t in range(steps):
                 new = step(*(x[t] for x in tokens), *shared, *past(values, history, t, where), *sizes, *consts)
-                for value, now in zip(values, new):
-                    value.append(now)
+                for value, now, before in zip(values, new, history):
+                    value.append(now.to(before.dtype))
             batch = history[0].shape[0] if where is None else 1
             return [
                 torch.stack([x.expand(batch, *h.shape[2:]) for x in v], 1) if v else h.new_empty(batch, 0, *h.shape[2:])
@@ -575,7 +575,7 @@ def _steps(
         with torch.autocast(history[0].device.type, enabled=False):
             past = [x for h in history for x in h.unbind(1)]
             new = loop.step(*hoisted, *fixed, *loop.pack(*fixed), *past, *sizes, *consts)
-            return [x.expand(run.lead[0], *h.shape[2:]) for x, h in zip(new, history)]
+            return [x.to(h.dtype).expand(run.lead[0], *h.shape[2:]) for x, h in zip(new, history)]
     return loop.operator(
         list(hoisted), list(fixed), list(history), list(sizes), list(consts), run.lead[1], run.sequence, run.position
     )
