@@ -216,6 +216,9 @@ class Builder(Transformer[Token, object]):
                 span = span.to(node.span)
         return tree.Declared(name_of(token), None if dims is None else dims[0], kind, region, value, span)
 
+    def learned(self, token: Token) -> tree.Name:
+        return name_of(token)
+
     def keyword(self, token: Token) -> Token:
         return token
 
