@@ -60,7 +60,8 @@ def parse_partial(source: Source) -> tuple[tree.Program, list[Diagnostic]]:
     diagnostics.sort(key=lambda d: d.span.start)
     if len(diagnostics) >= MAX_ERRORS:
         del diagnostics[MAX_ERRORS:]
-        diagnostics.append(TooManyErrors(diagnostics[-1].span, MAX_ERRORS))
+        last = diagnostics[-1].span.end
+        diagnostics.append(TooManyErrors(Span(last, last), MAX_ERRORS))
         return tree.Program(()), diagnostics
     return tree.Program(cells), diagnostics
 

@@ -133,6 +133,7 @@ def test_expressions(text: str, meaning: str) -> None:
         "beta in (0, 2] = x",
         "lam in disc(1) = x",
         "state S[H, K, V] = (-inf), n[H], c: complex",
+        "state S[D] = param",
         "S[t] = x",
         "S[t] over J = x",
         "eigenvalues S in [(-1), 1]",
