@@ -233,8 +233,9 @@ class Builder:
     # --- declarations ------------------------------------------------------------------------------------------------
 
     def choose_dims(self) -> None:
-        for name in ("D", "K", "N")[: self.number(1, min(3, self.size))]:
-            self.sizes[name] = self.number(1, 2 + self.size // 2)
+        for name in ("D", "K", "N")[: self.draw(st.sampled_from((2, 1) if self.size < 3 else (2, 3, 1)))]:
+            # Of different sizes mostly, so that no axis passes for another.
+            self.sizes[name] = self.draw(st.sampled_from((2, 3, 1) if self.size < 3 else (2, 3, 4, 1)))
         if self.flip():
             # One more dim that is made of others, so that there is something to rename, split or merge.
             first = next(iter(self.sizes))
@@ -395,7 +396,7 @@ class Builder:
         return c
 
     def select(self, place: Place, depth: int) -> Expr:
-        if self.rarely():
+        if self.number(0, 2) == 2:
             # The branch that is not selected is NaN, or has an infinite derivative.
             v = self.leaf(place)
             function = self.text("sqrt", "log", "rsqrt")
@@ -675,17 +676,16 @@ class Builder:
 
 
 _EXPRESSIONS: tuple[Callable[[Builder, Place, int], Expr | None], ...] = (
-    Builder.unary,
-    Builder.unary,
-    Builder.binary,
     Builder.binary,
     Builder.select,
     Builder.reduction,
-    Builder.normal,
     Builder.linear,
+    Builder.unary,
+    Builder.normal,
     Builder.conv,
     Builder.rename,
     Builder.resize,
+    Builder.binary,
     Builder.solve,
 )
 
