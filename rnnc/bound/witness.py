@@ -1,0 +1,327 @@
+"""Numbers that break a claim.
+
+Goals: a reachable counterexample in few and simple numbers, found by a seeded search over floats and then proved in
+exact arithmetic, so that no claim is refuted by a rounding error.
+Non-goals: finding one wherever there is one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
+
+from rnnc.bound.evaluate import FLOATS, INTERVALS, Array, Runner, Slot, Unsupported
+from rnnc.bound.interval import INF, Interval, point
+from rnnc.bound.invariants import Environment
+from rnnc.bound.ranges import walk_real
+from rnnc.ir import Draw, Expr, Ref, walk
+
+_PLAIN = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 1.3, -1.3, 3.0, -3.0, 0.1, -0.1, 10.0, -10.0, 30.0, -30.0)
+_EVALUATIONS = 150_000
+_STARTS = 5
+_TOKENS = (1, 2, 3)
+_MARGIN = 1e-6
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A counterexample: what each value is, and what comes of it after `tokens` tokens with dims of size `size`.
+
+    `values` are (name, numbers) pairs, the numbers as text; `result` is the offending value.
+    """
+
+    values: tuple[tuple[str, str], ...]
+    result: complex | float
+    tokens: int
+    size: int
+
+    def text(self) -> str:
+        """`x = 2`, `w = -1` after 2 tokens."""
+        said = ", ".join(f"`{name} = {text}`" for name, text in self.values)
+        return f"{said} after {self.tokens} tokens" if self.tokens > 1 else said
+
+
+@dataclass(frozen=True)
+class Target:
+    """What must not happen: `value` outside of the region between `lo` and `hi`, or `imag` different from 0.
+
+    All are real expressions of the model; `lo`, `hi` and `imag` may be missing. `shown` are more values to report.
+    """
+
+    value: Expr
+    lo: Expr | None = None
+    hi: Expr | None = None
+    lo_open: bool = False
+    hi_open: bool = False
+    imag: Expr | None = None
+    shown: tuple[tuple[str, Expr], ...] = ()
+
+    def roots(self) -> list[Expr]:
+        found = [self.value, *(e for e in (self.lo, self.hi, self.imag) if e is not None)]
+        return [*found, *(e for _, e in self.shown)]
+
+    def read(self, values: Sequence[V]) -> dict[str, V]:
+        names = ["value", *(n for n, e in (("lo", self.lo), ("hi", self.hi), ("imag", self.imag)) if e is not None)]
+        return dict(zip(names, values, strict=False))
+
+    def score(self, at: Mapping[str, float]) -> float:
+        """How far outside: positive there, 0 at an end."""
+        gaps: list[float] = []
+        if "hi" in at:
+            gaps.append((at["value"] - at["hi"]) / (1 + abs(at["hi"])))
+        if "lo" in at:
+            gaps.append((at["lo"] - at["value"]) / (1 + abs(at["lo"])))
+        if "imag" in at:
+            gaps.append(abs(at["imag"]))
+        gaps = [g for g in gaps if g == g]
+        return max(gaps, default=-INF) if math.isfinite(at["value"]) else -INF
+
+    def broken(self, at: Mapping[str, Interval]) -> bool:
+        """Whether the claim is false for all values of these intervals."""
+        if any(i.undefined for i in at.values()):
+            return False
+        value = at["value"]
+        above = "hi" in at and (value.lo > at["hi"].hi or (self.hi_open and value.lo >= at["hi"].hi))
+        below = "lo" in at and (value.hi < at["lo"].lo or (self.lo_open and value.hi <= at["lo"].lo))
+        return above or below or ("imag" in at and at["imag"].nonzero)
+
+
+def search(env: Environment, target: Target, sizes: Sequence[int] = (1, 2)) -> Witness | None:
+    """A witness against a target, or None where none was found."""
+    remaining = [_EVALUATIONS]
+    for size in sizes:
+        try:
+            found = _Search(env, target, size, remaining).run()
+        except Unsupported:
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+Numbers = dict[Slot, float]
+
+
+class _Search:
+    def __init__(self, env: Environment, target: Target, size: int, remaining: list[int]) -> None:
+        self.env = env
+        self.target = target
+        self.size = size
+        self.remaining = remaining
+        self.runner = Runner(env.model, target.roots(), size, FLOATS)
+        self.domains: dict[Slot, Interval] = {}
+        self.random = random.Random(1)
+
+    def run(self) -> Witness | None:
+        past = any(isinstance(n, Ref) and n.lag for r in self.target.roots() for n in walk_real(r)) or any(
+            isinstance(n, Ref) and n.lag for r in self.target.roots() for n in walk(r)
+        )
+        for tied in (True, False):
+            for tokens in _TOKENS if past else _TOKENS[:1]:
+                if not tied and tokens == 1:
+                    continue
+                found = self.search(tokens, tied)
+                if found is not None:
+                    return self.report(self.simplified(found, tokens, tied), tokens, tied)
+        return None
+
+    # --- evaluating -------------------------------------------------------------------------------------------------
+
+    def key(self, slot: Slot, tied: bool) -> Slot:
+        return Slot(slot.kind, slot.name, slot.part, slot.index) if tied else slot
+
+    def chooser(self, numbers: Numbers, tied: bool) -> Callable[[Slot], float]:
+        def choose(slot: Slot) -> float:
+            key = self.key(slot, tied)
+            if key not in numbers:
+                numbers[key] = self.default(key)
+            return numbers[key]
+
+        return choose
+
+    def score(self, numbers: Numbers, tokens: int, tied: bool) -> float:
+        """The worst violation at the last token."""
+        self.remaining[0] -= len(self.runner.order) * tokens * self.size
+        results = self.runner.run(tokens, self.chooser(numbers, tied))[-1]
+        return max(self.target.score(self.target.read(at)) for at in _rows(self.runner, results))
+
+    # --- searching --------------------------------------------------------------------------------------------------
+
+    def domain(self, slot: Slot) -> Interval:
+        if slot not in self.domains:
+            self.domains[slot] = self._domain(slot)
+        return self.domains[slot]
+
+    def _domain(self, slot: Slot) -> Interval:
+        model = self.env.model
+        graph = model.graph
+        match slot.kind:
+            case "input":
+                declared = model.cell.input(slot.name)
+                leaf: Expr = graph.ref("input", slot.name, declared.type)
+                if slot.part:
+                    # Both parts within a square inside the disc.
+                    bound = self.env.leaf(graph.apply("abs", leaf))
+                    if isinstance(bound.hi, Fraction):
+                        return Interval(-bound.hi * Fraction(7, 10), bound.hi * Fraction(7, 10))
+                    leaf = graph.apply(slot.part, leaf)
+                return self.env.leaf(leaf)
+            case "const":
+                const = model.cell.const(slot.name)
+                return point(const.value) if const.region is None else self.env.leaf(graph.ref("const", slot.name))
+            case "draw":
+                draws = [n for p in model.cell.params for n in walk(p.init) if isinstance(n, Draw)]
+                drawn = next((d for d in draws if str(model.number(d)) == slot.name), None)
+                return Interval(-INF, INF, True, True) if drawn is None else self.env.leaf(drawn)
+            case _:
+                return Interval(-INF, INF, True, True)
+
+    def boolean(self, slot: Slot) -> bool:
+        return slot.kind == "input" and self.env.model.cell.input(slot.name).type.kind == "bool"
+
+    def candidates(self, slot: Slot) -> list[float]:
+        """Numbers to try for a slot, simplest first."""
+        domain = self.domain(slot)
+        if self.boolean(slot):
+            return [0.0, 1.0]
+        if domain.point:
+            return [float(domain.lo)]
+        found = [x for x in _PLAIN if domain.holds(Fraction(x))]
+        for end, is_open, inward in ((domain.lo, domain.lo_open, 1), (domain.hi, domain.hi_open, -1)):
+            if not isinstance(end, Fraction):
+                continue
+            width = float(min(Fraction(1), abs(domain.hi - domain.lo)) if math.isfinite(domain.hi - domain.lo) else 1)
+            near = float(end) + inward * width * 0.001
+            value = near if is_open else float(end)
+            if domain.holds(Fraction(value)) and value not in found:
+                found.append(value)
+        if not found:
+            middle = (Fraction(domain.lo) + Fraction(domain.hi)) / 2
+            found = [float(middle)]
+        return found
+
+    def default(self, slot: Slot) -> float:
+        if slot.kind == "const":
+            return float(self.env.model.cell.const(slot.name).value)
+        return self.candidates(slot)[0]
+
+    def enough(self, score: float) -> bool:
+        return score > _MARGIN or (score >= 0 and (self.target.lo_open or self.target.hi_open))
+
+    def search(self, tokens: int, tied: bool) -> Numbers | None:
+        for start in range(_STARTS):
+            numbers: Numbers = {}
+            best = self.score(numbers, tokens, tied)
+            if start == 1:
+                numbers = {s: self.near(s, 1.0) for s in numbers}
+            elif start > 1:
+                numbers = {s: self.random.choice(self.candidates(s)) for s in numbers}
+            if start:
+                best = self.score(numbers, tokens, tied)
+            if self.enough(best) and self.proved(numbers, tokens, tied):
+                return numbers
+            for _ in range(2):
+                before = best
+                for slot in list(numbers):
+                    kept = numbers[slot]
+                    for candidate in self.candidates(slot):
+                        if candidate == kept or self.remaining[0] <= 0:
+                            continue
+                        trial = {**numbers, slot: candidate}
+                        score = self.score(trial, tokens, tied)
+                        if score > best:
+                            best, numbers = score, trial
+                            if self.enough(best) and self.proved(numbers, tokens, tied):
+                                return numbers
+                if best <= before:
+                    break
+            if self.remaining[0] <= 0:
+                return None
+        return None
+
+    def near(self, slot: Slot, value: float) -> float:
+        return min(self.candidates(slot), key=lambda c: abs(c - value))
+
+    def proved(self, numbers: Numbers, tokens: int, tied: bool) -> bool:
+        """Whether the claim is broken in exact arithmetic."""
+        return bool(list(self.offences(numbers, tokens, tied)))
+
+    def offences(self, numbers: Numbers, tokens: int, tied: bool) -> Iterator[list[Interval]]:
+        exact = Runner(self.env.model, self.target.roots(), self.size, INTERVALS)
+        results = exact.run(tokens, lambda slot: point(numbers.get(self.key(slot, tied), 0.0)))[-1]
+        for at in _rows(exact, results):
+            if self.target.broken(self.target.read(at)):
+                yield at
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    def simplified(self, numbers: Numbers, tokens: int, tied: bool) -> Numbers:
+        """The same with as many plain numbers as the violation allows."""
+        best = self.score(numbers, tokens, tied)
+        for slot in list(numbers):
+            for candidate in self.candidates(slot):
+                if candidate == numbers[slot]:
+                    break
+                trial = {**numbers, slot: candidate}
+                score = self.score(trial, tokens, tied)
+                if score >= min(best, 0.05) and self.enough(score) and self.proved(trial, tokens, tied):
+                    numbers = trial
+                    break
+        return numbers
+
+    def report(self, numbers: Numbers, tokens: int, tied: bool) -> Witness:
+        at = next(self.offences(numbers, tokens, tied))
+        value = _middle(at[0])
+        imag = self.target.read(at).get("imag")
+        result: complex | float = value
+        if isinstance(imag, Interval) and imag.nonzero:
+            result = complex(value, _middle(imag))
+        shown = [(name, at[-len(self.target.shown) + i]) for i, (name, _) in enumerate(self.target.shown)]
+        values = tuple((n, number_text(_middle(i))) for n, i in shown) if shown else self.named(numbers)
+        return Witness(values, result, tokens, self.size)
+
+    def named(self, numbers: Numbers) -> tuple[tuple[str, str], ...]:
+        """The chosen numbers by name, those that are 0 left out where there are many."""
+        tokens: dict[str, dict[int, list[float]]] = {}
+        for slot, value in sorted(numbers.items(), key=lambda i: (i[0].token, i[0].index, i[0].part != "real")):
+            if slot.kind != "draw":
+                tokens.setdefault(slot.name, {}).setdefault(slot.token, []).append(value)
+        order = list(dict.fromkeys(s.name for s in numbers if s.kind != "draw"))
+        found = [(n, ", then ".join(_entries(v) for _, v in sorted(tokens[n].items()))) for n in order]
+        if len(found) > 4:
+            found = [(n, text) for n, text in found if text != "0"] or found[:1]
+        return tuple(found[:6])
+
+
+def _rows(runner: Runner[V], arrays: Sequence[Array[V]]) -> Iterator[list[V]]:
+    """The values of all roots at each entry of the first."""
+    first = arrays[0]
+    for at in runner.entries(first.dims):
+        where = dict(zip(first.dims, at, strict=True))
+        yield [runner.at(a, where) for a in arrays]
+
+
+def _entries(values: list[float]) -> str:
+    texts = [number_text(v) for v in values]
+    return texts[0] if len(set(texts)) == 1 else f"({', '.join(texts)})"
+
+
+def _middle(x: Interval) -> float:
+    if x.point:
+        return float(x.lo)
+    if not (math.isfinite(x.lo) and math.isfinite(x.hi)):
+        return float(x.lo if math.isfinite(x.lo) else x.hi)
+    return float((Fraction(x.lo) + Fraction(x.hi)) / 2)
+
+
+def number_text(value: complex | float) -> str:
+    """A number for people: three digits."""
+    if isinstance(value, complex):
+        return f"{value.real + 0.0:.3g}{value.imag + 0.0:+.3g}j"
+    return f"{value + 0.0:.3g}"
