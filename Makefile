@@ -2,7 +2,7 @@
 # interrupted, or whose pins changed, is done again.
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo lint format test test-full clean
+.PHONY: setup demo docs lint format test test-full clean
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -22,6 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
+	@mkdir -p demo
 	$(VENV)/bin/rnnc compile examples/mingru.rnn -o demo/mingru.py
 	$(PY) examples/train_demo.py --cell demo/mingru.py --plot demo/loss.png --seconds 60
 
@@ -33,6 +34,9 @@ lint: setup
 format: setup
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+
+docs: setup
+	$(PY) docs/make_codes.py
 
 # One thread of torch in each of two processes. A kind of test that needs a process of its own (interpreted Triton,
 # compiled Triton, a GPU) gets a line of its own here, above the main one, whose closing lines are the run's.
