@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from rnnc import tree
 from rnnc.check.reader import Head, Reader
-from rnnc.check.words import OPTIONS, SIGNATURES
+from rnnc.check.words import OPTIONS, SIGNATURES, with_arguments
 from rnnc.errors import kinds, names
 
 
 def well_formed(r: Reader, head: Head, count: int, *, brackets: bool = False) -> bool:
     """Whether a call has as many arguments as its function takes, and no arrow or brackets that it does not know."""
     call, name = head.call, head.name.text
-    if (
-        len(call.args) != count
-        or call.target is not None
-        or (head.bracket is not None and (not brackets or head.bracket.right is not None))
-    ):
-        r.wrong(names.WrongArguments(call.span, name, SIGNATURES[name]))
-        return False
-    return known_options(r, head)
+    fault = None
+    if call.target is not None:
+        fault = "with an arrow"
+    elif head.bracket is not None and (not brackets or head.bracket.right is not None):
+        fault = "with an arrow in brackets" if head.bracket.right is not None else "with dims in brackets"
+    elif len(call.args) != count:
+        fault = with_arguments(len(call.args))
+    if fault is not None:
+        r.wrong(names.WrongArguments(call.span, name, fault, SIGNATURES[name]))
+    return known_options(r, head) and fault is None
 
 
 def known_options(r: Reader, head: Head) -> bool:
@@ -51,5 +53,5 @@ def allowed(r: Reader, head: Head, *, step: bool = False) -> bool:
     """Whether a function that is not elementwise may stand here; one that needs `step` only in an equation."""
     good = r.place.step if step else not r.place.elementwise
     if not good:
-        r.wrong(kinds.NotInPlace(head.call.span, f"`{head.name.text}`", r.place.what))
+        r.wrong(kinds.NotInPlace(head.call.span, f"`{head.name.text}`", r.place.what, r.place.elementwise))
     return good

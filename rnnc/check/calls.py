@@ -143,7 +143,7 @@ def _solve(r: Reader, head: Head) -> Step:
     matrix = yield head.call.args[0]
     rhs = yield head.call.args[1]
     if head.bracket is None or len(head.bracket.left) != 2:
-        return r.wrong(names.WrongArguments(head.call.span, "solve", SIGNATURES["solve"]))
+        return r.wrong(names.WrongArguments(head.call.span, "solve", "without two dims", SIGNATURES["solve"]))
     over = r.cx.dims(head.bracket.left)
     if over is None or matrix is None or rhs is None:
         return None

@@ -58,6 +58,7 @@ def collect(cx: Context) -> None:
             end = cx.source.text.index("]", statement.index.span.end) + 1
             head = Span(name.span.start, end) if alone and near is None else None
             cx.report(time.NotAState(name.span, name.text, "", near, head))
+            cx.meant.update([] if near is None else [near])
             cx.symbols[name.text] = Symbol(name.text, "def", name.span)
 
 
@@ -226,6 +227,7 @@ def read_params(cx: Context) -> tuple[ir.Param, ...]:
             elementwise=True,
             shape=type.dims,
             before=item.span.start,
+            owner=item.name.text,
         )
         init = Reader(cx, place).read(item.value)
         learned = keyword == "param"

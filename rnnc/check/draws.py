@@ -19,31 +19,31 @@ def draw(r: Reader, head: Head) -> Step:
     args: list[ir.Expr] = []
     for node in head.call.args:
         value = yield node
-        if value is not None and _scalar(r, value, node):
+        if value is not None and _scalar(r, value, node, name):
             args.append(value)
     if name == "arange":
         if head.bracket is None or len(head.bracket.left) != 1:
-            return r.wrong(names.WrongArguments(head.call.span, name, SIGNATURES[name]))
+            return r.wrong(names.WrongArguments(head.call.span, name, "without a dim in brackets", SIGNATURES[name]))
         along = r.cx.dims(head.bracket.left)
         if along is None:
             return None
         if along[0] not in shape:
             near = r.cx.nearest(along[0], shape)
-            return r.wrong(dims.MissingDim(head.bracket.left[0].span, along[0], r.place.what, shape, near))
+            return r.wrong(dims.MissingDim(head.bracket.left[0].span, along[0], r.place.owner, shape, near))
         shape = along
     if len(args) < len(head.call.args) or not _possible(r, head, args):
         return None
     return r.graph.draw(name, tuple(args), shape)
 
 
-def _scalar(r: Reader, value: ir.Expr, node: tree.Expr) -> bool:
+def _scalar(r: Reader, value: ir.Expr, node: tree.Expr, function: str) -> bool:
     if any(isinstance(n, ir.Draw) for n in ir.walk(value)):
-        r.wrong(kinds.DrawElsewhere(node.span, r.text(node), "the argument of another"))
+        r.wrong(kinds.DrawElsewhere(node.span, r.text(node), f"the arguments of `{function}`"))
         return False
     if value.dims:
         r.wrong(dims.NotScalar(node.span, r.text(node), value.dims))
         return False
-    return r.ordered(value, node, "draw")
+    return r.ordered(value, node, function)
 
 
 def _possible(r: Reader, head: Head, args: list[ir.Expr]) -> bool:

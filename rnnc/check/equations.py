@@ -42,7 +42,7 @@ class Equations:
             elif isinstance(statement, tree.Update):
                 self._update(statement)
         for item in items(cx, "state"):
-            if item.name.text not in self.updates:
+            if item.name.text not in self.updates and item.name.text not in cx.meant:
                 cx.report(time.NoUpdate(item.name.span, item.name.text))
 
     def _update(self, statement: tree.Update) -> None:
@@ -71,7 +71,8 @@ class Equations:
             else:
                 self.cx.report(time.Circle(links[-1].span, tuple(circle), frozenset(), None))
         good = set(order)
-        states = {name: _uses(s.expr, now=True) for name, s in self.updates.items()}
+        timely = {name: s for name, s in self.updates.items() if lag_of((s.index,)) == 0}
+        states = {name: _uses(s.expr, now=True) for name, s in timely.items()}
         now = {name: _uses(s.expr, now=True) for name, s in self.targets.items() if name in good} | states
         for circle in circles(now)[1]:
             links = _links(now, circle)

@@ -60,7 +60,11 @@ def linear(r: Reader, head: Head) -> Step:
     if not allowed(r, head, step=True) or not known_options(r, head):
         return None
     if not call.args or (bracket is None) == (call.target is None):
-        return r.wrong(names.WrongArguments(call.span, "linear", SIGNATURES["linear"]))
+        fault = (
+            "with an arrow as well as dims in brackets" if bracket is not None else "without `-> D` or dims in brackets"
+        )
+        fault = fault if call.args else "without arguments"
+        return r.wrong(names.WrongArguments(call.span, "linear", fault, SIGNATURES["linear"]))
     args: list[ir.Expr | None] = []
     for node in call.args:
         args.append((yield node))

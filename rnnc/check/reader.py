@@ -17,6 +17,7 @@ from rnnc.check.timing import MAX_LAG, lag_of
 from rnnc.check.words import BARE_DRAWS, NUMBERS, SIGNATURES, STATEMENTS
 from rnnc.diagnostics import Diagnostic
 from rnnc.errors import dims, kinds, names, time
+from rnnc.source import Span
 
 if TYPE_CHECKING:
     from rnnc.check.maps import MapNames
@@ -129,7 +130,7 @@ class Reader:
         if name in SIGNATURES:
             return self._bare_draw(node) if name in BARE_DRAWS else self._no_value(node)
         if name in STATEMENTS:
-            return self.wrong(kinds.NotInPlace(node.span, f"`{name}`", self.place.what))
+            return self.wrong(kinds.NotInPlace(node.span, f"`{name}`", self.place.what, self.place.elementwise))
         symbol = self.symbol(node)
         return None if symbol is None else self.ref(symbol, 0)
 
@@ -143,7 +144,7 @@ class Reader:
         if node.text in ("zeros", "ones"):
             return self.graph.lit(0.0 if node.text == "zeros" else 1.0)
         if len(shape) < 2:
-            return self.wrong(dims.NeedsMatrix(node.span, node.text, shape))
+            return self.wrong(dims.NeedsMatrix(node.span, node.text, self.place.owner, shape))
         return self.graph.draw(node.text, (), shape)
 
     def symbol(self, node: tree.Name) -> Symbol | None:
@@ -252,7 +253,7 @@ class Reader:
         """`e[K -> J]`, `e[D -> H * P]`, `e[H * P -> D]`."""
         value = yield node.base
         if self.place.elementwise:
-            return self.wrong(kinds.NotInPlace(node.span, "a renaming", self.place.what))
+            return self.wrong(kinds.NotInPlace(node.span, "a renaming", self.place.what, True))
         assert node.right is not None
         if len(node.left) != 1 or len(node.right) != 1:
             return self.wrong(dims.OneDimAtATime(node.inner))
@@ -288,12 +289,12 @@ class Reader:
 
         head = head_of(node)
         if head is None:
-            return self.wrong(names.NotAFunction(node.base.span, self.text(node.base), None))
+            return self.wrong(names.NotAFunction(node.base.span, self.text(node.base), None, _times(node)))
         name = head.name
         if name.text in FUNCTIONS:
             return FUNCTIONS[name.text](self, head)
         if name.text in BARE_DRAWS:
-            return self.wrong(names.WrongArguments(node.span, name.text, SIGNATURES[name.text]))
+            return self.wrong(names.WrongArguments(node.span, name.text, "with brackets", SIGNATURES[name.text]))
         if name.text in SIGNATURES:
             return self.wrong(kinds.RegionAsValue(node.span, name.text))
         symbol = self.cx.symbols.get(name.text)
@@ -301,7 +302,13 @@ class Reader:
             return self.cx.function(name)
         as_time = isinstance(lag_of(node.args), int) and not node.options and node.target is None
         index = self.cx.source.slice(node.args[0].span) if as_time else None
-        return self.wrong(names.NotAFunction(node.span, name.text, index))
+        return self.wrong(names.NotAFunction(node.span, name.text, index, _times(node)))
+
+
+def _times(node: tree.Call) -> Span | None:
+    """Where a `*` would make a product of what looks like a call."""
+    single = len(node.args) == 1 and node.target is None and not node.options
+    return Span(node.base.span.end, node.base.span.end) if single else None
 
 
 def head_of(node: tree.Call) -> Head | None:

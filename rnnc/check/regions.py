@@ -6,7 +6,7 @@ from rnnc import ir, tree
 from rnnc.check.context import Context
 from rnnc.check.reader import Place, Reader, negative
 from rnnc.check.sizes import number_at_defaults
-from rnnc.check.words import SIGNATURES
+from rnnc.check.words import SIGNATURES, with_arguments
 from rnnc.errors import kinds as errors
 from rnnc.errors.names import UnknownFunction, WrongArguments
 
@@ -27,7 +27,7 @@ def spectrum(node: tree.Region, cx: Context, before: int | None = None) -> ir.Re
         cx.report(UnknownFunction(node.base.span, name, cx.nearest(name, ("disc", "annulus")), region=True))
         return None
     if len(node.args) != count:
-        cx.report(WrongArguments(node.span, name, SIGNATURES[name]))
+        cx.report(WrongArguments(node.span, name, with_arguments(len(node.args)), SIGNATURES[name]))
         return None
     ends = [_end(a, cx, before) for a in node.args]
     radii = [None if e is None else number_at_defaults(e, cx) for e in ends]

@@ -62,24 +62,28 @@ def nodes(root: tree.Expr) -> Iterator[tree.Expr]:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A use of a name at a lag. `span` covers the index; `bare` tells that there is none."""
+    """A use of a name at a lag. `span` covers the index."""
 
     name: str
     lag: int
     span: Span
-    bare: bool
 
 
 def references(root: tree.Expr) -> Iterator[Reference]:
-    """The names that an expression uses as values, and names of functions."""
-    indexed: set[int] = set()
+    """The names that an expression uses as values; not those whose use is an error in itself."""
+    seen: set[int] = set()
     for node in nodes(root):
         match node:
-            case tree.Bracket(tree.Name(name) as base, left, None) if isinstance(lag := lag_of(left), int):
-                indexed.add(id(base))
-                yield Reference(name, lag, node.span, False)
-            case tree.Name(name) if name not in SIGNATURES and id(node) not in indexed:
-                yield Reference(name, 0, node.span, True)
+            case tree.Bracket(tree.Name(name) as base, left, None):
+                lag = lag_of(left)
+                if lag != "other":
+                    seen.add(id(base))
+                if isinstance(lag, int):
+                    yield Reference(name, lag, node.span)
+            case tree.Call(tree.Name() as base):
+                seen.add(id(base))
+            case tree.Name(name) if name not in SIGNATURES and id(node) not in seen:
+                yield Reference(name, 0, node.span)
             case _:
                 pass
 

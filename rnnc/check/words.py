@@ -96,3 +96,8 @@ def reserved(name: str, role: str) -> str | None:
     if role in ("dim", "const", "input", "param", "buffer") and name in CLASS_NAMES:
         return "the generated module has that name already"
     return None
+
+
+def with_arguments(count: int) -> str:
+    """How a function was called, for a diagnostic."""
+    return f"with {count} argument{'' if count == 1 else 's'}"

@@ -405,10 +405,11 @@ param A[N, M] = eye           # right
 """
 
     draw: str
+    name: str
     shape: tuple[str, ...]
 
     def message(self) -> str:
-        return f"`{self.draw}` fills the last two dims, and here there are {dims_of(self.shape)}"
+        return f"`{self.draw}` fills the last two dims, and `{self.name}` has {dims_of(self.shape)}"
 
     def label(self) -> str:
         return "needs two dims"

@@ -274,7 +274,7 @@ u = x + b
     def help(self) -> str:
         if self.name in ("zeros", "ones"):
             return "write the number"
-        return f"declare `param A[...] = {self.name}...`, and use `A`"
+        return "declare `param A[...] = ...` with it, and use `A`"
 
     def edit(self) -> Edit | None:
         return Edit(self.span, "0" if self.name == "zeros" else "1") if self.name in ("zeros", "ones") else None
@@ -298,6 +298,7 @@ state h[D] = h0
 
     what: str
     place: str
+    elementwise: bool
 
     def message(self) -> str:
         return f"{self.what} cannot stand in {self.place}"
@@ -306,7 +307,9 @@ state h[D] = h0
         return "not here"
 
     def help(self) -> str:
-        return "write a definition, and use that in an equation"
+        if self.elementwise:
+            return "only what is elementwise can stand there"
+        return "what is learned, and a gradient, stand in equations; a learned initial value is `= param`"
 
 
 @dataclass(frozen=True)

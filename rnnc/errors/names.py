@@ -37,6 +37,8 @@ h[t] = (1 - z) * h[t-1] + z * c      # right
     def help(self) -> str:
         if self.nearest is not None:
             return f"did you mean `{self.nearest}`?"
+        if self.name.startswith("_"):
+            return "names that begin with `_` cannot be declared either"
         return (
             f"declare it (`input {self.name}[...]`, `param {self.name}[...] = ...`) or define it (`{self.name} = ...`)"
         )
@@ -204,6 +206,7 @@ h[t] = a * h[t-1]        # right
 
     text: str
     index: str | None
+    times: Span | None
 
     def message(self) -> str:
         return f"`{self.text}` is not a function"
@@ -217,7 +220,9 @@ h[t] = a * h[t-1]        # right
         return "to multiply, write `*`"
 
     def edit(self) -> Edit | None:
-        return None if self.index is None else Edit(self.span, f"{self.text}[{self.index}]")
+        if self.index is not None:
+            return Edit(self.span, f"{self.text}[{self.index}]")
+        return None if self.times is None else Edit(self.times, " * ")
 
 
 @dataclass(frozen=True)
@@ -248,7 +253,7 @@ gate z = sigmoid(x)        # right
             return f"did you mean `{self.nearest}`?"
         if self.region:
             return "a range is `[a, b]`, `(a, b)`, `disc(r)` or `annulus(r, s)`"
-        return "to multiply, write `*`"
+        return "write it out with the functions of the language; to multiply, write `*`"
 
     def edit(self) -> Edit | None:
         return None if self.nearest is None else Edit(self.span, self.nearest)
@@ -268,10 +273,11 @@ u = where(done, x, 0)          # right
 """
 
     name: str
+    fault: str
     signature: str
 
     def message(self) -> str:
-        return f"`{self.name}` is called with the wrong arguments"
+        return f"`{self.name}` cannot be called {self.fault}"
 
     def label(self) -> str:
         return "does not fit"
@@ -308,7 +314,9 @@ c = linear(x -> D, bias=true)        # right
     def help(self) -> str:
         if self.nearest is not None:
             return f"did you mean `{self.nearest}`?"
-        return f"its options are {quoted(self.known)}" if self.known else "it has no options"
+        if not self.known:
+            return "it has no options"
+        return f"its option{'s are' if len(self.known) > 1 else ' is'} {quoted(self.known)}"
 
     def edit(self) -> Edit | None:
         return None if self.nearest is None else Edit(self.span, self.nearest)
