@@ -538,7 +538,7 @@ class Builder:
 
     def unit_vector(self, dim: str, place: Place) -> Expr:
         body = _fill("@ + @", self.having(frozenset((dim,)), place), self.expr(place, self.size - 2))
-        return self.named(_fill(f"l2norm[{dim}](@)", body))
+        return self.named(_fill(f"l2norm[{dim}](@{'' if place.without else ', eps=0.1'})", body))
 
     def _affine(self, s: State, place: Place) -> Expr:
         return _fill(f"@ * {s.name}[t-1] + @", self.gate(place, "decay"), self.term(place))
@@ -611,7 +611,7 @@ class Builder:
         k = s.dims[0]
         outer = place.within(place.dims - {k})
         body = _fill("@ + @", self.having(frozenset((k, s.over)), place.within({k, s.over})), self.leaf(outer))
-        key = self.named(_fill(f"l2norm[{k}](@)", body))
+        key = self.named(_fill(f"l2norm[{k}](@, eps=0.01)", body))
         error = _fill(f"@ - sum[{k}](@ * {s.name}[t-1])", self.term(outer), key)
         error = self.named(replace(error, reads=error.reads | {s.name}))
         return _fill(f"{s.name}[t-1] + @ * @ * @", self.gate(outer), key, error)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -472,6 +472,61 @@ def test_partly_selected_branch() -> None:
     near(dx[1, 0], [0.5 + math.inf, 1 + math.inf])
 
 
+ENTRYWISE = [
+    "s / z",
+    "log(z) * s",
+    "log(z)[D -> E][E -> D] * rsqrt(z)",
+    "(log(z)[D -> H * P] * s)[H * P -> D]",
+    "where(z > 2.5, log(z - 2.5), sqrt(z))",
+    "max(log(z), sqrt(z - 1))",
+    "conv[2](log(z))",
+    "sqrt(z * m[t-1])",
+]
+ENTANGLED = [
+    "z * sum[D](log(z))",
+    "max[D](log(z)) + logsumexp[D](sqrt(z))",
+    "softmax[D](log(z)) * rmsnorm[D](s / z, weight=true)",
+    "linear(sqrt(z) -> D, bias=true)",
+    "linear[D](1 / z)",
+    "solve[D, E](log(z) * z[D -> E], 1 / z)",
+    "sum[E](log(z)[D -> E] * z)",
+    "grad(sqrt(z) * m[t-1] ** 2, m[t-1])",
+]
+
+
+def branched(branch: str, z: list[float], c: list[float]) -> tuple[Tensor, list[Tensor]]:
+    """The value of a branch over a vector where `c > 0`, else 0; and the gradients in `z`, `s` and all params."""
+    text = f"""cell Branch
+    dim H = 2, P = 2, D = H * P, E = D
+    input z[D], s, c[D]
+    param m0[D] = ones
+    state m[D] = m0
+    m[t] = m[t-1]
+    inner = {branch}
+    output where(c > 0, inner, 0)
+    """
+    interpreter = Interpreter(read(text))
+    params = leaves(interpreter.init_params(0))
+    given = leaves({"z": torch.tensor([[z]], dtype=torch.float64), "s": torch.tensor([[1.5]], dtype=torch.float64)})
+    (y,), _ = interpreter.run(given | {"c": torch.tensor([[c]], dtype=torch.float64)}, params)
+    return y[0, 0], gradients([y], given, params)
+
+
+@pytest.mark.parametrize("branch", ENTRYWISE + ENTANGLED)
+def test_branch_that_is_not_selected(branch: str) -> None:
+    y, found = branched(branch, [0, 2, -1, 3], [-1] * 4)
+    assert (y == 0).all() and all((g == 0).all() for g in found)
+
+
+@pytest.mark.parametrize("branch", ENTRYWISE)
+def test_branch_that_is_selected_in_places(branch: str) -> None:
+    """What stands at the other entries does not matter."""
+    y, found = branched(branch, [0, 2, -1, 3], [-1, 1, -1, 1])
+    want, expected = branched(branch, [5, 2, 5, 3], [-1, 1, -1, 1])
+    assert torch.isfinite(y).all() and (y[::2] == 0).all() and (found[0][0, 0, ::2] == 0).all()
+    exact((y, found), (want, expected))
+
+
 def test_first_token_of_a_running_maximum() -> None:
     """-inf in a state harms no gradient."""
     text = """cell LogSum
@@ -667,3 +722,26 @@ def test_random_programs(program: Program, seed: int) -> None:
     second, last = interpreter.run({n: x[:, 2:] for n, x in inputs.items()}, params, middle)
     joined = tuple(torch.cat(p, 1) for p in zip(first, second, strict=True))
     exact((joined, last), (outputs, state))
+
+
+@settings(deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(programs(size=3))
+def test_random_programs_against_differences(program: Program) -> None:
+    """A directional derivative by autograd and by central differences."""
+    assume("stop_gradient" not in program.text)
+    interpreter = Interpreter(read(program.text), program.dims)
+    params, inputs = leaves(interpreter.init_params(0)), leaves(program.draw(2, 4, 1))
+    wrt = {n: x for n, x in (inputs | params).items() if x.requires_grad}
+    generator = torch.Generator().manual_seed(0)
+    direction = {n: torch.randn(x.shape, generator=generator, dtype=x.dtype) for n, x in wrt.items()}
+
+    def results(step: float) -> list[Tensor]:
+        moved = inputs | params | {n: x + step * direction[n] for n, x in wrt.items()}
+        outputs, state = interpreter.run({n: moved[n] for n in inputs}, {n: moved[n] for n in params})
+        return [*outputs, *state.values()]
+
+    slopes = zip(gradients(results(0), wrt), direction.values(), strict=True)
+    slope = sum((g.conj() * d).real.sum().item() for g, d in slopes)
+    with torch.no_grad():
+        errors = [(weighed(results(e)) - weighed(results(-e))).item() / (2 * e) - slope for e in (1e-5, 1e-6, 1e-7)]
+    assert min(map(abs, errors)) < 1e-5 * (1 + abs(slope))
