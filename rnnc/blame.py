@@ -186,7 +186,7 @@ def _mismatched(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Dia
             openers.append(token)
         elif token.type in CLOSERS:
             openers.pop()
-    if line[at].type not in CLOSERS or CLOSER[openers[-1].type] not in accepted:
+    if not openers or line[at].type not in CLOSERS or CLOSER[openers[-1].type] not in accepted:
         return None
     closer = grammar().spellings[CLOSER[openers[-1].type]]
     return MismatchedBracket(span_of(line[at]), span_of(openers[-1]), str(openers[-1]), str(line[at]), closer)
