@@ -527,6 +527,25 @@ def test_branch_that_is_selected_in_places(branch: str) -> None:
     exact((y, found), (want, expected))
 
 
+def test_branches_of_running_values() -> None:
+    """A branch cuts off what stands in for a state, too: the value of `over`, and what `grad` differentiates by."""
+    text = """cell Held
+    dim J = 2, D = 3
+    input x[J]
+    state h[D], W[D]
+    h[t] over J = where(x > 0, log(h[t-1]), 0.5 * h[t-1])
+    W[t] = W[t-1] - grad(where(W[t-1] > 0, sqrt(W[t-1]), W[t-1] ** 2), W[t-1])
+    output h[t]
+    output W[t]
+    """
+    start = torch.tensor([[-1.0, 0.0, 4.0]], dtype=torch.float64)
+    state = leaves({"h": start, "W": start})
+    (h, w), _ = Interpreter(read(text)).run((torch.tensor([[[-1.0, -1.0]]]),), None, state)
+    near(w[0, 0], [-1 + 2, 0, 4 - 0.25])
+    (dh,) = torch.autograd.grad(h.sum(), state["h"])
+    near(dh[0], [0.25, 0.25, 0.25])
+
+
 def test_first_token_of_a_running_maximum() -> None:
     """-inf in a state harms no gradient."""
     text = """cell LogSum
