@@ -13,7 +13,7 @@ import jinja2
 
 import rnnc
 from rnnc.backends.torch.cell import CellCode, CellCoder
-from rnnc.backends.torch.text import docstring
+from rnnc.backends.torch.text import docstring, wrap
 from rnnc.plan import Plan
 
 
@@ -47,7 +47,6 @@ def _view(cell: CellCode) -> dict[str, object]:
     return {
         **vars(cell),
         "locals": ", ".join(f"{n}: Tensor" for n in cell.input_names),
-        "inputs": ", ".join(f"{n}: Tensor" for n in inputs),
         "typed": ", ".join(f"{n}: Tensor" for n in inputs),
         "tuple": ", ".join(inputs) + ("," if len(inputs) == 1 else ""),
         "result": "Tensor" if len(cell.outputs) == 1 else f"{cell.name}Output",
@@ -70,6 +69,7 @@ def _head(names: list[str], text: str, digest: str) -> str:
 def _template() -> jinja2.Template:
     text = (resources.files("rnnc.templates") / "torch" / "module.py.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.filters["wrapped"] = lambda code: "\n".join(wrap(code.split("\n")))
     return environment.from_string(text)
 
 

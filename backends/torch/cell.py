@@ -21,13 +21,16 @@ class CellCode:
     """The text of one cell's parts, for the template. `helpers` are the runtime's definitions that it uses."""
 
     name: str
+    base: str
     doc: str
     arguments: tuple[str, ...]
     setup: tuple[str, ...]
+    building: tuple[str, ...]
     reset: tuple[str, ...]
     inputs: tuple[str, ...]
     input_names: tuple[str, ...]
     input_table: tuple[str, ...]
+    field_table: tuple[str, ...]
     state_fields: tuple[tuple[str, str], ...]
     outputs: tuple[tuple[str, str], ...]
     initial: tuple[str, ...]
@@ -64,15 +67,20 @@ class CellCoder:
         equations = self.equations()
         setup, reset, initial, checks = self.setup(), self.reset(), self.initial(), self.checks()
         loops = tuple(self.loops.values())
+        base = "_ComplexCell" if any(p.kind == "complex" for p in cell.params) else "_Cell"
+        self.helpers.add(base)
         return CellCode(
             cell.name,
+            base,
             docstring(self.docs(), "    "),
             tuple(self.arguments()),
             tuple(setup),
+            tuple(self.building()),
             tuple(reset),
             tuple(i.name for i in cell.inputs),
             self.input_names,
             self.input_table(),
+            self.field_table(),
             tuple((f.name, self.field_note(f)) for f in self.system.fields),
             tuple((o.name, self.shape(o.expr.dims, "[B, T")) for o in cell.outputs),
             tuple(initial),
@@ -137,20 +145,31 @@ class CellCoder:
         return sizes + [f"{c.name}: float = {_number(c.value)}" for c in self.cell.consts]
 
     def setup(self) -> list[str]:
+        sizes = [d.name for d in self.cell.dims if not d.derived]
+        if sizes:
+            self.helpers.add("_whole")
+        return wrap(
+            [
+                *(f"self.{d} = _whole({quoted(d)}, {d})" for d in sizes),
+                *(f"self.{c.name} = float({c.name})" for c in self.cell.consts),
+            ]
+        )
+
+    def building(self) -> list[str]:
+        """What follows from the arguments: in a method of its own, where they hide no other name."""
         lines: list[str] = []
         for d in self.cell.dims:
-            value = self.size_code(d.size) if isinstance(d.size, Expr) else d.name
-            label = f"{d.name} = {expr_text(d.size)}" if isinstance(d.size, Expr) else d.name
-            lines.append(f"self.{d.name} = _whole({quoted(label)}, {value})")
-            self.helpers.add("_whole")
+            if isinstance(d.size, Expr):
+                self.helpers.add("_whole")
+                lines.append(f"self.{d.name} = _whole({quoted(f'{d.name} = {expr_text(d.size)}')}, {self.size_code(d.size)})")
         for left, right, _span in self.cell.size_checks:
             text = f"{expr_text(left)} = {expr_text(right)}"
             lines.append(f"_require({self.size_code(left)} == {self.size_code(right)}, {quoted(text)})")
             self.helpers.add("_require")
         for c in self.cell.consts:
-            lines.append(f"self.{c.name} = {c.name}")
             if c.region is not None:
-                lines.append(f"_require({self.inside(c.name, c.region)}, {quoted(f'{c.name} in {region_text(c.region)}')})")
+                text = f"{c.name} in {region_text(c.region)}"
+                lines.append(f"_require({self.inside(f'self.{c.name}', c.region)}, {quoted(text)})")
                 self.helpers.add("_require")
         for p in self.cell.params:
             shape = [*(f"self.{d}" for d in p.shape), *([str(p.taps)] if p.taps else [])]
@@ -173,9 +192,8 @@ class CellCoder:
                 parts: list[str] = []
                 for end, mark in ((lo, ">" if region.lo_open else ">="), (hi, "<" if region.hi_open else "<=")):
                     text = block.number(end)[0]
-                    if text.strip("-") != "math.inf" or region.lo_open and region.hi_open:
-                        parts.append(f"({name} {mark} {text})")
-                return " & ".join(parts) or "True"
+                    parts.append(f"({name} {mark} {text})")
+                return " & ".join(parts)
             case Disc(radius=radius):
                 return f"(abs({name}) <= {block.number(radius)[0]})"
             case Annulus(inner=inner, outer=outer):
@@ -258,11 +276,11 @@ class CellCoder:
 
     def checks(self) -> list[str]:
         lines: list[str] = []
-        for i in self.cell.inputs:
+        for i, name in zip(self.cell.inputs, self.input_names, strict=True):
             if i.region is not None:
                 self.helpers.add("_require")
                 text = f"{i.name} in {region_text(i.region)}"
-                lines.append(f"_require(bool(({self.inside(i.name, i.region)}).all()), {quoted(text)})")
+                lines.append(f"_require(bool(({self.inside(name, i.region)}).all()), {quoted(text)})")
         return wrap(lines)
 
     def input_table(self) -> tuple[str, ...]:
@@ -270,6 +288,13 @@ class CellCoder:
             several([quoted(i.name), several(quoted(d) for d in i.type.dims), quoted(i.type.kind)]) for i in self.cell.inputs
         ]
         return tuple(wrap([f"_inputs = {several(items)}"]))
+
+    def field_table(self) -> tuple[str, ...]:
+        items: list[str] = []
+        for f in self.system.fields:
+            shape = [*([] if f.length is None else [str(f.length)]), *(quoted(d) for d in f.dims)]
+            items.append(several([quoted(f.name), several(shape), quoted(f.kind)]))
+        return tuple(wrap([f"_fields = {several(items)}"]))
 
     # --- equations ---
 

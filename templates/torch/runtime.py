@@ -23,14 +23,14 @@ def _require(holds: bool, what: str) -> None:
 
 def _whole(what: str, value: float) -> int:
     """A size: a whole number of at least 1."""
-    if isinstance(value, bool) or value != int(value) or value < 1:
+    if isinstance(value, bool) or value != value // 1 or value < 1:
         raise ValueError(f"{what} is {value}, not a whole number of at least 1")
     return int(value)
 
 
 def _complex_of(dtype: torch.dtype | None) -> torch.dtype:
-    """The complex dtype of a real one; the default one's for None."""
-    return (dtype or torch.get_default_dtype()).to_complex()
+    """The complex dtype of a real one, at least complex64; the default one's for None."""
+    return torch.promote_types(dtype or torch.get_default_dtype(), torch.float32).to_complex()
 
 
 # --- initial values ---
@@ -185,8 +185,22 @@ class _Run(NamedTuple):
     end: Tensor | None = None
 
 
+def _check_packing(cu_seqlens: Tensor, batch: int, total: int, values: bool) -> None:
+    """Raise where `cu_seqlens` does not fit inputs of [batch, total, ...]; its `values` only where asked: that waits."""
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.is_floating_point() or cu_seqlens.ndim != 1 or not len(cu_seqlens):
+        got = f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}" if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+        raise TypeError(f"cu_seqlens: expected a tensor of N + 1 integers for N sequences, got {got}")
+    if batch != 1:
+        raise ValueError(f"cu_seqlens goes with inputs of [1, total, ...], got a batch of {batch}")
+    if values:
+        ends = cu_seqlens.tolist()
+        if ends[0] != 0 or ends[-1] != total or ends != sorted(ends):
+            raise ValueError(f"cu_seqlens: expected numbers that rise from 0 to {total}, got {ends}")
+
+
 def _packed(like: Tensor, cu_seqlens: Tensor) -> _Run:
     total = like.shape[1]
+    cu_seqlens = cu_seqlens.long()
     tokens = torch.arange(total, device=cu_seqlens.device)
     sequence = torch.searchsorted(cu_seqlens, tokens, right=True) - 1
     length = cu_seqlens[1:] - cu_seqlens[:-1]
@@ -592,12 +606,17 @@ class _Cell(nn.Module):
     """
 
     _inputs: tuple[tuple[str, tuple[str, ...], str], ...]
+    _fields: tuple[tuple[str, tuple[str | int, ...], str], ...]
     _kernels: dict[str, str]
-    backends = ("auto", "torch", "reference")
+    _State: Callable[..., Any]
+    _backends = ("auto", "torch", "reference")
 
-    def _set(self, backend: str, validate: bool) -> None:
-        if backend not in self.backends:
-            raise ValueError(f"backend {backend!r} is none of {', '.join(map(repr, self.backends))}")
+    def __init__(self, backend: str, validate: bool, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype: expected one of floating-point numbers, got {dtype}")
+        if backend not in self._backends:
+            raise ValueError(f"backend {backend!r} is none of {', '.join(map(repr, self._backends))}")
         self.backend, self.validate = backend, validate
 
     @property
@@ -610,22 +629,30 @@ class _Cell(nn.Module):
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}"
 
-    def _prepare(
-        self, values: tuple[Tensor, ...], lead: int, state: Any
-    ) -> tuple[list[Tensor], torch.dtype, torch.dtype]:
+    def _check(
+        self, name: str, value: Tensor, lead: list[tuple[str, int]], dims: tuple[str | int, ...], kind: str
+    ) -> None:
+        """Raise where a tensor is not [*lead, *dims] of its kind."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        sizes = [*lead, *(("", d) if isinstance(d, int) else (d, getattr(self, d)) for d in dims)]
+        if value.shape != tuple([n for _, n in sizes]):
+            unknown = 0 if value.ndim == len(sizes) else len(lead)
+            axes = ", ".join(f"{a}={n}" if a and i >= unknown else a or str(n) for i, (a, n) in enumerate(sizes))
+            raise ValueError(f"{name}: expected [{axes}], got {list(value.shape)}")
+        if kind == "bool" and value.dtype != torch.bool:
+            raise TypeError(f"{name}: expected torch.bool, got {value.dtype}")
+        if kind == "real" and value.is_complex():
+            raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
+
+    def _prepare(self, values: tuple[Tensor, ...], axes: str) -> tuple[list[Tensor], torch.dtype, torch.dtype]:
         """Inputs in the computing dtype, that dtype, and the dtype of the outputs."""
-        shape = values[0].shape[:lead]
+        lead = list(zip(axes, getattr(values[0], "shape", ())))
         real: torch.dtype | None = None
         for value, (name, dims, kind) in zip(values, self._inputs):
-            want = (*shape, *(getattr(self, d) for d in dims))
-            if value.shape != want:
-                axes = ", ".join(["B", "T"][:lead] + [f"{d}={getattr(self, d)}" for d in dims])
-                raise ValueError(f"{name}: expected [{axes}] (as the first input has it), got {list(value.shape)}")
-            if kind == "bool":
-                if value.dtype != torch.bool:
-                    raise TypeError(f"{name}: expected torch.bool, got {value.dtype}")
-            elif value.is_floating_point() or value.is_complex():
-                dtype = value.real.dtype if value.is_complex() else value.dtype
+            self._check(name, value, lead, dims, kind)
+            if value.is_floating_point() or value.is_complex():
+                dtype = value.dtype.to_real()
                 real = dtype if real is None else torch.promote_types(real, dtype)
         out = real or torch.float32
         dtype = torch.float64 if out == torch.float64 else torch.float32
@@ -639,18 +666,23 @@ class _Cell(nn.Module):
         """The state to start from, in the computing dtype."""
         if state is None:
             return self.initial_state(batch, dtype=dtype, device=device)
-        kinds = (torch.bool if s.dtype == torch.bool else dtype.to_complex() if s.is_complex() else dtype for s in state)
-        return type(state)(*(s.to(kind) for s, kind in zip(state, kinds)))
+        if not isinstance(state, tuple) or len(state) != len(self._fields):
+            names = ", ".join(name for name, _, _ in self._fields)
+            raise TypeError(f"state: expected a tuple of {names}, as an earlier call returned it, got {type(state).__name__}")
+        for value, (name, dims, kind) in zip(state, self._fields):
+            self._check(f"state.{name}", value, [("B", batch)], dims, kind)
+        kinds = {"real": dtype, "complex": dtype.to_complex(), "bool": torch.bool}
+        return self._State(*(s.to(kinds[kind]) for s, (_, _, kind) in zip(state, self._fields)))
 
     def _validate(self, *inputs: Tensor) -> None:
         """Raise ValueError where an input is out of the range that was declared for it."""
 
     def _sequences(self, values: tuple[Tensor, ...], state: Any, cu_seqlens: Tensor | None) -> tuple[Any, Any]:
-        inputs, dtype, out = self._prepare(values, 2, state)
-        batch, steps = inputs[0].shape[:2]
-        if cu_seqlens is not None and batch != 1:
-            raise ValueError(f"cu_seqlens goes with inputs of [1, total, ...], got a batch of {batch}")
-        count = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        inputs, dtype, out = self._prepare(values, "BT")
+        batch, steps = count, _ = inputs[0].shape[:2]
+        if cu_seqlens is not None:
+            _check_packing(cu_seqlens, batch, steps, self.validate)
+            count = cu_seqlens.shape[0] - 1
         state = self._state(state, count, dtype, inputs[0].device)
         run = _Run((batch, steps), inputs[0]) if cu_seqlens is None else _packed(inputs[0], cu_seqlens)
         if self.backend == "reference" and steps:
@@ -660,7 +692,7 @@ class _Cell(nn.Module):
         return self._result(outputs, out), state
 
     def _token(self, values: tuple[Tensor, ...], state: Any) -> tuple[Any, Any]:
-        inputs, dtype, out = self._prepare(values, 1, state)
+        inputs, dtype, out = self._prepare(values, "B")
         state = self._state(state, inputs[0].shape[0], dtype, inputs[0].device)
         outputs, state = self._equations(_Run((inputs[0].shape[0],), inputs[0]), dtype, *inputs, state)
         return self._result(outputs, out), state
@@ -693,6 +725,20 @@ class _Cell(nn.Module):
 
     def _equations(self, run: _Run, dtype: torch.dtype, *inputs: Any) -> tuple[tuple[Tensor, ...], Any]:
         raise NotImplementedError
+
+
+class _ComplexCell(_Cell):
+    """A cell with complex parameters: `.to` a real dtype changes their precision, and drops no imaginary part."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def apply(x: Tensor) -> Tensor:
+            real = fn(x.real) if x.is_complex() else x
+            if real.is_complex() or real.dtype == x.dtype.to_real():
+                return fn(x)
+            wide = torch.promote_types(real.dtype, torch.float32)
+            return torch.complex(real.to(wide), fn(x.imag).to(wide))
+
+        return super()._apply(apply, recurse)
 
 
 def _output_dtype(value: Tensor, dtype: torch.dtype) -> torch.dtype:
