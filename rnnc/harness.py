@@ -210,7 +210,7 @@ def _smaller(case: Case) -> Iterator[Case]:
         if len(case.pieces) > 2:
             yield replace(case, pieces=(*rest[0], *rest[1]))
         for less in sorted({0, 1, piece // 2, piece - 1}):
-            if less < piece:
+            if 0 <= less < piece:
                 yield replace(case, pieces=(*rest[0], less, *rest[1]))
     for name, size in case.sizes.items():
         for less in sorted({1, 2, size // 2, size - 1}):

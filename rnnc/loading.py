@@ -73,7 +73,7 @@ def load_module(text: str, origin: str) -> ModuleType:
 def _source(program: str | os.PathLike[str]) -> Source:
     """A path, or the text itself: what has several lines or begins with `cell`."""
     if isinstance(program, str):
-        one_line = re.match(r"\s*cell\s", program) and not program.endswith(".rnn") and not os.path.exists(program)
+        one_line = re.match(r"\s*cell(\s|$)", program) and not program.endswith(".rnn") and not os.path.exists(program)
         if "\n" in program or one_line:
             return Source("<text>", program)
     path = Path(program)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+import rnnc.pipeline
 from rnnc.cli import main
+from rnnc.pipeline import Compilation
+from rnnc.source import Source
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.rnn"))
@@ -28,7 +33,7 @@ output s[t]
 """
 WRONG = GOOD.replace("+ x", "+ y")
 TWO = GOOD + GOOD.replace("Sum", "Other")
-UNDECIDED = GOOD + "claimed in [0, 1] = x * x / (x * x + sin(x) + 2)\n"
+UNDECIDED = GOOD + "claimed in [0, 1] = x * x * exp(-x * x)\n"
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -36,7 +41,7 @@ def environment(**extra: str) -> dict[str, str]:
     return {**own, "PYTHONPATH": str(ROOT), **extra}
 
 
-def rnnc(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def command_line(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     env = environment(**options.pop("env", {}))  # type: ignore[arg-type]
     command = [sys.executable, "-m", "rnnc", *map(str, arguments)]
     return subprocess.run(command, text=True, capture_output=True, timeout=120, env=env, **options)  # type: ignore[call-overload]
@@ -60,7 +65,7 @@ def wrong(tmp_path: Path) -> Path:
 
 
 def test_compile_is_quiet_and_writes_beside_the_program(good: Path) -> None:
-    done = rnnc("compile", good)
+    done = command_line("compile", good)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "class Sum" in good.with_suffix(".py").read_text()
     assert sorted(os.listdir(good.parent)) == ["sum.py", "sum.rnn"]
@@ -70,7 +75,7 @@ def test_compile_to_standard_output_and_from_standard_input(good: Path, capfd: p
     assert main(["compile", str(good), "-o", "-"]) == 0
     text = capfd.readouterr().out
     compile(text, "module", "exec")
-    piped = rnnc("compile", "-", input=GOOD)
+    piped = command_line("compile", "-", input=GOOD)
     assert (piped.returncode, piped.stdout) == (0, text)
     assert os.listdir(good.parent) == ["sum.rnn"]
 
@@ -78,7 +83,7 @@ def test_compile_to_standard_output_and_from_standard_input(good: Path, capfd: p
 def test_the_same_bytes_each_time(good: Path, tmp_path: Path) -> None:
     (tmp_path / "else").mkdir()
     for name, seed in (("a.py", "1"), ("else/b.py", "2")):
-        assert rnnc("compile", good, "-o", tmp_path / name, env={"PYTHONHASHSEED": seed}).returncode == 0
+        assert command_line("compile", good, "-o", tmp_path / name, env={"PYTHONHASHSEED": seed}).returncode == 0
     assert (tmp_path / "a.py").read_bytes() == (tmp_path / "else" / "b.py").read_bytes()
 
 
@@ -142,20 +147,20 @@ def test_cell_chooses_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 def test_a_wrong_program_keeps_the_old_module(wrong: Path) -> None:
     old = wrong.with_suffix(".py")
     old.write_text("old")
-    done = rnnc("compile", wrong)
+    done = command_line("compile", wrong)
     assert done.returncode == 1 and "`y`" in done.stderr and "wrong.rnn:5" in done.stderr
     assert "Traceback" not in done.stderr
     assert old.read_text() == "old" and sorted(os.listdir(wrong.parent)) == ["wrong.py", "wrong.rnn"]
 
 
 def test_outputs_that_are_no_regular_files(good: Path) -> None:
-    assert rnnc("compile", good, "-o", "/dev/null").returncode == 0
+    assert command_line("compile", good, "-o", "/dev/null").returncode == 0
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
-    assert "class Sum" in rnnc("compile", good, "-o", "/dev/stdout").stdout
+    assert "class Sum" in command_line("compile", good, "-o", "/dev/stdout").stdout
     link, target = good.parent / "link.py", good.parent / "target.py"
     target.write_text("old")
     link.symlink_to(target.name)
-    assert rnnc("compile", good, "-o", link).returncode == 0
+    assert command_line("compile", good, "-o", link).returncode == 0
     assert link.is_symlink() and "class Sum" in target.read_text()
 
 
@@ -164,7 +169,9 @@ def test_an_interrupted_command_leaves_nothing(number: signal.Signals, good: Pat
     target = good.with_suffix(".py")
     target.write_text("old")
     # Stops where it matters most: the new text is written, and not yet in its place.
-    stall = "import os, time; os.fsync = lambda _: (print(flush=True), time.sleep(60)); from rnnc.cli import main; main()"
+    stall = (
+        "import os, time; os.fsync = lambda _: (print(flush=True), time.sleep(60)); from rnnc.cli import main; main()"
+    )
     command = [sys.executable, "-c", stall, "compile", str(good)]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -207,7 +214,7 @@ def test_check_as_json(good: Path, wrong: Path, capfd: pytest.CaptureFixture[str
 
 
 def test_check_writes_nothing(good: Path) -> None:
-    done = rnnc("check", good)
+    done = command_line("check", good)
     assert (done.returncode, done.stdout) == (0, "")
     assert os.listdir(good.parent) == ["sum.rnn"]
 
@@ -239,7 +246,7 @@ def test_what_is_no_program_is_a_diagnostic_within_seconds(data: bytes, tmp_path
     path = tmp_path / "bad.rnn"
     path.write_bytes(data)
     start = time.monotonic()
-    done = rnnc("check", path)
+    done = command_line("check", path)
     assert done.returncode == 1 and re.match(r"error\[RNN\d{3}\]: ", done.stderr), done.stderr[:500]
     assert "Traceback" not in done.stderr and len(done.stderr) < 100_000
     assert time.monotonic() - start < 10
@@ -254,7 +261,7 @@ def test_explain_as_json(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capfd.readouterr().out)
     assert report["groups"]
     for group in report["groups"]:
-        assert list(group) == ["cell", "states", "family", "certificate", "kernel", "reason"]
+        assert list(group) == ["states", "family", "certificate", "kernel", "reason"]
         assert group["family"] and group["kernel"] and group["states"]
         assert group["reason"] if group["family"] == "sequential" else group["certificate"] or group["family"] == "none"
     assert main(["explain", str(path)]) == 0
@@ -271,9 +278,10 @@ def test_explain_a_code(code: str, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_code_has_one_page() -> None:
-    from rnnc.explain import page_text, pages
+    from rnnc.cli.explain import page_text
+    from rnnc.errors import all_codes
 
-    for code, kind in pages().items():
+    for code, kind in all_codes().items():
         assert re.fullmatch(r"RNN[0-69]\d\d", code)
         assert kind.title and not kind.title.endswith("."), code
         assert len(page_text(kind)) > len(kind.title) + 50, code
@@ -297,14 +305,14 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_colour_only_where_wanted(wrong: Path) -> None:
-    assert "\x1b[" not in rnnc("check", wrong).stderr
-    assert "\x1b[" in rnnc("check", wrong, env={"FORCE_COLOR": "1"}).stderr
-    assert "\x1b[" not in rnnc("check", wrong, env={"FORCE_COLOR": "1", "NO_COLOR": "1"}).stderr
+    assert "\x1b[" not in command_line("check", wrong).stderr
+    assert "\x1b[" in command_line("check", wrong, env={"FORCE_COLOR": "1"}).stderr
+    assert "\x1b[" not in command_line("check", wrong, env={"FORCE_COLOR": "1", "NO_COLOR": "1"}).stderr
 
 
 def test_names_beyond_the_locale(tmp_path: Path) -> None:
     (tmp_path / "a.rnn").write_text(GOOD.replace("+ x", "+ ξ"), encoding="utf-8")
-    done = rnnc("check", tmp_path / "a.rnn", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    done = command_line("check", tmp_path / "a.rnn", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     assert done.returncode == 1 and "error[RNN" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -333,15 +341,49 @@ def test_compiling_imports_no_torch(tmp_path: Path) -> None:
 
 
 def test_compiling_is_fast() -> None:
-    def best(*command: str) -> float:
-        times: list[float] = []
-        for _ in range(3):
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *command], env=environment(), check=True, capture_output=True, timeout=60)
-            times.append(time.perf_counter() - start)
-        return min(times)
+    def seconds(*command: str) -> float:
+        """Of the processor: others may be at work on this machine."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], env=environment(), check=True, capture_output=True, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
-    imports = best("-c", "import sympy, lark, networkx, jinja2")
+    imports = min(seconds("-c", "import sympy, lark, networkx, jinja2") for _ in range(5))
     for path in EXAMPLES:
-        taken = best("-m", "rnnc", "compile", str(path), "-o", "/dev/null")
-        assert taken < 4 * imports, f"{path.name}: {taken:.2f} s, the imports alone {imports:.2f} s"
+        command = ("-m", "rnnc", "compile", str(path), "-o", "/dev/null")
+        taken = [seconds(*command)]
+        while taken[-1] >= 4 * imports and len(taken) < 3:
+            taken.append(seconds(*command))
+        assert min(taken) < 4 * imports, f"{path.name}: {min(taken):.2f} s, the imports alone {imports:.2f} s"
+
+
+# --- test ------------------------------------------------------------------------------------------------------------
+
+
+def test_test_says_the_worst_error_of_each_property(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", str(ROOT / "examples" / "mingru.rnn"), "--cases", "2"]) == 0
+    captured = capfd.readouterr()
+    lines = captured.out.splitlines()[1:]
+    assert len(lines) == 9 and all(re.search(r" ok +worst error \d\.\de[+-]\d\d, allowed", line) for line in lines)
+    assert captured.err == ""
+
+
+def test_test_shows_the_smallest_failing_case(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = rnnc.pipeline.module_text
+
+    def broken(compilations: Sequence[Compilation], source: Source) -> str:
+        return right(compilations, source).replace("torch.sigmoid(", "torch.tanh(")
+
+    monkeypatch.setattr(rnnc.pipeline, "module_text", broken)
+    assert main(["test", str(ROOT / "examples" / "mingru.rnn"), "--cases", "2"]) == 1
+    text = capfd.readouterr().out
+    assert re.search(r"outputs +FAILED +worst error .* allowed", text)
+    assert re.search(r"smallest failing case: B=1, T=1, D=1, float64, seed \d+\n.* instead of ", text)
+
+
+def test_test_of_a_wrong_program(wrong: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", str(wrong)]) == 1
+    captured = capfd.readouterr()
+    assert captured.out == "" and "`y`" in captured.err

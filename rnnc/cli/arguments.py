@@ -52,8 +52,8 @@ examples:
 _EXPLAIN = f"""\
 examples:
   rnnc explain gla.rnn                      groups, kernels and the reasons for them, ranges, spectra, shapes
-  rnnc explain --format json gla.rnn        {{"groups": [{{"cell", "states", "family", "certificate", "kernel",
-                                            "reason"}}], "cells": [...], ...}}
+  rnnc explain --format json gla.rnn        {{"groups": [{{"states", "family", "certificate", "kernel", "reason"}}],
+                                            "cells": [...], ...}}
   rnnc explain RNN320                       the page of a diagnostic
 
 {_STATUS}"""
@@ -127,6 +127,7 @@ def parser() -> Parser:
     one = command("test", "compare a compiled program with its equations", _TEST)
     one.add_argument("file", metavar="FILE", help="a program (`-` for standard input)")
     _cell(one)
+    _strict(one)
     one.add_argument(
         "--cases", type=_positive, default=24, metavar="N", help="random cases of each property (default: 24)"
     )

@@ -46,6 +46,7 @@ def _jobs(files: list[str], output: str | None, emit: tuple[str, ...] | None) ->
     jobs: list[_Job] = []
     owners: dict[str, str] = {}
     for name in files:
+        data = read(name)
         target = _output(name, output, folder, emit)
         if target is not None:
             real = os.path.realpath(target)
@@ -58,7 +59,7 @@ def _jobs(files: list[str], output: str | None, emit: tuple[str, ...] | None) ->
             if real in owners:
                 raise UsageError(f"{owners[real]} and {name} would both be written to {target}")
             owners[real] = name
-        jobs.append(_Job(name, read(name), target))
+        jobs.append(_Job(name, data, target))
     return jobs
 
 
@@ -75,7 +76,7 @@ def _output(name: str, output: str | None, folder: bool, emit: tuple[str, ...] |
 
 
 def _compile(job: _Job, chosen: argparse.Namespace, *, many: bool) -> int:
-    emit: tuple[Stage, ...] = chosen.emit or ("module",)
+    emit: tuple[Stage, ...] = ("module",) if chosen.emit is None else chosen.emit
     outcome = attempt(source_name(job.name), job.data, lambda source: _text(source, chosen, emit, many=many))
     text, diagnostics = outcome.value or (None, outcome.diagnostics)
     say(outcome.source, diagnostics, notes=False)
@@ -103,38 +104,44 @@ def _text(
         from rnnc.pipeline import module_text
 
         return module_text(compilations, source), said
-    parts = [(stage, each) for stage in emit for each in compilations]
+    parts: list[tuple[Stage, Compilation]] = [(stage, each) for stage in emit for each in compilations]
     if len(parts) == 1 and not many:
-        return product(*parts[0], source), said
+        return product(emit[0], compilations[0], source), said
     where = f" ({source.name})" if many else ""
-    texts = (f"# {stage} of {each.tree.name.text}{where}\n{product(stage, each, source).rstrip()}\n" for stage, each in parts)
+    texts = (
+        f"# {stage} of {each.tree.name.text}{where}\n{product(stage, each, source).rstrip()}\n" for stage, each in parts
+    )
     return "\n".join(texts) + "\n", said
 
 
-def product(stage: str, compilation: Compilation, source: Source) -> str:
+def product(stage: Stage, made: Compilation, source: Source) -> str:
     """The text form of what a stage made."""
     match stage:
         case "tree":
             from rnnc.format import tree_text
 
-            return tree_text(Program((compilation.tree,)))
+            return tree_text(Program((made.tree,)))
         case "ir":
             from rnnc.show import cell_text
 
-            return cell_text(compilation.cell)
+            assert made.cell is not None
+            return cell_text(made.cell)
         case "groups":
-            from rnnc.group import groups_text
+            from rnnc.explain import groups_text
 
-            return groups_text(compilation.groups)
+            assert made.system is not None and made.closures is not None
+            return groups_text(made.system, made.closures)
         case "analysis":
             from rnnc.bound import analysis_text
 
-            return analysis_text(compilation.analysis)
+            assert made.analysis is not None
+            return analysis_text(made.analysis)
         case "plan":
             from rnnc.plan import plan_text
 
-            return plan_text(compilation.plan)
-        case _:
+            assert made.plan is not None
+            return plan_text(made.plan)
+        case "module":
             from rnnc.pipeline import module_text
 
-            return module_text((compilation,), source)
+            return module_text((made,), source)

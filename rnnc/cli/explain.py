@@ -7,9 +7,13 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from textwrap import wrap
+from typing import Any
 
-from rnnc.cli.outcome import UsageError, attempt, compiled, read, say, source_name
-from rnnc.cli.terminal import use_color
+from rnnc.cli.outcome import RIGHT, UsageError, attempt, compiled, read, say, source_name
+from rnnc.cli.terminal import paint, use_color
+from rnnc.diagnostics import Diagnostic
 from rnnc.output import write_stdout
 
 
@@ -17,7 +21,7 @@ def run(chosen: argparse.Namespace) -> int:
     topic: str = chosen.topic
     if re.fullmatch(r"rnn\d+", topic, re.IGNORECASE) and not os.path.exists(topic):
         return _page(topic.upper())
-    from rnnc.explain import report, report_text
+    from rnnc.explain import report
 
     outcome = attempt(source_name(topic), read(topic), lambda source: report(source, compiled(source, chosen, "plan")))
     if outcome.value is None:
@@ -29,12 +33,65 @@ def run(chosen: argparse.Namespace) -> int:
     return outcome.status
 
 
-def _page(code: str) -> int:
-    from rnnc.explain import page_text, pages
+_ALL = "(-inf, inf)"
+"""A range that says nothing."""
 
-    known = pages()
+
+def report_text(report: Mapping[str, Any], *, color: bool = False) -> str:
+    """The report of `rnnc.explain` for a reader."""
+    return "\n".join(line for cell in report["cells"] for line in _cell_lines(cell, color)) + "\n"
+
+
+def _cell_lines(cell: Mapping[str, Any], color: bool) -> Iterator[str]:
+    yield paint(cell["name"], "bold", color) + (f": {' '.join(cell['doc'].split())}" if cell["doc"] else "")
+    yield ""
+    for group in cell["groups"]:
+        yield f"  {paint(', '.join(group['states']), 'bold', color)}: {group['kernel']} (family: {group['family']})"
+        for text in (f"why: {group['reason']}", group["certificate"] and f"certificate: {group['certificate']}"):
+            yield from wrap(text, 110, initial_indent="      ", subsequent_indent="        ", break_on_hyphens=False)
+    yield from _section("claims", [(c["claim"], _verdict(c)) for c in cell["claims"]], color)
+    yield from _section("ranges", [(r["name"], r["range"]) for r in cell["ranges"] if r["range"] != _ALL], color)
+    yield from _section("eigenvalues", [(", ".join(s["states"]), s["spectrum"]) for s in cell["spectra"]], color)
+    yield from _section("notes", [("", note) for note in cell["notes"]], color)
+    for kind in ("inputs", "outputs", "state", "parameters"):
+        yield from _section(kind, [(v["name"], _shape(v)) for v in cell[kind]], color)
+    sizes = {**cell["dims"], **cell["consts"]}
+    yield from _section("sizes and consts", [(name, str(value)) for name, value in sizes.items()], color)
+    yield ""
+
+
+def _section(title: str, rows: Sequence[tuple[str, str]], color: bool) -> Iterator[str]:
+    if not rows:
+        return
+    yield ""
+    yield f"  {paint(title, 'bold', color)}"
+    width = min(24, max(len(name) for name, _ in rows))
+    for name, text in rows:
+        yield f"    {name.ljust(width)}  {text}".rstrip() if name else f"    {text}"
+
+
+def _verdict(claim: Mapping[str, str]) -> str:
+    said = [claim["reason"], claim["missing"] and f"missing: {claim['missing']}"]
+    return f"{claim['status']}: {'; '.join(s for s in said if s)}"
+
+
+def _shape(value: Mapping[str, Any]) -> str:
+    kind = "" if value["kind"] == "real" else f" {value['kind']}"
+    known = f" in {value['range']}" if value.get("range") else ""
+    return f"[{', '.join(value['shape'])}]{kind}{known}" + ("" if value.get("learned", True) else ", not learned")
+
+
+def _page(code: str) -> int:
+    from rnnc.errors import all_codes
+
+    known = all_codes()
     if code not in known:
         near = min(known, key=lambda other: (abs(int(other[3:]) - int(code[3:])), other))
         raise UsageError(f"there is no {code}; the nearest is {near}: {known[near].title}")
     write_stdout(page_text(known[code]))
-    return 0
+    return RIGHT
+
+
+def page_text(kind: type[Diagnostic]) -> str:
+    """The page of a diagnostic: its title, then what the rule is."""
+    return f"{kind.code}: {kind.title}\n\n{kind.page.strip()}\n"

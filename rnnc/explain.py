@@ -1,0 +1,221 @@
+"""What `rnnc explain FILE` says: how a program is computed, and why. The report is a structure, which `--format json`
+prints as it is and keeps stable (fields may be added):
+
+    version, file
+    groups       of all cells: states, family, certificate (empty for none), kernel, reason
+    cells        for each: name, doc, dims, consts; inputs, outputs, state, parameters, each with name, shape, kind (and
+                 range, learned); groups, as above; claims: claim, status, reason, missing; ranges: name, range;
+                 spectra: states, spectrum; notes
+    diagnostics  warnings, in the form of `rnnc check --format json`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rnnc import __version__
+from rnnc.bound import Analysis, spectrum_text
+from rnnc.closure import Affine, Closure, Sequential
+from rnnc.diagnostics import to_json
+from rnnc.fields import StateField, state_fields
+from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Linear, Ref, walk
+from rnnc.lower import System
+from rnnc.pipeline import Compilation
+from rnnc.plan import Plan, Scan, Step
+from rnnc.show import expr_text, region_text
+from rnnc.source import Source
+
+Report = dict[str, Any]
+_LONG = 160
+"""Characters of an expression that are worth reading in a sentence."""
+
+
+def report(source: Source, compilations: Sequence[Compilation]) -> Report:
+    """Everything there is to say of the cells of one source."""
+    cells = [_cell(c.cell, c.analysis, c.plan) for c in compilations if c.cell and c.analysis and c.plan]
+    return {
+        "version": __version__,
+        "file": source.name,
+        "groups": [group for cell in cells for group in cell["groups"]],
+        "cells": cells,
+        "diagnostics": [to_json(source, d) for c in compilations for d in c.diagnostics],
+    }
+
+
+def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
+    # An output that is just a state or a definition bears its name, and its range.
+    known = {**analysis.outputs, **analysis.inputs, **analysis.definitions, **analysis.states}
+    return {
+        "name": cell.name,
+        "doc": cell.doc,
+        "dims": {d.name: _size(d) for d in cell.dims},
+        "consts": {c.name: c.value for c in cell.consts},
+        "inputs": [
+            {
+                **_value(i.name, ("B", "T", *i.type.dims), i.type.kind),
+                "range": region_text(i.region) if i.region else "",
+            }
+            for i in cell.inputs
+        ],
+        "outputs": [_value(o.name, ("B", "T", *o.expr.dims), o.expr.kind) for o in cell.outputs],
+        "state": [_value(f.name, _field_shape(f), f.kind) for f in state_fields(cell)],
+        "parameters": [
+            {**_value(p.name, (*p.shape, *([str(p.taps)] if p.taps else [])), p.kind), "learned": p.learned}
+            for p in cell.params
+        ],
+        "groups": [_group(plan.system, step, names) for step, names in _steps(plan)],
+        "claims": [
+            {"claim": v.claim, "status": v.status, "reason": v.reason, "missing": v.missing} for v in analysis.verdicts
+        ],
+        "ranges": [{"name": n, "range": str(r)} for n, r in known.items()],
+        "spectra": [{"states": list(s.states), "spectrum": spectrum_text(s)} for s in analysis.spectra],
+        "notes": [*(note for notes in analysis.notes.values() for note in notes), *_matrices(cell)],
+    }
+
+
+def _value(name: str, shape: Iterable[str], kind: Kind) -> Report:
+    return {"name": name, "shape": list(shape), "kind": kind}
+
+
+def _size(dim: Dim) -> int | str:
+    return dim.size if isinstance(dim.size, int) else expr_text(dim.size)
+
+
+def _field_shape(field: StateField) -> tuple[str, ...]:
+    return ("B", *([] if field.length is None else [str(field.length)]), *field.dims)
+
+
+def _matrices(cell: Cell) -> Iterator[str]:
+    """Learned maps of a state that keep dims have a matrix for each of their entries."""
+    seen: set[Expr] = set()
+    for root in (*(d.expr for d in cell.definitions), *(s.expr for s in cell.states)):
+        for node in walk(root):
+            if isinstance(node, Linear) and node.kept and node not in seen:
+                seen.add(node)
+                count = "·".join(node.kept)
+                yield f"`{expr_text(node)}` has {count} matrices, one for each entry of `{', '.join(node.kept)}`"
+
+
+def groups_text(system: System, closures: Sequence[Closure]) -> str:
+    """Groups in dependency order with their families, for `--emit groups`."""
+    lines = [f"groups {system.cell.name}"]
+    for closure in closures:
+        group = closure.group
+        lines.append(f"  {', '.join(group.states)}: {closure.family}")
+        if group.reads:
+            lines.append(f"    after {', '.join(group.reads)}")
+        lines.append(f"    {reason(system, closure)}")
+        if isinstance(closure, Affine):
+            lines.append(f"    {closure.certificate}")
+    return "\n".join(lines) + "\n"
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def _steps(plan: Plan) -> Iterator[tuple[Step, list[str]]]:
+    """What the plan computes, with the states of the program that it holds: histories alone are no news."""
+    declared = {s.name for s in plan.system.cell.states}
+    for step in plan.steps:
+        if names := [n for n in step.closure.group.states if n in declared]:
+            yield step, names
+
+
+def _group(system: System, step: Step, names: list[str]) -> Report:
+    closure = step.closure
+    return {
+        "states": names,
+        "family": closure.family,
+        "certificate": closure.certificate if isinstance(closure, Affine) else "",
+        "kernel": step.kernel,
+        "reason": reason(system, closure, contracting=isinstance(step, Scan) and step.contracting),
+    }
+
+
+def reason(system: System, closure: Closure, *, contracting: bool = False) -> str:
+    """Why a group is in its family; for a sequential one, what makes it so and what would change that."""
+    match closure:
+        case Affine():
+            (name,) = closure.group.states
+            declared = next((s for s in system.cell.states if s.name == name), None)
+            equation = "" if declared is None else f": `{name}[t] = {_short(declared.expr, {})}`"
+            told = [f"affine in `{name}[t-1]`, entry by entry{equation}"]
+            if contracting:
+                told.append("the factor is proved to be at most 1 in modulus, so time may be cut into segments")
+            return "; ".join(told)
+        case Sequential(refusals=refusals):
+            told = [f"not {r.family}: {r.reason}" for r in refusals]
+            if blamed := offenders(system, closure):
+                pasts = sorted({f"`{r.name}[t-{r.lag}]`" for node, _ in blamed for r in _pasts(closure, node)})
+                told.append(f"parallel if {_terms(system, blamed)} held no {' or '.join(pasts)}")
+            return "; ".join(told)
+        case _:
+            return "the value at t does not depend on the one at t-1"
+
+
+def _terms(system: System, blamed: Sequence[tuple[Expr, str]]) -> str:
+    """Terms, each once, with the definitions they stand in."""
+    places: dict[str, dict[str, None]] = {}
+    inside = {name: set(walk(node)) for node, name in system.names.items()}
+    for node, stream in blamed:
+        around = [name for name, nodes in inside.items() if node in nodes]
+        owner = min(around, key=lambda name: len(inside[name]), default=stream)
+        places.setdefault(_short(node, _names(system, stream)), {})[owner] = None
+    shown = [f"`{text}` in {', '.join(f'`{o}`' for o in owners)}" for text, owners in places.items()]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def _short(node: Expr, names: Mapping[Expr, str]) -> str:
+    text = expr_text(node, names)
+    return text if len(text) <= _LONG else text[: _LONG - 1] + "…"
+
+
+def _names(system: System, stream: str) -> dict[Expr, str]:
+    """The program's own names for parts of an update, but not for all of it."""
+    return {node: name for node, name in system.names.items() if node is not system.stream(stream).expr}
+
+
+def _pasts(closure: Closure, *roots: Expr) -> set[Ref]:
+    own = closure.group.states
+    return {n for n in walk(*roots) if isinstance(n, Ref) and n.role == "state" and n.name in own and n.lag > 0}
+
+
+def offenders(system: System, closure: Closure) -> list[tuple[Expr, str]]:
+    """The terms, and whose update they stand in, without which the group would be affine entry by entry: the innermost
+    ones that hold a past of the group's states in another way."""
+    found: list[tuple[Expr, str]] = []
+    for name in closure.group.states:
+        root = system.stream(name).expr
+        held: set[Expr] = set(_pasts(closure, root))
+        blamed: set[Expr] = set()
+        for node in walk(root):
+            below = [c for c in node.children if c in held]
+            if not below:
+                continue
+            if _affine(node, below):
+                held.add(node)
+            elif node not in blamed:
+                blamed.add(node)
+                found.append((node, name))
+    unique: dict[Expr, str] = {}
+    for node, name in found:
+        unique.setdefault(node, name)
+    return list(unique.items())
+
+
+def _affine(node: Expr, held: Sequence[Expr]) -> bool:
+    """Whether an operation is affine, entry by entry, in the operands that hold a state."""
+    if not isinstance(node, Apply):
+        return False
+    match node.op:
+        case "add" | "sub" | "neg":
+            return True
+        case "mul":
+            return len(held) == 1 and node.args[0] is not node.args[1]
+        case "div" | "only" | "like":
+            return node.args[1] not in held
+        case "where":
+            return node.args[0] not in held
+        case _:
+            return False
