@@ -8,12 +8,30 @@ Non-goals: anything about how it is computed. Names of definitions survive as hi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rnnc.derive import depends, pull_back
 from rnnc.fields import StateField, state_fields
-from rnnc.ir import Apply, Cell, Conv, Expr, Grad, Graph, Merge, Normalize, Reduce, Ref, Rename, Split, Type, walk
+from rnnc.ir import (
+    Apply,
+    Cell,
+    Conv,
+    Expr,
+    Grad,
+    Graph,
+    Lit,
+    Merge,
+    Normalize,
+    Reduce,
+    Ref,
+    Rename,
+    Solve,
+    Split,
+    Type,
+    walk,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +91,7 @@ def lower(cell: Cell) -> System:
         elif f.role == "conv" and f.name in inliner.cyclic:
             arg = inliner.cyclic[f.name]
             streams.append(Stream(f.name, Type(f.dims, f.kind), arg, None, f.length or 0, False))
-    guard = _Guard(cell.graph)
+    guard = _Guard(cell)
     streams = [Stream(s.name, s.type, guard(s.expr), s.init, s.depth, s.declared, s.over) for s in streams]
     outputs = tuple((name, guard(e)) for name, e in outputs)
     names: dict[Expr, str] = {}
@@ -81,12 +99,7 @@ def lower(cell: Cell) -> System:
         node = guard(inliner.value(d.name))
         if node.children and node not in names:
             names[node] = d.name
-    everything = [s.expr for s in streams] + [e for _, e in outputs]
-    convs = {n.history: n for n in walk(*everything) if isinstance(n, Conv) and n.width > 1}
-    # A history that nothing reads any more still is a part of the state.
-    for f in fields:
-        if f.role == "conv" and f.name not in convs and f.name not in inliner.cyclic:
-            convs[f.name] = inliner.convs[f.name]
+    convs = {f.name: inliner.convs[f.name] for f in fields if f.role == "conv" and f.name not in inliner.cyclic}
     return System(cell, tuple(streams), outputs, convs, fields, names)
 
 
@@ -161,7 +174,7 @@ class _Inliner:
         total: Expr | None = None
         for j in range(conv.width):
             tap = self.graph.ref("param", conv.weight, Type(dims), j)
-            past = self.graph.ref("state", conv.history, conv.type, j) if j else conv.arg
+            past = self.graph.ref("state", conv.history, conv.arg.type, j) if j else conv.arg
             term = self.graph.apply("mul", tap, past)
             total = term if total is None else self.graph.apply("add", total, term)
         assert total is not None
@@ -178,9 +191,11 @@ _TAME = frozenset(
 class _Guard:
     """Writes `only` on what enters a `where` branch whose derivative may be infinite (0 * inf is NaN)."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, cell: Cell) -> None:
+        self.graph = cell.graph
         self.done: dict[Expr, Expr] = {}
+        self.infinite: set[str] = set()
+        self.infinite = {s.name for s in cell.states if not self._finite(s.init)}
 
     def __call__(self, root: Expr) -> Expr:
         for node in walk(root):
@@ -195,31 +210,59 @@ class _Guard:
         return self.done[root]
 
     def branch(self, root: Expr, condition: Expr) -> Expr:
+        """The branch with `only` on the operands of whatever may have an infinite derivative there."""
         varying = depends([root], [n for n in walk(root) if isinstance(n, Ref) and n.role not in ("const", "size")])
-        if all(self._tame(n) for n in walk(root) if n in varying):
-            return root
         memo: dict[tuple[Expr, Expr], Expr] = {}
 
-        def visit(node: Expr, mask: Expr) -> Expr:
-            if node not in varying:
-                return node
-            key = (node, mask)
-            if key not in memo:
-                if isinstance(node, Ref):
-                    memo[key] = node if node.kind == "bool" else self.graph.apply("only", node, mask)
-                else:
-                    inner = self._enter(node, mask)
-                    memo[key] = self.graph.rebuild(node, tuple(visit(c, inner) for c in node.children))
-            return memo[key]
+        def have(node: Expr, mask: Expr) -> Expr | None:
+            return memo.get((node, mask)) if node in varying and node.children else node
 
-        return visit(root, condition)
+        stack = [(root, condition)]
+        while stack:
+            node, mask = stack[-1]
+            if have(node, mask) is not None:
+                stack.pop()
+                continue
+            inner = self._enter(node, mask)
+            if waiting := [c for c in node.children if have(c, inner) is None]:
+                stack.extend((c, inner) for c in waiting)
+                continue
+            children = [memo.get((c, inner), c) for c in node.children]
+            if self._risky(node):
+                guarded = zip(children, node.children, strict=True)
+                children = [self._only(c, inner) if n in varying and n.kind != "bool" else c for c, n in guarded]
+            memo[node, mask] = self.graph.rebuild(node, tuple(children))
+        return memo.get((root, condition), root)
 
-    def _tame(self, node: Expr) -> bool:
-        if isinstance(node, Normalize):
-            return node.op == "softmax" or node.eps > 0
-        if isinstance(node, Reduce):
-            return node.op != "logsumexp"
-        return isinstance(node, Ref) or (isinstance(node, Apply) and node.op in _TAME) or not isinstance(node, Apply)
+    def _only(self, node: Expr, mask: Expr) -> Expr:
+        return self.graph.apply("only", node, mask)
+
+    def _risky(self, node: Expr) -> bool:
+        """Whether a cotangent of 0 may become NaN here: an infinite derivative, or a factor that may be infinite."""
+        match node:
+            case Normalize(op=op, eps=eps):
+                return op != "softmax" and eps == 0
+            case Reduce(op=op):
+                return op == "logsumexp"
+            case Apply(op="mul", args=args):
+                return not all(self._finite(a) for a in args)
+            case Apply(op=op):
+                return op not in _TAME
+            case _:
+                return False
+
+    def _finite(self, node: Expr) -> bool:
+        """Whether a value is finite as long as inputs and params are, apart from overflow of sums and products."""
+        for n in walk(node):
+            if isinstance(n, Apply) and n.op not in _TAME:
+                return False
+            if isinstance(n, Lit) and not isinstance(n.value, complex) and math.isinf(n.value):
+                return False
+            if isinstance(n, Ref) and n.role == "state" and n.name in self.infinite:
+                return False
+            if isinstance(n, Solve) or (isinstance(n, Reduce) and n.op == "logsumexp"):
+                return False
+        return True
 
     def _enter(self, node: Expr, mask: Expr) -> Expr:
         """The mask for the operands of `node`: true wherever a selected entry depends on them."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rnnc.adjoint import Adjoint
 from rnnc.closure import Affine, Closure
 from rnnc.derive import depends
-from rnnc.ir import Apply, Expr, Linear, Lit, Reduce, Ref, walk
+from rnnc.ir import Apply, Conv, Expr, Linear, Lit, Reduce, Ref, walk
 from rnnc.lower import Stream, System
 from rnnc.show import expr_text
 
@@ -85,7 +85,7 @@ def is_number(node: Expr) -> bool:
 
 def per_token(node: Expr) -> bool:
     """Whether the value differs from token to token (or from sequence to sequence)."""
-    return any(isinstance(n, Ref) and n.role in ("input", "state") for n in walk(node))
+    return any(isinstance(n, Conv) or (isinstance(n, Ref) and n.role in ("input", "state")) for n in walk(node))
 
 
 def plan(

@@ -215,8 +215,8 @@ class Block:
             case Reduce():
                 return self.reduce(node), _PRODUCT if self._missing(node) else _ATOM
             case Normalize():
-                axes = self.axes(node.over, node.arg.dims)
-                code = self.placed(node.arg, node.arg.dims)
+                axes = self.axes(node.over, node.dims)
+                code = self.placed(node.arg, node.dims)
                 return self._call(f"_{node.op}", code, axes, *([] if node.op == "softmax" else [repr(node.eps)])), _ATOM
             case Rename(arg=arg, old=old, new=new):
                 return self.moved(arg, [new if d == old else d for d in arg.dims], node.dims), _ATOM
@@ -230,7 +230,7 @@ class Block:
             case Linear():
                 return self.linear(node), _ATOM
             case Conv():
-                return self.conv(node, self.moved(node.arg, list(node.arg.dims), node.dims)), _ATOM
+                return self._permute(self.conv(node, self.code_of(node.arg)), list(node.arg.dims), node.dims), _ATOM
             case Solve():
                 return self.solve(node), _ATOM
             case Draw():
@@ -290,11 +290,12 @@ class Block:
         op, args = node.op, node.args
         target = node.dims
         if op in ("real", "imag", "conj"):
-            return self._complex_part(op, args[0])
+            return self._complex_part(op, args[0], target)
         if op == "stop_gradient":
-            return f"{self.atom(args[0])}.detach()", _ATOM
+            text, have = self.aligned(args[0], target)
+            return f"{text if have == _ATOM else f'({text})'}.detach()", _ATOM
         if op == "like":
-            return self._call("_like", self.code_of(args[0]), self.code_of(args[1])), _ATOM
+            return self._call("_like", *(self.aligned(a, target)[0] for a in args)), _ATOM
         if op in ("add", "sub", "mul", "div", "pow", "neg"):
             parts = [self.aligned(a, target, arithmetic=True) for a in args]
         else:
@@ -318,16 +319,16 @@ class Block:
     def _where(self, args: tuple[Expr, ...], texts: list[str]) -> str:
         condition, yes, no = args
         if is_number(condition):
-            return f"({texts[1]} if {texts[0]} else {texts[2]})"
+            return self._call("_choose", *texts)
         if is_number(yes) and is_number(no):
             kind = f"{self.dtype}.to_complex()" if "complex" in (yes.kind, no.kind) else self.dtype
             texts[1] = f"torch.full((), {texts[1]}, dtype={kind}, device={self.atom(condition)}.device)"
         return f"torch.where({', '.join(texts)})"
 
-    def _complex_part(self, op: str, arg: Expr) -> tuple[str, int]:
+    def _complex_part(self, op: str, arg: Expr, target: tuple[str, ...]) -> tuple[str, int]:
+        text = self.aligned(arg, target, arithmetic=True)
         if arg.kind == "complex":
-            return f"{self.atom(arg)}.{op if op != 'conj' else 'conj()'}", _ATOM
-        text = self.aligned(arg, arg.dims, arithmetic=True)
+            return f"{text[0] if text[1] == _ATOM else f'({text[0]})'}.{op if op != 'conj' else 'conj()'}", _ATOM
         return text if op != "imag" else (self._call("torch.zeros_like", text[0]), _ATOM)
 
     def aligned(self, node: Expr, target: tuple[str, ...], arithmetic: bool = False) -> tuple[str, int]:

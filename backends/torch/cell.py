@@ -8,7 +8,7 @@ from rnnc.backends.torch.block import Block, NameTable
 from rnnc.backends.torch.loops import LoopCode, LoopCoder, past_name
 from rnnc.backends.torch.text import docstring, quoted, several, wrap
 from rnnc.fields import StateField
-from rnnc.ir import Annulus, Apply, Conv, Definition, Disc, Draw, Expr, Interval, Linear, Lit, Param, Ref, Region, Type, walk
+from rnnc.ir import Annulus, Apply, Conv, Definition, Disc, Draw, Expr, Interval, Kind, Linear, Lit, Param, Ref, Region, Type, walk
 from rnnc.lower import Stream
 from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, is_number, per_token
 from rnnc.show import expr_text, region_text
@@ -333,7 +333,10 @@ class CellCoder:
 
         def conv(node: Conv, text: str) -> str:
             self.helpers.add("_conv")
-            convs[node.history] = text
+            if not per_token(node.arg):
+                text = self.spread(text, node.arg.dims, node.kind)
+            if node is self.system.convs[node.history]:
+                convs[node.history] = text
             return f"_conv(run, {text}, {field(node.history)}, self.{node.weight})"
 
         def packed(projection: Projection) -> str:
@@ -374,9 +377,8 @@ class CellCoder:
         results: list[str] = []
         for _, e in self.system.outputs:
             text = block.variable(e) if e in block.hints or block.uses[e] > 1 else block.aligned_code(e, e.dims)
-            if not per_token(e) or is_number(e):
-                self.helpers.add("_spread")
-                text = f"_spread(run, {text}, ({''.join(f'self.{d}, ' for d in e.dims).rstrip()}), dtype)"
+            if not per_token(e):
+                text = self.spread(text, e.dims, e.kind)
             results.append(text)
         fields = self.final(block, table, values, convs)
         outputs = f"({', '.join(results)}{',' if len(results) == 1 else ''})"
@@ -434,15 +436,19 @@ class CellCoder:
         text = block.aligned_code(s.expr, s.type.dims)
         name = table.new(s.name)
         if s.expr.dims != s.type.dims or not per_token(s.expr) or s.expr.kind != s.type.kind:
-            self.helpers.add("_spread")
-            kind = "_complex_of(dtype)" if s.type.kind == "complex" else "dtype"
-            if s.type.kind == "complex":
-                self.helpers.add("_complex_of")
-            text = f"_spread(run, {text}, ({''.join(f'self.{d}, ' for d in s.type.dims).rstrip()}), {kind})"
+            text = self.spread(text, s.type.dims, s.type.kind)
         block.assign(name, text)
         if s.expr.dims == s.type.dims and per_token(s.expr):
             block.variables.setdefault(s.expr, name)
         return name
+
+    def spread(self, text: str, dims: tuple[str, ...], kind: Kind) -> str:
+        """Code of a value with all of its axes, in the dtype of its kind."""
+        self.helpers.add("_spread")
+        if kind == "complex":
+            self.helpers.add("_complex_of")
+        dtype = {"complex": "_complex_of(dtype)", "real": "dtype", "bool": "torch.bool"}[kind]
+        return f"_spread(run, {text}, {several(f'self.{d}' for d in dims)}, {dtype})"
 
     def loop_lines(self, step: Loop, block: Block, table: NameTable, values: dict[str, str]) -> None:
         code = self.loops[id(step)]
@@ -486,9 +492,8 @@ class CellCoder:
                 else:
                     node = self.system.convs[f.name].arg
                     value = convs.get(f.name) or block.code(node)
-                if not per_token(node):
-                    self.helpers.add("_spread")
-                    value = f"_spread(run, {value}, ({''.join(f'self.{d}, ' for d in f.dims).rstrip()}), dtype)"
+                if not per_token(node) and f.name not in convs and f.name not in streams:
+                    value = self.spread(value, f.dims, f.kind)
                 out.append(f"{f.name}=_history(run, {value}, state.{f.name})")
         return out
 

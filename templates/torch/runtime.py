@@ -99,8 +99,16 @@ def _logsumexp(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     return torch.where(empty, -math.inf, total).squeeze(dim)
 
 
-def _only(x: Tensor, selected: Tensor) -> Tensor:
+def _choose(condition: bool, x: Tensor | float, y: Tensor | float) -> Tensor:
+    """`where` on a condition that is the same for all tokens; at least one operand is a tensor."""
+    device = (x if isinstance(x, Tensor) else y).device  # type: ignore[union-attr]
+    return torch.where(torch.full((), condition, device=device), x, y)
+
+
+def _only(x: Tensor, selected: Tensor | bool) -> Tensor:
     """`x`, with a gradient of exactly 0 where it is not selected."""
+    if not isinstance(selected, Tensor):
+        return x if selected else x.detach()
     return torch.where(selected, x, x.detach())
 
 
@@ -214,10 +222,7 @@ def _along(mask: Tensor, like: Tensor) -> Tensor:
 
 def _spread(run: _Run, value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A value with all of its axes, [*run.lead, *shape]."""
-    like = run.like
-    value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else dtype, device=like.device)
-    value = value if value.dtype == torch.bool else value.to(dtype) if not value.is_complex() else value
-    return value.expand(*run.lead, *shape)
+    return torch.as_tensor(value, dtype=dtype, device=run.like.device).expand(*run.lead, *shape)
 
 
 def _past(run: _Run, value: Tensor, history: Tensor, lag: int) -> Tensor:
@@ -518,7 +523,7 @@ def _loop_operator(
                         if t >= lag:
                             d_value[t - lag] = d_value[t - lag] + torch.where(early, 0.0, d)
                         slot = (lag - 1 - position_t).clamp(min=0)
-                        share = torch.where(early, d, 0.0).expand(1, *d_before.shape[2:])[0]
+                        share = torch.where(early, d, 0.0).to(d_before.dtype).expand(1, *d_before.shape[2:])[0]
                         d_before.index_put_((sequence_t, slot), share, accumulate=True)
                 for total, d in zip(d_hoisted, d_tokens):
                     total.append(d)
@@ -538,7 +543,9 @@ def _loop_operator(
                 if left:
                     x, y = (torch.stack(z) for z in (left, right))
                     x, y = (z.reshape(-1, *z.shape[z.ndim - k :]) for z, k in ((x, n), (y, m)))
-                    d_weights[sorted(weights).index(index)] += torch.einsum(equation, x, y)
+                    d_weight = torch.einsum(equation, x.conj(), y)
+                    total = d_weights[sorted(weights).index(index)]
+                    total += d_weight if total.is_complex() else d_weight.real
             return [*(x.contiguous() for x in out), *d_fixed, *d_weights, *d_history]
 
     @backward.register_fake
