@@ -13,12 +13,16 @@ def check_decays(cx: Context, definitions: Sequence[ir.Definition], states: Sequ
     decays = [d for d in definitions if d.claim == "decay"]
     if not decays:
         return
-    products = {n for s in states for n, _ in cx.reach(s.expr) if isinstance(n, ir.Apply) and n.op == "mul"}
     past = _past(cx, states)
+    factors = _factors(cx, states, frozenset(d.name for d in decays))
+    used: set[str] = set()
+    for state in states:
+        for node, _ in cx.reach(state.expr):
+            if isinstance(node, ir.Apply) and node.op == "mul":
+                for factor, beside in (node.args, node.args[::-1]):
+                    used |= factors[factor] if past[beside] else frozenset()
     for decay in decays:
-        factor = _factor(cx, states, decay.name)
-        pairs = ((a, b) for n in products for a, b in (n.children, n.children[::-1]))
-        if not any(factor[a] and past[b] for a, b in pairs):
+        if decay.name not in used:
             cx.report(DecayOfNothing(decay.span, decay.name))
 
 
@@ -45,14 +49,14 @@ def _past(cx: Context, states: Sequence[ir.State]) -> dict[ir.Expr, bool]:
     return past
 
 
-def _factor(cx: Context, states: Sequence[ir.State], name: str) -> dict[ir.Expr, bool]:
-    """Which values are products with `name` among their factors."""
-    found: dict[ir.Expr, bool] = {}
+def _factors(cx: Context, states: Sequence[ir.State], decays: frozenset[str]) -> dict[ir.Expr, frozenset[str]]:
+    """Which decays are factors of each value."""
+    found: dict[ir.Expr, frozenset[str]] = {}
     for node in _nodes(cx, states):
         through: tuple[ir.Expr, ...] = ()
         match node:
             case ir.Ref() if node.name in cx.definitions:
-                through = () if node.name == name else (cx.definitions[node.name],)
+                through = (cx.definitions[node.name],)
             case ir.Apply(op="mul" | "neg" | "stop_gradient" | "conj"):
                 through = node.args
             case ir.Apply(op="div"):
@@ -63,5 +67,6 @@ def _factor(cx: Context, states: Sequence[ir.State], name: str) -> dict[ir.Expr,
                 through = node.children
             case _:
                 pass
-        found[node] = (isinstance(node, ir.Ref) and node.name == name) or any(found[c] for c in through)
+        own = frozenset((node.name,)) & decays if isinstance(node, ir.Ref) else frozenset[str]()
+        found[node] = own.union(*(found[c] for c in through))
     return found

@@ -10,7 +10,7 @@ from rnnc.check.reader import Place, Reader
 from rnnc.check.regions import contains, region
 from rnnc.check.sizes import SIZE_OPS, expand, number_at_defaults, size_at_defaults
 from rnnc.check.timing import Reference, circles, lag_of, references
-from rnnc.check.words import reserved
+from rnnc.check.words import reserved, reserved_cell
 from rnnc.errors import dims, kinds, names, time
 from rnnc.source import Span
 
@@ -37,6 +37,9 @@ _INITIAL: frozenset[SymbolRole] = frozenset(("size", "const", "param", "buffer")
 
 def collect(cx: Context) -> None:
     """Every declared name, once."""
+    cell = cx.cell.name
+    if (why := reserved_cell(cell.text)) is not None:
+        cx.report(names.Reserved(cell.span, cell.text, why))
     for statement in cx.cell.statements:
         match statement:
             case tree.Declaration(keyword=keyword):
@@ -49,10 +52,10 @@ def collect(cx: Context) -> None:
                 _add(cx, name, "output")
             case _:
                 pass
+    states = [s.name for s in cx.symbols.values() if s.role == "state"]
     for statement in cx.cell.statements:
         if isinstance(statement, tree.Update) and statement.name.text not in cx.symbols:
             name = statement.name
-            states = [s.name for s in cx.symbols.values() if s.role == "state"]
             near = cx.nearest(name.text, states)
             alone = lag_of((statement.index,)) == 0 and all(r.name != name.text for r in references(statement.expr))
             end = cx.source.text.index("]", statement.index.span.end) + 1

@@ -267,11 +267,11 @@ class Reader:
             if dim not in value.dims:
                 near = self.cx.nearest(dim, value.dims)
                 return self.wrong(dims.MissingDim(written.span, dim, self.text(node.base), value.dims, near))
-        for dim, written in zip(new, news, strict=True):
-            if dim in value.dims and dim not in old:
-                return self.wrong(dims.DimTwice(written.span, dim, value.dims))
         if old == new:
             return value
+        for dim, written in zip(new, news, strict=True):
+            if dim in value.dims:
+                return self.wrong(dims.DimTwice(written.span, dim, value.dims))
         if not require_equal(old, new, node.inner, self.cx):
             return None
         match old, new:

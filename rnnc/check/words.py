@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import keyword
 from collections.abc import Mapping
 
@@ -24,6 +25,10 @@ MODULE_ATTRIBUTES = frozenset(
 # What the generated class and its methods call their own; only for names that become attributes or arguments.
 CLASS_NAMES = frozenset(
     "self plan step initial_state reset_parameters backend validate device dtype state cu_seqlens".split()
+)
+# What stands at the top of a generated module, beside the classes of its cells.
+MODULE_NAMES = frozenset(
+    "torch nn F math itertools triton tl Tensor Any NamedTuple Callable Sequence annotations".split()
 )
 
 NUMBERS: Mapping[str, bool | int | float] = {
@@ -96,6 +101,17 @@ def reserved(name: str, role: str) -> str | None:
     if role in ("dim", "const", "input", "param", "buffer") and name in CLASS_NAMES:
         return "the generated module has that name already"
     return None
+
+
+def reserved_cell(name: str) -> str | None:
+    """Why a cell cannot be called `name`, or None: it becomes a class at the top of a module."""
+    if keyword.iskeyword(name):
+        return "it is a keyword of Python"
+    if name.startswith("_"):
+        return "names that begin with `_` belong to the generated module"
+    if hasattr(builtins, name):
+        return "it is a builtin of Python"
+    return "the generated module has that name already" if name in MODULE_NAMES else None
 
 
 def with_arguments(count: int) -> str:

@@ -150,6 +150,14 @@ gate sigmoid = ...        # wrong
 input state[D]            # wrong
 dim T = 128               # wrong: `T` is the length of a sequence
 ```
+
+A cell becomes a class in a module of Python, so it can have the name of no builtin of Python either, nor of anything
+that the generated module imports.
+
+```rnn
+cell torch                # wrong
+cell MinGRU               # right
+```
 """
 
     name: str
