@@ -110,6 +110,8 @@ class Interpreter:
 
     def _named(self, inputs: Tensors | Sequence[Tensor]) -> dict[str, Tensor]:
         declared = self.cell.inputs
+        if not declared:
+            raise ValueError(f"{self.cell.name} has no inputs, which would say how many tokens there are")
         if not isinstance(inputs, Mapping):
             inputs = dict(zip((i.name for i in declared), inputs, strict=True))
         named = {i.name: inputs[i.name] for i in declared}
