@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 
 import rnnc.pipeline
 from rnnc.cli import main
+from rnnc.cli.terminal import progress
 from rnnc.pipeline import Compilation
 from rnnc.source import Source
 
@@ -45,6 +47,12 @@ def command_line(*arguments: object, **options: object) -> subprocess.CompletedP
     env = environment(**options.pop("env", {}))  # type: ignore[arg-type]
     command = [sys.executable, "-m", "rnnc", *map(str, arguments)]
     return subprocess.run(command, text=True, capture_output=True, timeout=120, env=env, **options)  # type: ignore[call-overload]
+
+
+def processor_seconds() -> float:
+    """What the commands so far took of it: others may be at work on this machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.fixture
@@ -245,11 +253,11 @@ def test_strict_makes_an_undecided_claim_an_error(tmp_path: Path, capfd: pytest.
 def test_what_is_no_program_is_a_diagnostic_within_seconds(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bad.rnn"
     path.write_bytes(data)
-    start = time.monotonic()
+    start = processor_seconds()
     done = command_line("check", path)
     assert done.returncode == 1 and re.match(r"error\[RNN\d{3}\]: ", done.stderr), done.stderr[:500]
     assert "Traceback" not in done.stderr and len(done.stderr) < 100_000
-    assert time.monotonic() - start < 10
+    assert processor_seconds() - start < 10
 
 
 # --- explain ---------------------------------------------------------------------------------------------------------
@@ -310,6 +318,24 @@ def test_colour_only_where_wanted(wrong: Path) -> None:
     assert "\x1b[" not in command_line("check", wrong, env={"FORCE_COLOR": "1", "NO_COLOR": "1"}).stderr
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "seconds", "shown"), [(Terminal, 0.1, 0), (Terminal, 0.7, 2), (io.StringIO, 9, 0)])
+def test_progress_only_on_a_terminal_and_after_a_second(
+    stream: type[io.StringIO], seconds: float, shown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, now = stream(), [0.0]
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for _ in progress(range(4), "compile"):
+        now[0] += seconds
+    assert written.getvalue().count("compile") == shown
+    assert not shown or written.getvalue().endswith("\r\x1b[K")  # and nothing of it stays
+
+
 def test_names_beyond_the_locale(tmp_path: Path) -> None:
     (tmp_path / "a.rnn").write_text(GOOD.replace("+ x", "+ ξ"), encoding="utf-8")
     done = command_line("check", tmp_path / "a.rnn", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
@@ -342,11 +368,9 @@ def test_compiling_imports_no_torch(tmp_path: Path) -> None:
 
 def test_compiling_is_fast() -> None:
     def seconds(*command: str) -> float:
-        """Of the processor: others may be at work on this machine."""
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start = processor_seconds()
         subprocess.run([sys.executable, *command], env=environment(), check=True, capture_output=True, timeout=60)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        return processor_seconds() - start
 
     imports = min(seconds("-c", "import sympy, lark, networkx, jinja2") for _ in range(5))
     for path in EXAMPLES:

@@ -44,7 +44,8 @@ def report_text(report: Mapping[str, Any], *, color: bool = False) -> str:
 
 def _cell_lines(cell: Mapping[str, Any], color: bool) -> Iterator[str]:
     yield paint(cell["name"], "bold", color) + (f": {' '.join(cell['doc'].split())}" if cell["doc"] else "")
-    yield ""
+    if cell["groups"]:
+        yield ""
     for group in cell["groups"]:
         yield f"  {paint(', '.join(group['states']), 'bold', color)}: {group['kernel']} (family: {group['family']})"
         for text in (f"why: {group['reason']}", group["certificate"] and f"certificate: {group['certificate']}"):
