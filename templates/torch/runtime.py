@@ -208,7 +208,7 @@ def _check_packing(cu_seqlens: Tensor, batch: int, total: int, values: bool) -> 
 
 def _packed(like: Tensor, cu_seqlens: Tensor) -> _Run:
     total = like.shape[1]
-    cu_seqlens = cu_seqlens.long()
+    cu_seqlens = cu_seqlens.long().contiguous()
     tokens = torch.arange(total, device=cu_seqlens.device)
     sequence = torch.searchsorted(cu_seqlens, tokens, right=True) - 1
     length = cu_seqlens[1:] - cu_seqlens[:-1]
@@ -231,7 +231,7 @@ def _past(run: _Run, value: Tensor, history: Tensor, lag: int) -> Tensor:
         return history[:, lag - 1]
     if run.position is None:
         return torch.cat([history[:, :lag].flip(1), value], 1)[:, : value.shape[1]]
-    shifted = torch.cat([torch.zeros_like(value[:, :1]).expand(-1, lag, *value.shape[2:]), value], 1)[:, : value.shape[1]]
+    shifted = torch.cat([value.new_zeros((1, lag, *value.shape[2:])), value], 1)[:, : value.shape[1]]
     early = history[run.sequence, (lag - 1 - run.position).clamp(min=0)]
     return torch.where(_along(run.position < lag, early), early, shifted[0]).unsqueeze(0)
 
@@ -286,24 +286,28 @@ def _free_namespace(name: str, operator: str) -> str:
     return next(n for n in names if not hasattr(getattr(torch.ops, n), operator))
 
 
-def _carry(a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> Tensor:
-    """`h[t] = a[t] * h[t-1] + b[t]`, one pass over time."""
+def _carry(a: Tensor, b: Tensor, initial: Tensor, reverse: bool, fresh: Tensor | None = None) -> Tensor:
+    """`h[t] = a[t] * h[t-1] + b[t]`, one pass over time. Where `fresh`, [T], the past counts as 0, were it NaN."""
     h = torch.empty_like(b, memory_format=torch.contiguous_format)
     previous = initial
-    steps = zip(a.unbind(1), b.unbind(1), h.unbind(1))
-    for a_t, b_t, h_t in reversed(list(steps)) if reverse else steps:
-        torch.addcmul(b_t, a_t, previous, out=h_t)
+    starts = itertools.repeat(None, b.shape[1]) if fresh is None else fresh.unbind(0)
+    steps = zip(a.unbind(1), b.unbind(1), h.unbind(1), starts)
+    for a_t, b_t, h_t, fresh_t in reversed(list(steps)) if reverse else steps:
+        torch.addcmul(b_t, a_t, previous if fresh_t is None else torch.where(fresh_t, 0.0, previous), out=h_t)
         previous = h_t
     return h
 
 
-def _carry_in_segments(a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> Tensor:
+def _carry_in_segments(a: Tensor, b: Tensor, initial: Tensor, reverse: bool, fresh: Tensor | None = None) -> Tensor:
     """The same with time cut into segments that are scanned side by side, then joined. Needs `|a| <= 1`."""
     steps = b.shape[1]
     size = max(1, math.isqrt(steps))
     count = -(-steps // size)
-    pad = (0, 0) * (b.ndim - 2) + ((count * size - steps, 0) if reverse else (0, count * size - steps))
+    lacking = (count * size - steps, 0) if reverse else (0, count * size - steps)
+    pad = (0, 0) * (b.ndim - 2) + lacking
     a, b = (F.pad(x, pad).unflatten(1, (count, size)) for x in (a.expand_as(b), b))
+    if fresh is not None:
+        fresh = F.pad(fresh, lacking).reshape(1, count, size, *(1 for _ in b.shape[3:]))
     within = torch.arange(size - 1, -1, -1) if reverse else torch.arange(size)
     h, product = torch.empty_like(b), torch.empty_like(b)
     last: Tensor | None = None
@@ -313,78 +317,101 @@ def _carry_in_segments(a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> 
             h_steps[i].copy_(b_steps[i])
             p_steps[i].copy_(a_steps[i])
         else:
-            torch.addcmul(b_steps[i], a_steps[i], h_steps[last], out=h_steps[i])
-            torch.mul(a_steps[i], p_steps[last], out=p_steps[i])
+            before = h_steps[last], p_steps[last]
+            if fresh is not None:
+                before = tuple(torch.where(fresh[:, :, i], 0.0, x) for x in before)
+            torch.addcmul(b_steps[i], a_steps[i], before[0], out=h_steps[i])
+            torch.mul(a_steps[i], before[1], out=p_steps[i])
         last = i
     assert last is not None
-    carried = _carry(p_steps[last], h_steps[last], initial, reverse)
+    if fresh is not None:
+        fresh = (fresh.flip(2).cumsum(2).flip(2) if reverse else fresh.cumsum(2)) > 0
+    cut = None if fresh is None else fresh[:, :, last].flatten()
+    carried = _carry(p_steps[last], h_steps[last], initial, reverse, cut)
     initial = initial.expand_as(carried[:, 0]).unsqueeze(1)
     entering = torch.cat([carried[:, 1:], initial] if reverse else [initial, carried[:, :-1]], 1)
-    h = h.addcmul_(product, entering.unsqueeze(2)).flatten(1, 2)
+    entering = entering.unsqueeze(2) if fresh is None else torch.where(fresh, 0.0, entering.unsqueeze(2))
+    h = h.addcmul_(product, entering).flatten(1, 2)
     return h[:, count * size - steps :] if reverse else h[:, :steps]
 
 
-def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
-    """Registers `scan(a, b, initial, contracting)`: `h[t] = a[t] * h[t-1] + b[t]`, with its own backward.
+def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Tensor | None], Tensor]:
+    """Registers `scan(a, b, initial, contracting, fresh)`: `h[t] = a[t] * h[t-1] + b[t]`, with its own backward.
 
-    b: [B, T, ...]; initial: [B, ...]; a broadcasts to b. The backward is the same recurrence from the last token to the
-    first, `λ[t] = conj(a[t+1]) λ[t+1] + g[t]`, with `db = λ` and `da[t] = λ[t] conj(h[t-1])`. Saved: a, initial and h.
+    b: [B, T, ...]; initial: [B, ...]; a broadcasts to b; `fresh`, [T], marks tokens where a is 0 and a sequence begins.
+    The backward is the same recurrence from the last token to the first, `λ[t] = conj(a[t+1]) λ[t+1] + g[t]`, with
+    `db = λ` and `da[t] = λ[t] conj(h[t-1])`. Saved: a, initial and h.
     """
 
-    def carry(a: Tensor, b: Tensor, initial: Tensor, contracting: bool, reverse: bool) -> Tensor:
+    def carry(
+        a: Tensor, b: Tensor, initial: Tensor, contracting: bool, reverse: bool, fresh: Tensor | None
+    ) -> Tensor:
         if b.shape[1] == 0:
             return torch.empty_like(b)
         # In segments there are fewer, larger operations: worth it while one token's work is smaller than a launch.
         small = b[:, 0].numel() <= 8192 or b.device.type != "cpu"
         run = _carry_in_segments if contracting and small and b.shape[1] >= 16 else _carry
-        return run(a.expand(-1, b.shape[1], *a.shape[2:]), b, initial, reverse)
+        return run(a.expand(-1, b.shape[1], *a.shape[2:]), b, initial, reverse, fresh)
 
     @torch.library.custom_op(
-        f"{namespace}::scan", mutates_args=(), schema="(Tensor a, Tensor b, Tensor initial, bool contracting) -> Tensor"
+        f"{namespace}::scan",
+        mutates_args=(),
+        schema="(Tensor a, Tensor b, Tensor initial, bool contracting, Tensor? fresh) -> Tensor",
     )
-    def scan(a: Tensor, b: Tensor, initial: Tensor, contracting: bool) -> Tensor:
-        return carry(a, b, initial, contracting, False).contiguous()
+    def scan(a: Tensor, b: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None) -> Tensor:
+        return carry(a, b, initial, contracting, False, fresh).contiguous()
 
     @scan.register_fake
-    def _(a: Tensor, b: Tensor, initial: Tensor, contracting: bool) -> Tensor:
+    def _(a: Tensor, b: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None) -> Tensor:
         return torch.empty_like(b, memory_format=torch.contiguous_format)
 
     @torch.library.custom_op(
         f"{namespace}::scan_backward",
         mutates_args=(),
-        schema="(Tensor grad, Tensor a, Tensor h, Tensor initial, bool contracting) -> (Tensor, Tensor, Tensor)",
+        schema="(Tensor grad, Tensor a, Tensor h, Tensor initial, bool contracting, Tensor? fresh) "
+        "-> (Tensor, Tensor, Tensor)",
     )
     def scan_backward(
-        grad: Tensor, a: Tensor, h: Tensor, initial: Tensor, contracting: bool
+        grad: Tensor, a: Tensor, h: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         if h.shape[1] == 0:
             return torch.zeros_like(a), torch.zeros_like(h), torch.zeros_like(initial)
         later = a.conj().resolve_conj().expand(-1, h.shape[1], *a.shape[2:])
         zero = torch.zeros_like(later[:, :1])
-        adjoint = carry(torch.cat([later[:, 1:], zero], 1), grad, torch.zeros_like(initial), contracting, True)
-        adjoint = adjoint.contiguous()
+        later_fresh = None if fresh is None else fresh.roll(-1)
+        adjoint = carry(
+            torch.cat([later[:, 1:], zero], 1), grad, torch.zeros_like(initial), contracting, True, later_fresh
+        ).contiguous()
         d_initial = later[:, 0] * adjoint[:, 0]
         first = adjoint[:, :1] * initial.unsqueeze(1).conj()
         d_a = torch.cat([first, adjoint[:, 1:] * h[:, :-1].conj()], 1).sum_to_size(a.shape)
         return d_a.contiguous(), adjoint, d_initial.sum_to_size(initial.shape).contiguous()
 
     @scan_backward.register_fake
-    def _(grad: Tensor, a: Tensor, h: Tensor, initial: Tensor, contracting: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _(
+        grad: Tensor, a: Tensor, h: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.empty_like(a), torch.empty_like(h), torch.empty_like(initial)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        a, _, initial, ctx.contracting = inputs
-        ctx.save_for_backward(a, output, initial)
+        a, _, initial, ctx.contracting, fresh = inputs
+        ctx.save_for_backward(a, output, initial, fresh)
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        return (*scan_backward(grad, *ctx.saved_tensors, ctx.contracting), None)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        a, h, initial, fresh = ctx.saved_tensors
+        return (*scan_backward(grad, a, h, initial, ctx.contracting, fresh), None, None)
 
     scan.register_autograd(backward, setup_context=save)
     return scan
 
 
 def _affine(
-    run: _Run, scan: Callable[[Tensor, Tensor, Tensor, bool], Tensor], a: Any, b: Any, initial: Tensor, contracting: bool
+    run: _Run,
+    scan: Callable[[Tensor, Tensor, Tensor, bool, Tensor | None], Tensor],
+    a: Any,
+    b: Any,
+    initial: Tensor,
+    contracting: bool,
 ) -> Tensor:
     """`h[t] = a[t] * h[t-1] + b[t]` from `initial`, [B, ...]; a and b broadcast to [*run.lead, ...]."""
     if len(run.lead) == 1:
@@ -393,13 +420,15 @@ def _affine(
     b = torch.as_tensor(b, dtype=initial.dtype, device=initial.device).expand(shape)
     a = torch.as_tensor(a, dtype=initial.dtype, device=initial.device)
     a = a.reshape((1,) * (len(shape) - a.ndim) + a.shape)
+    fresh = None
     if run.position is not None:
         # A sequence that begins here starts from its own initial state.
-        first = _along(run.position == 0, b[0])
+        fresh = run.position == 0
+        first = _along(fresh, b[0])
         b = torch.where(first, a * initial[run.sequence] + b, b)
         a = torch.where(first, 0.0, a)
         initial = torch.zeros_like(initial[:1]) if initial.shape[0] else b.new_zeros((1, *shape[2:]))
-    return scan(a, b, initial, contracting)
+    return scan(a, b, initial, contracting, fresh)
 
 
 # --- loops ---
