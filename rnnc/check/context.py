@@ -60,8 +60,8 @@ class Context:
             if isinstance(s, tree.Declaration) and s.keyword == "dim"
             for item in s.items
         )
-        self.meant: set[str] = set()
-        """States for which another name was most likely a slip in an update."""
+        self.doubtful: set[str] = set()
+        """Names declared twice, and states for which another name was most likely a slip in an update."""
         self._unknown: set[str] = set()
         self._lookups = 0
 

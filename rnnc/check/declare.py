@@ -61,7 +61,7 @@ def collect(cx: Context) -> None:
             end = cx.source.text.index("]", statement.index.span.end) + 1
             head = Span(name.span.start, end) if alone and near is None else None
             cx.report(time.NotAState(name.span, name.text, "", near, head))
-            cx.meant.update([] if near is None else [near])
+            cx.doubtful.update([] if near is None else [near])
             cx.symbols[name.text] = Symbol(name.text, "def", name.span)
 
 
@@ -80,6 +80,7 @@ def _add(cx: Context, name: tree.Name, keyword: str) -> None:
         cx.report(names.Reserved(name.span, name.text, why))
     if name.text in cx.symbols:
         cx.report(names.DeclaredTwice(name.span, name.text, cx.symbols[name.text].span))
+        cx.doubtful.add(name.text)
         return
     role = _ROLES[keyword]
     cx.symbols[name.text] = Symbol(name.text, role, name.span, ir.Type() if role in ("size", "const") else None)
@@ -95,7 +96,7 @@ def _parts(cx: Context, keyword: str, item: tree.Declared) -> None:
     }
     for part, span in present.items():
         if span is not None and part not in _PARTS[keyword]:
-            cx.report(names.PartNotAllowed(span, keyword, part, _FORMS[keyword]))
+            cx.report(names.PartNotAllowed(span, keyword, item.name.text, part, _FORMS[keyword]))
     if item.value is None and "value" in _PARTS[keyword] and keyword != "state":
         cx.report(names.ValueMissing(item.span, keyword, item.name.text, _FORMS[keyword]))
 
@@ -235,7 +236,7 @@ def read_params(cx: Context) -> tuple[ir.Param, ...]:
         init = Reader(cx, place).read(item.value)
         learned = keyword == "param"
         if learned and type.kind == "bool" and item.annotation is not None:
-            cx.report(kinds.BoolHere(item.annotation.span, item.name.text, "a param"))
+            cx.report(kinds.BoolHere(item.annotation.span, item.name.text, "param"))
             continue
         if init is None or not fits(cx, item, init, type, item.value.span, item.annotation is not None):
             continue
@@ -274,7 +275,7 @@ def read_states(cx: Context) -> tuple[dict[str, tuple[tree.Declared, ir.Expr]], 
     for item in items(cx, "state"):
         name, type = item.name.text, _declared_type(cx, item)
         if type is not None and type.kind == "bool" and item.annotation is not None:
-            cx.report(kinds.BoolHere(item.annotation.span, name, "a state"))
+            cx.report(kinds.BoolHere(item.annotation.span, name, "state"))
             type = None
         if type is None:
             continue

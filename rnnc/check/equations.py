@@ -42,7 +42,7 @@ class Equations:
             elif isinstance(statement, tree.Update):
                 self._update(statement)
         for item in items(cx, "state"):
-            if item.name.text not in self.updates and item.name.text not in cx.meant:
+            if item.name.text not in self.updates and item.name.text not in cx.doubtful:
                 cx.report(time.NoUpdate(item.name.span, item.name.text))
 
     def _update(self, statement: tree.Update) -> None:
@@ -51,7 +51,8 @@ class Equations:
         if symbol.span == name.span:
             return  # an undeclared name, which was said
         if symbol.role != "state":
-            cx.report(time.NotAState(name.span, name.text, WORDS[symbol.role], None, None))
+            if name.text not in cx.doubtful:
+                cx.report(time.NotAState(name.span, name.text, WORDS[symbol.role], None, None))
         elif name.text in self.updates:
             cx.report(time.TwoUpdates(name.span, name.text, self.updates[name.text].name.span))
         else:
@@ -191,7 +192,8 @@ class Equations:
             name, claim = statement.state.text, spectrum(statement.region, cx)
             symbol = cx.lookup(statement.state)
             if symbol is not None and symbol.role != "state":
-                cx.report(time.SpectrumOfWhat(statement.state.span, name, WORDS[symbol.role]))
+                if name not in cx.doubtful:
+                    cx.report(time.SpectrumOfWhat(statement.state.span, name, WORDS[symbol.role]))
             elif name in found:
                 cx.report(time.SpectrumTwice(statement.state.span, name, found[name].span))
             elif symbol is not None and claim is not None:

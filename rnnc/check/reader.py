@@ -233,7 +233,7 @@ class Reader:
                 else time.LagNotConstant(node.span, base.text, text, symbol.role == "state")
             )
         if lag > MAX_LAG:
-            return self.wrong(time.LagTooLong(node.span, lag, MAX_LAG))
+            return self.wrong(time.LagTooLong(node.span, self.text(node), MAX_LAG))
         return self.ref(symbol, lag)
 
     def _dims_on_value(self, node: tree.Bracket) -> Step:

@@ -112,7 +112,7 @@ seen[t] = max(seen[t-1], x > 0)
     what: str
 
     def message(self) -> str:
-        return f"{self.what} cannot be bool"
+        return f"the {self.what} `{self.name}` cannot be bool"
 
     def label(self) -> str:
         return "not here"

@@ -494,12 +494,13 @@ ranges.
 """
 
     keyword: str
+    name: str
     part: str
     form: str
 
     def message(self) -> str:
-        what = {"dims": "dims", "annotation": "kind of number", "region": "range", "value": "value"}[self.part]
-        return f"{article(self.keyword)} has no {what}"
+        what = {"dims": "dims", "annotation": "a kind of number", "region": "a range", "value": "a value"}[self.part]
+        return f"the {self.keyword} `{self.name}` cannot have {what}"
 
     def label(self) -> str:
         return "not allowed here"

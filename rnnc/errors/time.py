@@ -263,11 +263,11 @@ u = x[t-8]           # right
 ```
 """
 
-    lag: int
+    text: str
     limit: int
 
     def message(self) -> str:
-        return f"a lag of {self.lag} is too long"
+        return f"`{self.text}` reaches back too far"
 
     def label(self) -> str:
         return f"more than {self.limit}"
@@ -444,10 +444,10 @@ output h[t]                    # this line is missing
 """
 
     def message(self) -> str:
-        return "the cell has no output"
+        return "the cell has no `output`"
 
     def label(self) -> str:
-        return "no `output`"
+        return "nothing comes out"
 
     def help(self) -> str:
         return "write `output h[t]`, or any other expression"
