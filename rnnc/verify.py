@@ -116,7 +116,8 @@ class _Verifier:
 
     def run(self) -> None:
         cell = self.cell
-        names = [name for values in self.types.values() for name in values]
+        named = (cell.consts, cell.dims, cell.params, cell.inputs, cell.definitions, cell.states)
+        names = [value.name for values in named for value in values]
         _require(_distinct(names), cell.name, "has a name twice")
         _require(tuple(cell.graph.order) == tuple(d.name for d in cell.dims), cell.name, "orders its dims otherwise")
         _require(_distinct([o.name for o in cell.outputs]), cell.name, "has two outputs of one name")
