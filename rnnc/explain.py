@@ -6,7 +6,7 @@ prints as it is and keeps stable (fields may be added):
     cells        for each: name, doc, dims, consts; inputs, outputs, state, parameters, each with name, shape, kind (and
                  range, learned); groups, as above; claims: claim, status, reason, missing; ranges: name, range;
                  spectra: states, spectrum; notes
-    diagnostics  warnings, in the form of `rnnc check --format json`
+    diagnostics  warnings and notes, in the form of `rnnc check --format json`
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rnnc.bound import Analysis, spectrum_text
 from rnnc.closure import Affine, Closure, Sequential
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
-from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Linear, Ref, walk
+from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
 from rnnc.plan import Plan, Scan, Step
@@ -70,7 +70,7 @@ def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
         ],
         "ranges": [{"name": n, "range": str(r)} for n, r in known.items()],
         "spectra": [{"states": list(s.states), "spectrum": spectrum_text(s)} for s in analysis.spectra],
-        "notes": [*(note for notes in analysis.notes.values() for note in notes), *_matrices(cell)],
+        "notes": [note for notes in analysis.notes.values() for note in notes],
     }
 
 
@@ -84,17 +84,6 @@ def _size(dim: Dim) -> int | str:
 
 def _field_shape(field: StateField) -> tuple[str, ...]:
     return ("B", *([] if field.length is None else [str(field.length)]), *field.dims)
-
-
-def _matrices(cell: Cell) -> Iterator[str]:
-    """Learned maps of a state that keep dims have a matrix for each of their entries."""
-    seen: set[Expr] = set()
-    for root in (*(d.expr for d in cell.definitions), *(s.expr for s in cell.states)):
-        for node in walk(root):
-            if isinstance(node, Linear) and node.kept and node not in seen:
-                seen.add(node)
-                count = "·".join(node.kept)
-                yield f"`{expr_text(node)}` has {count} matrices, one for each entry of `{', '.join(node.kept)}`"
 
 
 def groups_text(system: System, closures: Sequence[Closure]) -> str:

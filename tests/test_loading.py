@@ -16,6 +16,7 @@ import torch
 
 import rnnc
 from rnnc.diagnostics import ProgramError
+from rnnc.loading import ProgramWarning
 
 ROOT = Path(__file__).resolve().parent.parent
 SUM = "cell Sum\ndim D = 4\ninput x[D]\nstate s[D]\ns[t] = s[t-1] + x\noutput s[t]\n"
@@ -53,6 +54,15 @@ def test_what_is_wrong_is_in_the_message() -> None:
         rnnc.compile("cell")
     with pytest.raises(FileNotFoundError):
         rnnc.compile("missing.rnn")
+
+
+def test_an_undecided_claim_is_a_warning_and_under_strict_an_error() -> None:
+    undecided = SUM + "claimed in [0, 1] = x * x * exp(-x * x)\n"
+    with pytest.warns(ProgramWarning, match="RNN502") as caught:
+        rnnc.compile(undecided)
+    assert [w.filename for w in caught] == [__file__]
+    with pytest.raises(ProgramError, match="RNN502"):
+        rnnc.compile(undecided, strict=True)
 
 
 def test_two_cells_of_one_name_a_reload_and_a_copy_stay_right(tmp_path: Path) -> None:

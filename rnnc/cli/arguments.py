@@ -21,7 +21,7 @@ examples:
   rnnc compile gla.rnn              write gla.py: a module that needs torch, and no rnnc
   rnnc check gla.rnn                only say what is wrong
   rnnc explain gla.rnn              how it is computed, and why
-  rnnc explain RNN320               what a diagnostic means
+  rnnc explain RNN310               what a diagnostic means
   rnnc test gla.rnn                 the compiled cell against the equations as written
 
 {_STATUS}"""
@@ -54,7 +54,7 @@ examples:
   rnnc explain gla.rnn                      groups, kernels and the reasons for them, ranges, spectra, shapes
   rnnc explain --format json gla.rnn        {{"groups": [{{"states", "family", "certificate", "kernel", "reason"}}],
                                             "cells": [...], ...}}
-  rnnc explain RNN320                       the page of a diagnostic
+  rnnc explain RNN310                       the page of a diagnostic
 
 {_STATUS}"""
 
@@ -119,7 +119,7 @@ def parser() -> Parser:
     _strict(one)
 
     one = command("explain", "say how a program is computed and why, or what a diagnostic means", _EXPLAIN)
-    one.add_argument("topic", metavar="FILE|CODE", help="a program (`-` for standard input), or a code such as RNN320")
+    one.add_argument("topic", metavar="FILE|CODE", help="a program (`-` for standard input), or a code such as RNN310")
     _format(one)
     _cell(one)
     _strict(one)

@@ -15,22 +15,31 @@ from rnnc.cli.outcome import RIGHT, UsageError, attempt, compiled, read, say, so
 from rnnc.cli.terminal import paint, use_color
 from rnnc.diagnostics import Diagnostic
 from rnnc.output import write_stdout
+from rnnc.source import Source
 
 
 def run(chosen: argparse.Namespace) -> int:
     topic: str = chosen.topic
-    if re.fullmatch(r"rnn\d+", topic, re.IGNORECASE) and not os.path.exists(topic):
+    if re.fullmatch(r"rnn\d{1,4}", topic, re.IGNORECASE) and not os.path.exists(topic):
         return _page(topic.upper())
-    from rnnc.explain import report
-
-    outcome = attempt(source_name(topic), read(topic), lambda source: report(source, compiled(source, chosen, "plan")))
+    outcome = attempt(source_name(topic), read(topic), lambda source: _explain(source, chosen))
     if outcome.value is None:
         say(outcome.source, outcome.diagnostics)
-    elif chosen.format == "json":
-        write_stdout(json.dumps(outcome.value, indent=2, ensure_ascii=False) + "\n")
+        return outcome.status
+    report, diagnostics = outcome.value
+    if chosen.format == "json":
+        write_stdout(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     else:
-        write_stdout(report_text(outcome.value, color=use_color(sys.stdout)))
+        say(outcome.source, diagnostics)
+        write_stdout(report_text(report, color=use_color(sys.stdout)))
     return outcome.status
+
+
+def _explain(source: Source, chosen: argparse.Namespace) -> tuple[Mapping[str, Any], tuple[Diagnostic, ...]]:
+    from rnnc.explain import report
+
+    compilations = compiled(source, chosen, "plan")
+    return report(source, compilations), tuple(d for each in compilations for d in each.diagnostics)
 
 
 _ALL = "(-inf, inf)"
