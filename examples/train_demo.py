@@ -96,7 +96,7 @@ class ByteModel(nn.Module):
             for i, block in enumerate(self.blocks):
                 x, states[i] = block.step(x, states[i])  # pyright: ignore[reportCallIssue]
             logits = self.head(x)
-        return text.decode("utf-8", "replace")
+        return "".join(c if c.isprintable() or c == "\n" else "·" for c in text.decode("utf-8", "replace"))
 
 
 def read_text(path: Path | None) -> Tensor:
