@@ -104,6 +104,8 @@ class Analysis:
             if v.status == "refuted":
                 assert v.witness is not None
                 values, result = v.witness.text(), number_text(v.witness.result)
+                if v.kind == "eigenvalues":
+                    values = values.removeprefix("with ")
                 kind = errors.SpectrumRefuted if v.kind == "eigenvalues" else errors.ClaimRefuted
                 found.append(kind(v.span, v.claim, v.name, v.region, values, result, v.reason, v.mend, v.edit))
             elif v.status == "undecided":

@@ -8,12 +8,11 @@ Non-goals: bounds of forms (see `relational`). An expression that may be infinit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol
 
-from rnnc.bound import functions
 from rnnc.bound.interval import HALF, INF, NONNEGATIVE, ONE, POSITIVE, UNIT, Interval, num, point
 from rnnc.bound.poly import (
     Frozen,
@@ -33,6 +32,7 @@ from rnnc.bound.poly import (
     rat_add,
     rat_mul,
     scaled,
+    slim,
     variable,
 )
 from rnnc.ir import COMPARISONS, Apply, Expr, Graph, Lit, Reduce
@@ -65,6 +65,9 @@ class Known(Protocol):
 
     @property
     def graph(self) -> Graph: ...
+
+    @property
+    def hints(self) -> Mapping[Expr, Expr]: ...
 
     def __call__(self, root: Expr) -> Interval: ...
 
@@ -101,8 +104,10 @@ class Forms:
             made = make()
             if made is None or not made.box.real:
                 return None
-            self._keys[key] = len(self.atoms)
-            self.atoms.append(made)
+            # Making it may have made it already, on the way to its range.
+            if key not in self._keys:
+                self._keys[key] = len(self.atoms)
+                self.atoms.append(made)
         return self._keys[key]
 
     def slack(self, atom: int, option: int) -> int:
@@ -214,13 +219,13 @@ class Forms:
             box = self.atoms[i].box
             if box.nonzero:
                 side = 1 if box.positive else -1
-                factors[((((i, 1),), ONE * side),)] = n
+                factors[((((i, 1),), side),)] = n
                 rest = {_without(m, i, n): c * side**n for m, c in rest.items()}
         size = abs(next(iter(sorted(rest.items())))[1])
-        rest = {m: c / size for m, c in rest.items()}
+        rest = {m: slim(Fraction(c) / size) for m, c in rest.items()}
         if rest != constant(1):
             factors[freeze(rest)] = factors.get(freeze(rest), 0) + 1
-        return cancel(scaled(product(a.den, self.squares), sign / size), factors)
+        return cancel(scaled(product(a.den, self.squares), Fraction(sign) / size), factors)
 
     def _power(self, node: Apply, a: Rat, exponent: Rat) -> Rat | None:
         n = exponent.value
@@ -248,10 +253,15 @@ class Forms:
         if not known.real or known.lo < 0 or (inverse and not known.positive):
             return None
         inside = mul(a.num, product(a.den, self.squares), self.squares)
-        box = functions.sqrt(known) if not a.den else POSITIVE if known.positive else NONNEGATIVE
+        box = POSITIVE if known.positive else NONNEGATIVE
         plain = None if a.den else self.graph.apply("sqrt", arg)
         dims = self.dims(inside)
-        root = self._var(self.atom(("sqrt", freeze(inside)), lambda: Atom(box, dims, plain, square=inside)))
+        sides: tuple[Side, ...] = ()
+        if plain is not None:
+            box = self.ranges(plain)
+            limit = self._forms.get(self.ranges.hints[plain]) if plain in self.ranges.hints else None
+            sides = () if limit is None else (Side(limit, -1),)
+        root = self._var(self.atom(("sqrt", freeze(inside)), lambda: Atom(box, dims, plain, inside, sides)))
         if root is None:
             return None
         result = Rat(root.num, a.den)
@@ -350,9 +360,9 @@ class Forms:
         if known.hi <= 0:
             return Rat(scaled(a.num, -1), a.den)
         lead = min(a.num.items())[1]
-        top = Rat(scaled(a.num, 1 / lead))
+        top = Rat(scaled(a.num, 1 / Fraction(lead)))
         lead = abs(lead)
-        box = NONNEGATIVE if a.den else abs(known) * point(1 / lead)
+        box = NONNEGATIVE if a.den else abs(known) * point(1 / Fraction(lead))
         square = power(top.num, 2, self.squares)
         sides = (Side(top, 1), Side(Rat(scaled(top.num, -1)), 1))
         dims = self.dims(top.num)
@@ -414,7 +424,7 @@ class Forms:
             box = self.ranges(summed)
             each = self.ranges(product_node)
             self._splitting -= 1
-            sides = (Side(Rat({mono: ONE}), 1),) if each.lo >= 0 else ()
+            sides = (Side(Rat({mono: 1}), 1),) if each.lo >= 0 else ()
             return Atom(box, frozenset(summed.dims), summed, sides=sides)
 
         return self._var(self.atom(("sum", over, mono), make))

@@ -26,7 +26,7 @@ from rnnc.bound.interval import (
 TRUE, FALSE, EITHER = point(1), point(0), UNIT
 
 
-def _at(argument: int, value: Fraction) -> Callable[[Fraction], Fraction | None]:
+def _at(argument: int, value: Fraction) -> Callable[[Fraction], Num | None]:
     return lambda x: value if x == argument else None
 
 
@@ -50,11 +50,15 @@ def log(x: Interval) -> Interval:
     inside = _within(x, ZERO)
     if inside is None:
         return ANY
-    return monotone(_log, inside, limits=(-INF, INF), exact=_at(1, ZERO))
+    return monotone(_log, inside, limits=(-INF, INF), exact=_known_log)
 
 
 def _log(x: float) -> float:
     return -INF if x <= 0 else math.log(x)
+
+
+def _known_log(x: Fraction) -> Num | None:
+    return -INF if x == 0 else ZERO if x == 1 else None
 
 
 def log1p(x: Interval) -> Interval:

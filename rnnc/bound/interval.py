@@ -236,7 +236,9 @@ def _corner(a: End, b: End) -> End:
         return ZERO, not reached
     if finite(x) and finite(y):
         return x * y, x_open or y_open
-    return (INF if (x > 0) == (y > 0) else -INF), x_open or y_open
+    # An infinity that is reached times anything near the other end is one.
+    reached = (not finite(x) and not x_open) or (not finite(y) and not y_open)
+    return (INF if (x > 0) == (y > 0) else -INF), not reached
 
 
 def _pow(x: Num, n: int, up: bool) -> Num:
@@ -267,7 +269,7 @@ def monotone(
     x: Interval,
     *,
     limits: tuple[Num, Num],
-    exact: Callable[[Fraction], Fraction | None] = lambda _: None,
+    exact: Callable[[Fraction], Num | None] = lambda _: None,
     falling: bool = False,
 ) -> Interval:
     """The image under a strictly monotone function, within a few units in the last place.
@@ -286,7 +288,7 @@ def _image(
     f: Callable[[float], float],
     end: End,
     limits: tuple[Num, Num],
-    exact: Callable[[Fraction], Fraction | None],
+    exact: Callable[[Fraction], Num | None],
     up: bool,
     falling: bool,
 ) -> End:

@@ -34,12 +34,21 @@ Limits = Mapping[tuple[str, str], Interval]
 class Environment:
     """Ranges under given ranges of the states. `ranges(e)` looks at the infinite cases too."""
 
-    def __init__(self, model: Model, states: StateRanges, budget: Budget, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        states: StateRanges,
+        budget: Budget,
+        limits: Limits | None = None,
+        still: Ranges | None = None,
+    ) -> None:
         self.model = model
         self.limits = limits or {}
         self.states = dict(states)
         self.budget = budget
-        self.plain = Ranges(model.graph, self.leaf, budget)
+        self.still = still or Ranges(model.graph, model.hints, self.leaf, budget)
+        self.plain = Ranges(model.graph, model.hints, self.leaf, budget, still=self.still)
+        self.quick = Ranges(model.graph, model.hints, self.leaf, budget, quick=True)
         self._split: dict[tuple[tuple[Expr, Interval], ...], Ranges] = {}
         self._leaves: dict[Expr, Interval] = {}
         self._known: dict[Expr, Interval] = {}
@@ -61,7 +70,7 @@ class Environment:
 
     def _under(self, chosen: tuple[tuple[Expr, Interval], ...]) -> Ranges:
         if chosen not in self._split:
-            self._split[chosen] = Ranges(self.model.graph, self.leaf, self.budget, dict(chosen))
+            self._split[chosen] = Ranges(self.model.graph, self.model.hints, self.leaf, self.budget, dict(chosen))
         return self._split[chosen]
 
     # --- leaves -----------------------------------------------------------------------------------------------------
@@ -186,8 +195,8 @@ def reachable(model: Model, budget: Budget, limits: Limits | None = None) -> Env
     steps = _stops(cell_literals(model, updates.values()), initial.values())
     current = dict(initial)
     for i in range(10 * _STEPS):
-        env = Environment(model, current, budget, limits)
-        image = {k: env.ranges(e).hull(initial[k]) for k, e in updates.items()}
+        env = Environment(model, current, budget, limits, empty.still)
+        image = {k: _image(env, e, initial[k], current[k]) for k, e in updates.items()}
         if all(image[k].inside(current[k]) for k in keys):
             return _narrowed(env, initial, updates)
         for k in keys:
@@ -203,8 +212,17 @@ def _narrowed(
     updates: Mapping[tuple[str, str], Expr],
 ) -> Environment:
     """What an invariant is mapped to is one too, and may be smaller."""
-    smaller = {k: (env.ranges(e).hull(initial[k])).meet(env.states[k]) or env.states[k] for k, e in updates.items()}
-    return env if smaller == env.states else Environment(env.model, smaller, env.budget, env.limits)
+    images = {k: _image(env, e, initial[k], None if env.states[k] != REAL else REAL) for k, e in updates.items()}
+    smaller = {k: i.meet(env.states[k]) or env.states[k] for k, i in images.items()}
+    return env if smaller == env.states else Environment(env.model, smaller, env.budget, env.limits, env.still)
+
+
+def _image(env: Environment, update: Expr, initial: Interval, enough: Interval | None) -> Interval:
+    """What a state may be: first, or after an update. It need not be tighter than `enough`."""
+    quick = env.quick(update).hull(initial)
+    if enough is not None and quick.inside(enough):
+        return quick
+    return env.ranges(update).hull(initial)
 
 
 def cell_literals(model: Model, roots: Iterable[Expr]) -> set[Fraction]:

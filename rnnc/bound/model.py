@@ -40,6 +40,8 @@ class Model:
         self._reals: dict[Expr, Expr] = {}
         self._parts: dict[Expr, Parts] = {}
         self._numbers: dict[Expr, int] = {}
+        self.hints: dict[Expr, Expr] = {}
+        """What the modulus of a sum is at most: the sum of moduli."""
         self.held = self._held()
         self.definitions = {d.name: self.expand(d.expr) for d in cell.definitions}
         self.updates = {s.name: self.expand(s.expr) for s in cell.states}
@@ -176,6 +178,10 @@ class Model:
         squares = [self.graph.apply("square", x) for x in (re, im)]
         return self.graph.apply("sqrt", self.graph.apply("add", *squares))
 
+    def _hinted(self, modulus: Expr, limit: Expr) -> Expr:
+        self.hints.setdefault(modulus, limit)
+        return modulus
+
     def _split(self, node: Expr) -> Parts:
         match node:
             case Lit(value=value):
@@ -188,7 +194,7 @@ class Model:
                 return Parts(*(self.graph.rebuild(node, (p,)) for p in self._each(node.arg)))
             case Reduce(op="sum" | "mean"):
                 re, im, mod = (self.graph.rebuild(node, (p,)) for p in self._each(node.arg))
-                return Parts(re, im, self.graph.apply("min", self._hypot(re, im), mod))
+                return Parts(re, im, self._hinted(self._hypot(re, im), mod))
             case Normalize(op="l2norm" | "rmsnorm"):
                 re, im, mod = self._each(node.arg)
                 size = self.graph.reduce(
@@ -216,7 +222,7 @@ class Model:
             case "add" | "sub":
                 b = self._part(node.args[1])
                 re, im = apply(node.op, a.re, b.re), apply(node.op, a.im, b.im)
-                return Parts(re, im, apply("min", self._hypot(re, im), apply("add", a.mod, b.mod)))
+                return Parts(re, im, self._hinted(self._hypot(re, im), apply("add", a.mod, b.mod)))
             case "neg":
                 return Parts(apply("neg", a.re), apply("neg", a.im), a.mod)
             case "conj":

@@ -12,8 +12,10 @@ from fractions import Fraction
 
 Mono = tuple[tuple[int, int], ...]
 """`(atom, exponent)` pairs, exponents positive, sorted by atom."""
-Poly = Mapping[Mono, Fraction]
-Frozen = tuple[tuple[Mono, Fraction], ...]
+Coef = int | Fraction
+"""Whole numbers are kept as ints, which are much faster; never divide two of them by `/`."""
+Poly = Mapping[Mono, Coef]
+Frozen = tuple[tuple[Mono, Coef], ...]
 """A polynomial as a key: its terms, sorted."""
 Reduce = Callable[[int], Poly | None]
 """What the square of an atom is, where it is something else (`sqrt`, `abs`, truth values, `sin`)."""
@@ -26,12 +28,17 @@ class TooLarge(Exception):
     """The expression has outgrown the caps."""
 
 
-def constant(value: Fraction | int) -> Poly:
-    return {UNIT: Fraction(value)} if value else {}
+def slim(value: Coef) -> Coef:
+    """The number as an int if it is whole."""
+    return value.numerator if value.denominator == 1 else value
+
+
+def constant(value: Coef) -> Poly:
+    return {UNIT: slim(value)} if value else {}
 
 
 def variable(atom: int) -> Poly:
-    return {((atom, 1),): Fraction(1)}
+    return {((atom, 1),): 1}
 
 
 def freeze(p: Poly) -> Frozen:
@@ -46,7 +53,7 @@ def degree(p: Poly, atom: int) -> int:
     return max((e for mono in p for a, e in mono if a == atom), default=0)
 
 
-def check(p: dict[Mono, Fraction]) -> Poly:
+def check(p: dict[Mono, Coef]) -> Poly:
     if len(p) > TERMS:
         raise TooLarge
     for mono, c in p.items():
@@ -55,20 +62,20 @@ def check(p: dict[Mono, Fraction]) -> Poly:
     return p
 
 
-def add(p: Poly, q: Poly, scale: Fraction | int = 1) -> Poly:
+def add(p: Poly, q: Poly, scale: Coef = 1) -> Poly:
     """`p + scale * q`."""
     result = dict(p)
     for mono, c in q.items():
         total = result.get(mono, 0) + scale * c
         if total:
-            result[mono] = Fraction(total)
+            result[mono] = total
         else:
             result.pop(mono, None)
     return check(result)
 
 
-def scaled(p: Poly, factor: Fraction | int) -> Poly:
-    return {m: c * factor for m, c in p.items()} if factor else {}
+def scaled(p: Poly, factor: Coef) -> Poly:
+    return {m: slim(c * factor) for m, c in p.items()} if factor else {}
 
 
 def times(m: Mono, n: Mono) -> Mono:
@@ -83,13 +90,13 @@ def times(m: Mono, n: Mono) -> Mono:
 
 
 def mul(p: Poly, q: Poly, squares: Reduce | None = None) -> Poly:
-    result: dict[Mono, Fraction] = {}
+    result: dict[Mono, Coef] = {}
     for m, c in p.items():
         for n, d in q.items():
             mono = times(m, n)
             total = result.get(mono, 0) + c * d
             if total:
-                result[mono] = Fraction(total)
+                result[mono] = total
             else:
                 result.pop(mono, None)
             if len(result) > 4 * TERMS:
@@ -125,9 +132,9 @@ def product(factors: Iterable[tuple[Frozen, int]], squares: Reduce | None = None
     return result
 
 
-def by_power(p: Poly, atom: int) -> dict[int, dict[Mono, Fraction]]:
+def by_power(p: Poly, atom: int) -> dict[int, dict[Mono, Coef]]:
     """The coefficients of the powers of one atom."""
-    result: dict[int, dict[Mono, Fraction]] = {}
+    result: dict[int, dict[Mono, Coef]] = {}
     for mono, c in p.items():
         exponent = next((e for a, e in mono if a == atom), 0)
         rest = tuple((a, e) for a, e in mono if a != atom)
@@ -157,7 +164,7 @@ def divide(p: Poly, q: Poly) -> Poly | None:
         ratio = _ratio(top, lead)
         if ratio is None:
             return None
-        c = rest[top] / q[lead]
+        c = slim(Fraction(rest[top]) / q[lead])
         quotient = add(quotient, {ratio: c})
         rest = dict(add(rest, mul({ratio: c}, q), -1))
     return None
@@ -201,14 +208,14 @@ class Rat:
         return freeze(self.num), self.den
 
     @property
-    def value(self) -> Fraction | None:
+    def value(self) -> Coef | None:
         """The number that it is, if it is one."""
         if self.den or any(m for m in self.num):
             return None
-        return self.num.get(UNIT, Fraction(0))
+        return self.num.get(UNIT, 0)
 
 
-def rat(value: Fraction | int) -> Rat:
+def rat(value: Coef) -> Rat:
     return Rat(constant(value))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from rnnc.bound import functions
 from rnnc.bound.forms import Forms
-from rnnc.bound.interval import ANY, INF, ONE, REAL, UNIT, ZERO, Interval, point
+from rnnc.bound.interval import ANY, INF, ONE, REAL, UNIT, ZERO, Interval, hull, point
 from rnnc.bound.relational import Bounds, Budget
 from rnnc.ir import (
     COMPARISONS,
@@ -40,8 +40,8 @@ def is_leaf(node: Expr) -> bool:
     return isinstance(node, Ref | Draw) or any(c.kind == "complex" for c in node.children)
 
 
-def walk_real(*roots: Expr) -> Iterator[Expr]:
-    """Every node below real expressions once, operands first; leaves are not entered."""
+def walk_real(*roots: Expr, hints: Mapping[Expr, Expr] | None = None) -> Iterator[Expr]:
+    """Every node below real expressions once, operands (and what bounds a node) first; leaves are not entered."""
     seen: set[Expr] = set()
     stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
     while stack:
@@ -53,40 +53,71 @@ def walk_real(*roots: Expr) -> Iterator[Expr]:
             stack.append((node, True))
             if not is_leaf(node):
                 stack.extend((c, False) for c in reversed(node.children) if c not in seen)
+                if hints and node in hints and hints[node] not in seen:
+                    stack.append((hints[node], False))
 
 
 class Ranges:
     """Ranges of nodes under one set of assumptions.
 
-    `leaf` gives the ranges of leaves; `assumed` narrows any nodes, because a condition holds.
+    `hints` are upper bounds of nodes, `leaf` gives the ranges of leaves; `assumed` narrows any nodes, because a condition
+    holds. `quick` leaves forms out. `still` knows the ranges of what holds no state.
     """
 
     def __init__(
         self,
         graph: Graph,
+        hints: Mapping[Expr, Expr],
         leaf: Callable[[Expr], Interval],
         budget: Budget,
         assumed: Mapping[Expr, Interval] | None = None,
         nesting: int = 0,
+        quick: bool = False,
+        still: Ranges | None = None,
     ) -> None:
         self.graph = graph
+        self.hints = hints
         self.leaf = leaf
         self.budget = budget
         self.assumed = dict(assumed or {})
         self.nesting = nesting
+        self.quick = quick
+        self.still = still
+        self._moving: dict[Expr, bool] = {}
         self.known: dict[Expr, Interval] = {}
         self.forms = Forms(self)
         self.bounds = Bounds(self.forms, budget)
 
     def __call__(self, root: Expr) -> Interval:
         if root not in self.known:
-            for node in walk_real(root):
-                if node not in self.known:
-                    self.known[node] = self._narrowed(node, self._range(node))
+            for node in walk_real(root, hints=self.hints):
+                if node in self.known:
+                    continue
+                if self.still is not None and not self._moves(node):
+                    self.known[node] = self.still(node)
+                    self.forms.of(node)
+                    continue
+                self.known[node] = self._narrowed(node, self._range(node))
+                if not self.quick:
                     self.known[node] = self._related(node, self.known[node])
         return self.known[root]
 
+    def _moves(self, node: Expr) -> bool:
+        """Whether a node, whose operands were asked for before, holds a state or a past."""
+        if node not in self._moving:
+            if is_leaf(node):
+                below = node if isinstance(node, Ref) else node.children[0] if node.children else node
+                moves = not isinstance(below, Ref | Draw) or (isinstance(below, Ref) and below.role in ("state", "def"))
+            else:
+                hint = self.hints.get(node)
+                moves = any(self._moves(c) for c in (*node.children, *((hint,) if hint is not None else ())))
+            self._moving[node] = moves
+        return self._moving[node]
+
     def _narrowed(self, node: Expr, found: Interval) -> Interval:
+        if node in self.hints:
+            most = self.known[self.hints[node]]
+            found = found.meet(Interval(-INF, most.hi, False, most.hi_open, True)) or found
         limit = self.assumed.get(node)
         if limit is None:
             return found
@@ -174,11 +205,13 @@ class Ranges:
 
     def _under(self, branch: Expr, value: Interval, limits: Mapping[Expr, Interval]) -> Interval:
         """The range of a branch where its condition holds."""
-        below = list(walk_real(branch))
+        below = list(walk_real(branch, hints=self.hints))
         if not self.budget.spend(len(below)) or not any(n in limits for n in below):
             return value
         self.budget.spend(20 * len(below))
-        inner = Ranges(self.graph, self.leaf, self.budget, {**self.assumed, **limits}, self.nesting + 1)
+        inner = Ranges(
+            self.graph, self.hints, self.leaf, self.budget, {**self.assumed, **limits}, self.nesting + 1, self.quick
+        )
         return inner(branch).meet(value) or value
 
     def assume(self, condition: Expr, truth: bool) -> dict[Expr, Interval] | None:
@@ -256,9 +289,12 @@ class Ranges:
             if n < 0 and not self(f).nonzero:
                 return None
             scale = scale * self(f).power(n)
+        factors.sort(key=lambda f: -f[1])
         powers = [n for _, n in factors]
-        if powers == [2]:
-            return scale * self.norm2(factors[0][0], node.over)
+        if powers[:1] == [2] and powers[1:] in ([], [1]):
+            # A mean of the other factor, weighted by the squares, times their sum.
+            others = [self(f) for f, _ in factors[1:]]
+            return hull([scale * o for o in others] or [scale]) * self.norm2(factors[0][0], node.over)
         if powers == [1]:
             return scale * point(1) if self._weights(factors[0][0], node.over) else None
         if powers != [1, 1]:

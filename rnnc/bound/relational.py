@@ -12,21 +12,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from math import comb
 
 from rnnc.bound import functions
 from rnnc.bound.forms import Forms
-from rnnc.bound.interval import INF, REAL, ZERO, End, Interval, hull
+from rnnc.bound.interval import INF, ONE, REAL, ZERO, End, Interval, hull
 from rnnc.bound.poly import (
+    Coef,
     Mono,
     Poly,
     Rat,
     TooLarge,
+    atoms,
     degree,
+    freeze,
     product,
     rat_add,
     rat_mul,
     rat_substitute,
+    slim,
     times,
     variable,
 )
@@ -34,7 +39,8 @@ from rnnc.bound.poly import (
 _TERMS = 400
 _VARIANTS = 12
 _DEPTH = 2
-_ONE_FORM = 2_000
+_ONE_FORM = 1_500
+_SMALL = 12
 
 
 @dataclass
@@ -63,50 +69,82 @@ class Bounds:
         self.forms = forms
         self.budget = budget
         self._known: dict[object, Interval] = {}
+        self._abouts: dict[int, frozenset[int]] = {}
         self._stop = 0
 
     def worth(self, r: Rat) -> bool:
-        """Whether anything occurs twice, or an atom is bounded by another."""
+        """Whether anything occurs twice, or what an atom is bounded by occurs beside it."""
+        monos = [*r.num, *(m for f, _ in r.den for m, _ in f)]
         seen: set[int] = set()
-        for mono in [*r.num, *(m for f, _ in r.den for m, _ in f)]:
-            for i, e in mono:
-                if i in seen or e > 1:
-                    return True
-                seen.add(i)
-        return any(self._related(r, i) for i in seen)
+        for i, e in (power for mono in monos for power in mono):
+            if e > 1 or seen & self._about(i):
+                return True
+            seen |= self._about(i)
+        return False
 
     def __call__(self, r: Rat) -> Interval:
         key = r.key()
         if key not in self._known:
             self._stop = self.budget.left - _ONE_FORM
-            self._known[key] = self._search(r, _DEPTH, [_VARIANTS])
+            self._known[key] = self._rooted(r)
         return self._known[key]
 
-    def _related(self, r: Rat, atom: int) -> bool:
-        known = self.forms.atoms[atom]
-        return any((s.base.atoms & r.atoms) - {atom} for s in known.sides) or any(
-            (c.atoms & r.atoms) - {atom} for c in known.cases
-        )
+    def _about(self, atom: int) -> frozenset[int]:
+        """The atom, and those in what it is bounded by or made of, two steps deep."""
+        if atom not in self._abouts:
+            found = {atom}
+            for _ in range(2):
+                for i in list(found):
+                    known = self.forms.atoms[i]
+                    for form in (*(side.base for side in known.sides), *known.cases):
+                        found |= form.atoms
+                    if known.square is not None:
+                        found |= atoms(known.square)
+            self._abouts[atom] = frozenset(found)
+        return self._abouts[atom]
+
+    def _rooted(self, r: Rat) -> Interval:
+        """Bounds of `r`, and of its square where roots in it go away."""
+        best = self._search(r, _DEPTH, [_VARIANTS])
+        if best.point or all(self.forms.squares(i) is None for i in r.atoms):
+            return best
+        try:
+            twice = rat_mul(r, r, self.forms.squares)
+            below = freeze(product(twice.den, self.forms.squares))
+            found = self._search(Rat(twice.num, ((below, 1),)), _DEPTH, [_VARIANTS])
+        except TooLarge:
+            return best
+        square = found.meet(Interval(ZERO, INF, False, True))
+        if square is None:
+            return best
+        size = functions.sqrt(square)
+        return _meet(best, -size if best.hi <= 0 else size if best.lo >= 0 else (-size).hull(size))
 
     def _search(self, r: Rat, depth: int, variants: list[int]) -> Interval:
         """The meet of what all ways of writing `r` give."""
         variants[0] -= 1
         loose = self._loose(r)
-        best = REAL if loose else self._rooted(r)
-        if depth == 0 or not loose <= self._reach(r):
+        best = REAL if loose else self._split(r)
+        if depth == 0 or best.point:
             return best
-        for i in sorted(r.atoms):
-            if variants[0] <= 0 or best.point or self.budget.left < self._stop:
-                break
-            if not self._related(r, i):
-                continue
+        abouts = {i: self._about(i) for i in sorted(r.atoms)}
+        active = [i for i in abouts if self.forms.atoms[i].sides or self.forms.atoms[i].cases]
+        if not loose <= {j for i in active for j in abouts[i]}:
+            return best
+        for i in active:
+            others = {k for j in abouts if j != i for k in abouts[j]}
             known = self.forms.atoms[i]
             for option, side in enumerate(known.sides):
-                if (side.base.atoms & r.atoms) - {i} and variants[0] > 0:
+                if self._spent(variants):
+                    return best
+                if any(self._about(j) & others for j in side.base.atoms):
                     best = _meet(best, self._with_side(r, i, option, depth - 1, variants))
-            if known.cases and variants[0] > 1:
+            if known.cases and not self._spent(variants) and abouts[i] & others:
                 best = _meet(best, self._by_case(r, i, known.cases, depth - 1, variants))
         return best
+
+    def _spent(self, variants: list[int]) -> bool:
+        return variants[0] <= 0 or self.budget.left < self._stop
 
     def _loose(self, r: Rat) -> set[int]:
         """Atoms that make `r` unbounded on both sides unless they cancel."""
@@ -122,19 +160,6 @@ class Bounds:
     def _free(self, atom: int) -> bool:
         box = self.forms.atoms[atom].box
         return box.lo == -INF and box.hi == INF
-
-    def _reach(self, r: Rat) -> set[int]:
-        """Atoms that bounds or cases of other atoms may cancel."""
-        found: set[int] = set()
-        for i in r.atoms:
-            known = self.forms.atoms[i]
-            for form in (*(s.base for s in known.sides), *known.cases):
-                found |= {i, *form.atoms}
-                for j in form.atoms:
-                    inner = self.forms.atoms[j]
-                    for deeper in (*(s.base for s in inner.sides), *inner.cases):
-                        found |= deeper.atoms
-        return found
 
     def _with_side(self, r: Rat, atom: int, option: int, depth: int, variants: list[int]) -> Interval:
         side = self.forms.atoms[atom].sides[option]
@@ -154,33 +179,19 @@ class Bounds:
         except TooLarge:
             return REAL
 
-    def _rooted(self, r: Rat) -> Interval:
-        """Bounds of `r`, and of its square where roots in it go away."""
-        best = self._split(r)
-        try:
-            if any(self.forms.squares(i) is not None for i in r.atoms):
-                square = self._split(rat_mul(r, r, self.forms.squares)).meet(Interval(ZERO, INF, False, True))
-                if square is not None:
-                    size = functions.sqrt(square)
-                    best = _meet(best, -size if best.hi <= 0 else size if best.lo >= 0 else (-size).hull(size))
-        except TooLarge:
-            pass
-        return best
-
     def _split(self, r: Rat) -> Interval:
-        """Bounds of `r`, with the range of an atom of a higher degree halved."""
+        """Bounds of `r`, with the range of an atom of a higher degree in pieces."""
         try:
             below = product(r.den, self.forms.squares)
             num = r.num
-            boxes = {i: self.forms.atoms[i].box for i in sorted(r.atoms)}
-            boxes = {i: b for i, b in boxes.items() if degree(num, i) or degree(below, i)}
+            boxes = {i: self.forms.atoms[i].box for i in sorted(atoms(num) | atoms(below))}
             best = self._direct(num, below, boxes)
+            if len(num) + len(below) > _SMALL or best.point:
+                return best
             bent = [i for i in boxes if max(degree(num, i), degree(below, i)) > 1]
             for i in bent[:2]:
-                halves = _halve(boxes[i])
-                if halves is not None:
-                    parts = [self._direct(num, below, {**boxes, i: half}) for half in halves]
-                    best = _meet(best, hull(parts))
+                parts = [self._direct(num, below, {**boxes, i: piece}) for piece in _pieces(boxes[i])]
+                best = _meet(best, hull(parts))
             return best
         except TooLarge:
             return REAL
@@ -202,11 +213,15 @@ def _meet(a: Interval, b: Interval) -> Interval:
     return a.meet(b) or a
 
 
-def _halve(box: Interval) -> tuple[Interval, Interval] | None:
-    if not (isinstance(box.lo, Fraction) and isinstance(box.hi, Fraction)) or box.point:
-        return None
-    middle = (box.lo + box.hi) / 2
-    return Interval(box.lo, middle, box.lo_open, False), Interval(middle, box.hi, False, box.hi_open)
+def _pieces(box: Interval) -> list[Interval]:
+    """A range cut in the middle, or, where it is unbounded, near its end; all numbers at -1, 0 and 1."""
+    lo, hi = box.lo, box.hi
+    if isinstance(lo, Fraction):
+        cuts = [(lo + hi) / 2] if isinstance(hi, Fraction) else [lo + 1]
+    else:
+        cuts = [hi - 1] if isinstance(hi, Fraction) else [-ONE, ZERO, ONE]
+    ends = [(lo, box.lo_open), *((cut, False) for cut in cuts), (hi, box.hi_open)]
+    return [Interval(a, b, a_open, b_open) for (a, a_open), (b, b_open) in pairwise(ends)]
 
 
 def _rewrite(num: Poly, below: Poly, atom: int, box: Interval, space: _Space) -> tuple[Poly, Poly]:
@@ -219,48 +234,48 @@ def _rewrite(num: Poly, below: Poly, atom: int, box: Interval, space: _Space) ->
             space.positive.add(first)
         if box.lo_open:
             space.positive.add(second)
-        powers = {k: _bernstein(lo, hi, k, top, first, second) for k in range(top + 1)}
+        powers = {k: _bernstein(slim(lo), slim(hi), k, top, first, second) for k in range(top + 1)}
     elif isinstance(lo, Fraction):
-        powers = {k: _shifted(lo, 1 if lo != hi else 0, k, first) for k in range(top + 1)}
+        powers = {k: _shifted(slim(lo), 1 if lo != hi else 0, k, first) for k in range(top + 1)}
         if box.lo_open:
             space.positive.add(first)
     elif isinstance(hi, Fraction):
-        powers = {k: _shifted(hi, -1, k, first) for k in range(top + 1)}
+        powers = {k: _shifted(slim(hi), -1, k, first) for k in range(top + 1)}
         if box.hi_open:
             space.positive.add(first)
     else:
-        powers = {k: {((first, k),) if k else (): Fraction(1)} for k in range(top + 1)}
+        powers = {k: {((first, k),) if k else (): 1} for k in range(top + 1)}
         space.free.add(first)
     return _replace(num, atom, powers), _replace(below, atom, powers)
 
 
-def _bernstein(lo: Fraction, hi: Fraction, k: int, top: int, first: int, second: int) -> Poly:
+def _bernstein(lo: Coef, hi: Coef, k: int, top: int, first: int, second: int) -> Poly:
     """`(lo a + hi b)^k (a + b)^(top - k)`."""
-    result: dict[Mono, Fraction] = {}
+    result: dict[Mono, Coef] = {}
     for i in range(k + 1):
         for j in range(top - k + 1):
             c = comb(k, i) * lo ** (k - i) * hi**i * comb(top - k, j)
             if c:
                 b = i + j
                 mono = tuple((v, e) for v, e in ((second, b), (first, top - b)) if e)
-                result[mono] = result.get(mono, ZERO) + c
+                result[mono] = result.get(mono, 0) + c
     return {m: c for m, c in result.items() if c}
 
 
-def _shifted(end: Fraction, sign: int, k: int, first: int) -> Poly:
+def _shifted(end: Coef, sign: int, k: int, first: int) -> Poly:
     """`(end + sign * y)^k`."""
-    terms = {j: comb(k, j) * end ** (k - j) * Fraction(sign) ** j for j in range(k + 1)}
+    terms = {j: comb(k, j) * end ** (k - j) * sign**j for j in range(k + 1)}
     return {((first, j),) if j else (): c for j, c in terms.items() if c}
 
 
 def _replace(p: Poly, atom: int, powers: Mapping[int, Poly]) -> Poly:
-    result: dict[Mono, Fraction] = {}
+    result: dict[Mono, Coef] = {}
     for mono, c in p.items():
         exponent = next((e for a, e in mono if a == atom), 0)
         rest = tuple((a, e) for a, e in mono if a != atom)
         for extra, d in powers[exponent].items():
             key = times(rest, extra)
-            result[key] = result.get(key, ZERO) + c * d
+            result[key] = result.get(key, 0) + c * d
         if len(result) > _TERMS:
             raise TooLarge
     return {m: c for m, c in result.items() if c}
@@ -271,22 +286,22 @@ def _least(num: Poly, below: Poly, space: _Space) -> End:
     upper: Fraction | None = None
     lower: Fraction | None = None
     for mono in {**num, **below}:
-        n, d = num.get(mono, ZERO), below.get(mono, ZERO)
+        n, d = num.get(mono, 0), below.get(mono, 0)
+        ratio = Fraction(n) / d if d else ZERO
         if any(v in space.free and e % 2 for v, e in mono):
             if d == 0:
                 return -INF, True
-            upper = n / d if upper is None else min(upper, n / d)
-            lower = n / d if lower is None else max(lower, n / d)
+            upper = ratio if upper is None else min(upper, ratio)
+            lower = ratio if lower is None else max(lower, ratio)
         elif d > 0:
-            upper = n / d if upper is None else min(upper, n / d)
+            upper = ratio if upper is None else min(upper, ratio)
         elif d < 0:
-            lower = n / d if lower is None else max(lower, n / d)
+            lower = ratio if lower is None else max(lower, ratio)
         elif n < 0:
             return -INF, True
     if upper is None or (lower is not None and lower > upper):
         return -INF, True
     strict = any(
-        num.get(m, ZERO) - upper * below.get(m, ZERO) > 0 and all(v in space.positive for v, _ in m)
-        for m in {**num, **below}
+        num.get(m, 0) - upper * below.get(m, 0) > 0 and all(v in space.positive for v, _ in m) for m in {**num, **below}
     )
     return upper, strict

@@ -42,9 +42,10 @@ class Witness:
     size: int
 
     def text(self) -> str:
-        """`x = 2`, `w = -1` after 2 tokens."""
+        """with `x = 2`, `w = -1` after 2 tokens."""
         said = ", ".join(f"`{name} = {text}`" for name, text in self.values)
-        return f"{said} after {self.tokens} tokens" if self.tokens > 1 else said
+        when = f"after {self.tokens} tokens" if self.tokens > 1 else "" if said else "at the first token"
+        return " ".join(part for part in (said and f"with {said}", when) if part)
 
 
 @dataclass(frozen=True)

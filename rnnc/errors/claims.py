@@ -38,8 +38,7 @@ decay a = exp(-dt)                  # right
     mending: Edit | None
 
     def message(self) -> str:
-        given = f" with {self.values}" if self.values else ""
-        return f"`{self.claim}` does not hold: `{self.name}` reaches {self.result}{given}"
+        return f"`{self.claim}` does not hold: `{self.name}` reaches {self.result} {self.values}"
 
     def label(self) -> str:
         return f"not always in {self.region}"
@@ -127,8 +126,7 @@ S[t] = S[t-1] - beta * kn * sum[K](kn * S[t-1])   # right: |kn| < 1
     mending: Edit | None
 
     def message(self) -> str:
-        given = f"{self.values} gives {self.result}" if self.values else f"there is {self.result}"
-        return f"`{self.claim}` does not hold: {given}"
+        return f"`{self.claim}` does not hold: {self.values} gives {self.result}"
 
     def label(self) -> str:
         return f"not always in {self.region}"
