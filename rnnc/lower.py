@@ -113,6 +113,7 @@ class _Inliner:
         self.done: dict[Expr, Expr] = {}
         self.cyclic: dict[str, Expr] = {}
         self.convs: dict[str, Conv] = {}
+        self.stateful = self._stateful()
         for d in cell.definitions:
             self.expand(d.expr)
 
@@ -155,13 +156,18 @@ class _Inliner:
             return found.get(wrt, self.graph.lit(0.0))
         new = self.graph.rebuild(node, tuple(self.done[c] for c in node.children))
         if isinstance(new, Conv):
-            if new.width == 1 or any(isinstance(n, Ref) and n.role == "state" and self._is_state(n) for n in walk(new)):
+            if new.width == 1 or any(isinstance(n, Ref) and n.name in self.stateful for n in walk(new)):
                 return self._taps(new)
             self.convs[new.history] = new
         return new
 
-    def _is_state(self, ref: Ref) -> bool:
-        return any(ref.name == s.name for s in self.cell.states)
+    def _stateful(self) -> set[str]:
+        """States, and the histories of definitions that need one."""
+        reads = {n: {r.name for r in walk(e) if isinstance(r, Ref)} for n, e in self.definitions.items()}
+        found = {s.name for s in self.cell.states}
+        while more := {n for n, names in reads.items() if n not in found and names & found}:
+            found |= more
+        return {s.name for s in self.cell.states} | {f"{n}_past" for n in self.definitions if n in found}
 
     def _taps(self, conv: Conv) -> Expr:
         """A convolution over something that a state decides, as products with its past values.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import keyword
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from string import ascii_lowercase
@@ -45,26 +46,30 @@ _CALLS: Mapping[str, str] = {
     "logaddexp": "_logaddexp",
     "only": "_only",
 }
-# The same on Python numbers; `{0}`, `{1}` are atoms.
+# The same on Python numbers; `{0}`, `{1}` are atoms. Complex ones are left to `cmath`.
 _NUMBERS: Mapping[str, str] = {
-    **{op: f"{{m}}.{op}({{0}})" for op in ("exp", "log", "sin", "cos", "tanh", "sqrt")},
-    **{op: f"math.{op}({{0}})" for op in ("log1p", "expm1", "erf")},
+    **{op: f"math.{op}({{0}})" for op in ("sin", "cos", "tanh", "erf")},
+    "exp": "_exp_of({0})",
+    "log": "_log_of({0})",
+    "log1p": "_log_of(1 + {0})",
+    "expm1": "(_exp_of({0}) - 1)",
+    "sqrt": "_sqrt_of({0})",
     "abs": "abs({0})",
     "max": "max({0}, {1})",
     "min": "min({0}, {1})",
-    "square": "{0} ** 2",
-    "rsqrt": "{0} ** -0.5",
+    "square": "({0} ** 2)",
+    "rsqrt": "_ratio(1.0, _sqrt_of({0}))",
     "sign": "float(({0} > 0) - ({0} < 0))",
-    "sigmoid": "1 / (1 + math.exp(-{0}))",
-    "logsigmoid": "-math.log1p(math.exp(-{0}))",
-    "softplus": "math.log1p(math.exp({0}))",
+    "sigmoid": "(1 / (1 + _exp_of(-{0})))",
+    "logsigmoid": "(min({0}, 0.0) - math.log1p(math.exp(-abs({0}))))",
+    "softplus": "(max({0}, 0.0) + math.log1p(math.exp(-abs({0}))))",
     "relu": "max({0}, 0.0)",
-    "silu": "{0} / (1 + math.exp(-{0}))",
-    "gelu": "0.5 * {0} * (1 + math.erf({0} * math.sqrt(0.5)))",
-    "logaddexp": "math.log(math.exp({0}) + math.exp({1}))",
-    "real": "complex({0}).real",
-    "imag": "complex({0}).imag",
-    "conj": "complex({0}).conjugate()",
+    "silu": "({0} / (1 + _exp_of(-{0})))",
+    "gelu": "(0.5 * {0} * (1 + math.erf({0} * math.sqrt(0.5))))",
+    "logaddexp": "(max({0}, {1}) + math.log1p(math.exp(-abs({0} - {1}))))",
+    "real": "{0}.real",
+    "imag": "{0}.imag",
+    "conj": "{0}.conjugate()",
     "stop_gradient": "{0}",
     "like": "{0}",
     "only": "{0}",
@@ -73,6 +78,7 @@ _NUMBERS: Mapping[str, str] = {
     "or": "({0} or {1})",
     "not": "(not {0})",
 }
+_COMPLEX_NUMBERS = {op: f"cmath.{op}({{0}})" for op in ("exp", "log", "sin", "cos", "tanh", "sqrt")}
 
 
 class NameTable:
@@ -257,6 +263,9 @@ class Block:
                 return self.size(name), _ATOM
             case Ref():
                 return self.leaf(node), _ATOM
+            case Apply(op="div" | "pow" as op, args=(left, right)) if node.kind != "complex" and _may_vanish(node):
+                function = "_ratio" if op == "div" else "_power"
+                return self._call(function, self.number(left)[0], self.number(right)[0]), _ATOM
             case Apply(op=op, args=args) if op in _INFIX and op not in ("and", "or"):
                 symbol, strength = _INFIX[op]
                 return self._infix(symbol, strength, [self.number(a) for a in args])
@@ -265,8 +274,9 @@ class Block:
                 return f"-{text if have >= _SIGN else f'({text})'}", _SIGN
             case Apply(op=op, args=args):
                 parts = [(t if s == _ATOM else f"({t})") for t, s in (self.number(a) for a in args)]
-                module = "cmath" if any(a.kind == "complex" for a in args) else "math"
-                return f"({_NUMBERS[op].format(*parts, m=module)})", _ATOM
+                table = _COMPLEX_NUMBERS if any(a.kind == "complex" for a in args) and op in _COMPLEX_NUMBERS else _NUMBERS
+                self.helpers.update(re.findall(r"\b_\w+", table[op]))
+                return table[op].format(*parts), _ATOM
             case Reduce(arg=arg, over=over, op=op):
                 text, have = self.number(arg)
                 if op != "sum":
@@ -488,6 +498,21 @@ class Block:
         matrix = self.placed(node.matrix, (*lead, node.row, node.col))
         rhs = self.placed(node.rhs, (*lead, node.row))
         return self._permute(self._call("_solve", matrix, rhs), [*lead, node.row], dims)
+
+
+def _may_vanish(node: Apply) -> bool:
+    """Whether a ratio or a power of numbers may be one that Python raises for: anything but sizes and plain literals."""
+    risky = node.args[1] if node.op == "div" else node.args[0]
+    match risky:
+        case Lit(value=value):
+            return value == 0 or (node.op == "pow" and not isinstance(value, complex) and value < 0)
+        case _:
+            return not all(
+                (isinstance(n, Lit) and not isinstance(n.value, complex) and n.value > 0)
+                or (isinstance(n, Ref) and n.role == "size")
+                or (isinstance(n, Apply) and n.op in ("add", "mul", "div", "pow"))
+                for n in walk(risky)
+            )
 
 
 def _projected(node: Linear, hints: Mapping[Expr, str]) -> str:

@@ -8,10 +8,10 @@ from string import ascii_lowercase
 
 from rnnc.backends.torch.block import Block, NameTable
 from rnnc.backends.torch.text import several, wrap
-from rnnc.derive import pull_back
+from rnnc.derive import depends, pull_back
 from rnnc.ir import Conv, Expr, Linear, Ref, Type, walk
 from rnnc.lower import Stream, System
-from rnnc.plan import Loop, Projection, inside
+from rnnc.plan import Loop, Projection, inside, is_number
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,11 @@ class LoopCoder:
             frozenset(self.helpers),
         )
 
+    def named(self, node: Expr) -> str:
+        """The name of a state's value that a step is given."""
+        assert isinstance(node, Ref)
+        return self.past[node.name, node.lag] if node.lag else self.new[node.name]
+
     # --- blocks ---
 
     def block(self, table: NameTable, leaves: Mapping[tuple[str, int], str]) -> Block:
@@ -177,7 +182,9 @@ class LoopCoder:
         new, old = self.new[stream.name], self.past[stream.name, 1]
         table = NameTable(block.names.taken)
         micro = _Micro(self, stream, table)
+        micro.before(block)
         inner = self.block(table, {**leaves, **micro.leaves, (stream.name, 1): new})
+        inner.variables.update(micro.given)
         inner.expect(micro.expr)
         text = inner.aligned_code(micro.expr, stream.type.dims)
         block.lines.append(f"{new} = {old}")
@@ -222,7 +229,10 @@ class LoopCoder:
             if s.over:
                 over = _OverBack(self, s, arriving, targets, watch, table)
                 loops.append(over)
-                found = over.results
+                found = dict(over.results)
+                whole = {n: found[n] for n in over.micro.whole if n in found}
+                for n, d in pull_back(graph, whole, targets, watch).items():
+                    found[n] = graph.apply("add", found[n], d) if n in found else d
             else:
                 named = [n for n in walk(s.expr) if n in self.hints and n not in watch]
                 found = pull_back(graph, {s.expr: arriving}, targets, (*watch, *named))
@@ -310,25 +320,36 @@ class LoopCoder:
 
 
 class _Micro:
-    """One small step of an `over` update: its expression with what has the dim replaced by slices."""
+    """One small step of an `over` update: its expression with what has the dim replaced by slices.
+
+    What does not read the running value is `given`: computed whole, before the small steps.
+    """
 
     def __init__(self, coder: LoopCoder, stream: Stream, table: NameTable) -> None:
         assert stream.over
         graph, self.over = coder.graph, stream.over
+        running = graph.ref("state", stream.name, stream.type, 1)
+        moving = depends([stream.expr], [running])
+        border = dict.fromkeys(c for n in walk(stream.expr) if n in moving for c in n.children if c not in moving)
+        if stream.expr not in moving:
+            border = {stream.expr: None}
+        whole = [n for n in border if n not in coder.names and n.children and not is_number(n)]
+        self.whole = {n: table.new(coder.hints.get(n, f"{stream.name}_with")) for n in whole}
+        self.given = {**coder.names, **self.whole}
         self.slices: dict[Expr, Ref] = {}
         self.names: dict[str, str] = {}
         """The loop's variables, and what each runs over."""
         self.origin: dict[Expr, Linear] = {}
         done: dict[Expr, Expr] = {}
         for node in walk(stream.expr):
-            if node in coder.names:
+            if node in self.given:
                 done[node] = node
                 if self.over in node.dims:
-                    name = table.new(f"{coder.names[node]}_{self.over.lower()}")
+                    name = table.new(f"{self.given[node]}_{self.over.lower()}")
                     dims = tuple(d for d in node.dims if d != self.over)
                     done[node] = self.slices[node] = graph.ref("input", name, Type(dims, node.kind))
-                    self.names[name] = f"{coder.names[node]}.unbind({node.dims.index(self.over) - len(node.dims)})"
-            elif isinstance(node, Linear):
+                    self.names[name] = f"{self.given[node]}.unbind({node.dims.index(self.over) - len(node.dims)})"
+            elif isinstance(node, Linear) and node in moving:
                 weight, kept = node.weight, node.kept
                 if self.over in kept:
                     whole = coder.weight_names[weight]
@@ -338,12 +359,21 @@ class _Micro:
                     kept = tuple(d for d in kept if d != self.over)
                 done[node] = graph.linear(weight, done[node.arg], kept, node.ins, node.outs, node.transposed)
                 self.origin[done[node]] = node
-            elif node.children and all(c in done for c in node.children):
+            elif node in moving and node.children:
                 done[node] = graph.rebuild(node, tuple(done[c] for c in node.children))
             else:
                 done[node] = node
         self.expr = done[stream.expr]
         self.leaves = {(r.name, 0): r.name for r in self.slices.values()}
+
+    def before(self, block: Block) -> None:
+        """Lines for what the small steps share."""
+        block.expect(*self.whole)
+        for node, name in self.whole.items():
+            text = block.aligned_code(node, node.dims)
+            if text != name:
+                block.assign(name, text)
+            block.variables[node] = name
 
     def head(self, block: Block) -> str:
         """The line that opens the loop."""
@@ -365,6 +395,7 @@ class _OverBack:
         self.running = graph.ref("state", stream.name, stream.type, 1)
         self.cotangent = graph.ref("state", f"d_{stream.name}_run", stream.type)
         # Each target as it appears in the small step, and as it is outside.
+        targets = [*targets, *(n for n in self.micro.whole if n.kind != "bool")]
         outer: dict[Expr, Expr] = {self.micro.slices.get(n, n): n for n in targets}
         found = pull_back(graph, {self.micro.expr: self.cotangent}, list(outer), list(self.micro.origin))
         self.found = {n: d for n, d in found.items() if n in outer}
@@ -386,7 +417,9 @@ class _OverBack:
         block.assign(d_run, block.aligned_code(self.arriving, stream.type.dims))
         run, old = table.new(f"{stream.name}_run"), coder.past[stream.name, 1]
         lines = block.lines
+        micro.before(block)
         forward = coder.block(table, {**leaves, **micro.leaves, (stream.name, 1): f"{run}[-1]"})
+        forward.variables.update(micro.given)
         forward.expect(micro.expr)
         text = forward.aligned_code(micro.expr, stream.type.dims)
         lines.append(f"{run} = [{old}]")
@@ -396,6 +429,7 @@ class _OverBack:
         now = table.new(f"{stream.name}_now")
         keys = {(stream.name, 1): now, (self.cotangent.name, 0): d_run}
         backward = coder.block(table, {**leaves, **micro.leaves, **keys})
+        backward.variables.update(micro.given)
         values = {n: self._full(d, n) for n, d in self.found.items() if n is not self.running}
         operands: dict[Expr, tuple[Expr, Expr]] = {}
         for n, d in self.cotangents.items():
@@ -408,7 +442,8 @@ class _OverBack:
             node = self.outer[n]
             ref = self.results[node]
             assert isinstance(ref, Ref)
-            name = table.new(f"d_{coder.names.get(node, ref.name)}_sum" if n is node else f"d_{coder.names[node]}")
+            of = micro.given.get(node) or coder.named(node)
+            name = table.new(f"d_{of}_sum" if n is node else f"d_{of}")
             text = backward.aligned_code(value, n.dims)
             if n is node:
                 lines.append(f"{name} = 0.0")

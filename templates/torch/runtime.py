@@ -33,6 +33,34 @@ def _complex_of(dtype: torch.dtype | None) -> torch.dtype:
     return torch.promote_types(dtype or torch.get_default_dtype(), torch.float32).to_complex()
 
 
+# --- functions of numbers, with IEEE's results where Python raises ---
+
+
+def _log_of(x: float) -> float:
+    return math.log(x) if x > 0 else -math.inf if x == 0 else math.nan
+
+
+def _sqrt_of(x: float) -> float:
+    return math.sqrt(x) if x >= 0 else math.nan
+
+
+def _exp_of(x: float) -> float:
+    return math.exp(x) if x < 709.7 else math.inf
+
+
+def _ratio(x: float, y: float) -> float:
+    if y == 0:
+        return math.nan if x == 0 or x != x else math.copysign(math.inf, x) * math.copysign(1.0, y)
+    return x / y
+
+
+def _power(x: float, y: float) -> float:
+    if x == 0 and y < 0:
+        return math.inf
+    value = x**y
+    return math.nan if isinstance(value, complex) else value
+
+
 # --- initial values ---
 
 
