@@ -221,7 +221,9 @@ def _silu(d: Derivation, x: Expr, y: Expr) -> Expr:
 def _gelu(d: Derivation, x: Expr, _y: Expr) -> Expr:
     add = d.graph.apply("add", d.number(1), d.graph.apply("erf", d.mul(x, d.number(math.sqrt(0.5)))))
     density = d.graph.apply("exp", d.mul(d.number(-0.5), d.graph.apply("square", x)))
-    return d.graph.apply("add", d.mul(d.number(0.5), add), d.mul(x, d.mul(d.number(1 / math.sqrt(2 * math.pi)), density)))
+    return d.graph.apply(
+        "add", d.mul(d.number(0.5), add), d.mul(x, d.mul(d.number(1 / math.sqrt(2 * math.pi)), density))
+    )
 
 
 def _erf(d: Derivation, x: Expr, _y: Expr) -> Expr:
@@ -266,9 +268,7 @@ _RULES: Mapping[str, Rule] = {
     "sigmoid": _chain(lambda d, x, y: d.mul(y, d.graph.apply("sub", d.number(1), y))),
     "logsigmoid": _chain(lambda d, x, y: d.graph.apply("sigmoid", d.graph.apply("neg", x))),
     "tanh": _chain(lambda d, x, y: d.graph.apply("sub", d.number(1), d.graph.apply("square", y))),
-    "relu": lambda d, n, g: (
-        d.graph.apply("where", d.graph.apply("gt", n.args[0], d.number(0.0)), g, d.number(0.0)),
-    ),
+    "relu": lambda d, n, g: (d.graph.apply("where", d.graph.apply("gt", n.args[0], d.number(0.0)), g, d.number(0.0)),),
     "silu": _chain(_silu),
     "gelu": _chain(_gelu),
     "softplus": _chain(lambda d, x, y: d.graph.apply("sigmoid", x)),
@@ -276,4 +276,3 @@ _RULES: Mapping[str, Rule] = {
     "imag": lambda d, n, g: (d.mul(g, d.graph.lit(1j)),),
     "conj": lambda d, n, g: (d.conj(g),),
 }
-

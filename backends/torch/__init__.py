@@ -12,8 +12,8 @@ from importlib import resources
 import jinja2
 
 import rnnc
-from rnnc.backends.torch.cell import CellCode, CellCoder
-from rnnc.backends.torch.text import docstring, wrap
+from .cell import CellCode, CellCoder
+from .text import docstring, wrap
 from rnnc.plan import Plan
 
 

@@ -274,7 +274,9 @@ class Block:
                 return f"-{text if have >= _SIGN else f'({text})'}", _SIGN
             case Apply(op=op, args=args):
                 parts = [(t if s == _ATOM else f"({t})") for t, s in (self.number(a) for a in args)]
-                table = _COMPLEX_NUMBERS if any(a.kind == "complex" for a in args) and op in _COMPLEX_NUMBERS else _NUMBERS
+                table = (
+                    _COMPLEX_NUMBERS if any(a.kind == "complex" for a in args) and op in _COMPLEX_NUMBERS else _NUMBERS
+                )
                 self.helpers.update(re.findall(r"\b_\w+", table[op]))
                 return table[op].format(*parts), _ATOM
             case Reduce(arg=arg, over=over, op=op):
@@ -331,7 +333,7 @@ class Block:
         if is_number(condition):
             return self._call("_choose", *texts)
         if is_number(yes) and is_number(no):
-            kind = f"{self.dtype}.to_complex()" if "complex" in (yes.kind, no.kind) else self.dtype
+            kind = self._call("_complex_of", self.dtype) if "complex" in (yes.kind, no.kind) else self.dtype
             texts[1] = f"torch.full((), {texts[1]}, dtype={kind}, device={self.atom(condition)}.device)"
         return f"torch.where({', '.join(texts)})"
 
@@ -417,7 +419,9 @@ class Block:
         summed = [d for d in node.over if d in node.arg.dims]
         if len(tensors) < 2 or not summed or len({e.kind for e in tensors}) > 1 or tensors[0].kind == "bool":
             return []
-        return flat if node.arg not in self.variables and self.uses[node.arg] <= 1 and node.arg not in self.hints else []
+        return (
+            flat if node.arg not in self.variables and self.uses[node.arg] <= 1 and node.arg not in self.hints else []
+        )
 
     def reduce(self, node: Reduce) -> str:
         dims = node.arg.dims
@@ -474,15 +478,21 @@ class Block:
         lead = "..." if per_token(node) else ""
         arg = lead + "".join(source[d] for d in node.arg.dims)
         out = lead + "".join(target[d] for d in node.dims)
-        return self._call("_contract", f'"{weight},{arg}->{out}"', self.weight(node.weight), self.placed(node.arg, node.arg.dims))
+        return self._call(
+            "_contract", f'"{weight},{arg}->{out}"', self.weight(node.weight), self.placed(node.arg, node.arg.dims)
+        )
 
     def _project(self, projection: Projection) -> None:
         """One product for all maps of a projection, then a name for each."""
         first = projection.maps[0]
         arg = self._permute(self.placed(first.arg, first.arg.dims), list(first.arg.dims), first.kept + first.ins)
         targets = [self.names.new(_projected(m, self.hints)) for m in projection.maps]
-        shapes = ", ".join(f"({', '.join(self.size(d) for d in m.outs)}{',' if len(m.outs) == 1 else ''})" for m in projection.maps)
-        call = self._call("_project", arg, self.packed(projection), f"[{shapes}]", str(len(first.kept)), str(len(first.ins)))
+        shapes = ", ".join(
+            f"({', '.join(self.size(d) for d in m.outs)}{',' if len(m.outs) == 1 else ''})" for m in projection.maps
+        )
+        call = self._call(
+            "_project", arg, self.packed(projection), f"[{shapes}]", str(len(first.kept)), str(len(first.ins))
+        )
         self.assign(", ".join(targets), call)
         for m, name in zip(projection.maps, targets, strict=True):
             self.variables[m] = self._permute(name, [*m.kept, *m.outs], m.dims)

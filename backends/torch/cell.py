@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rnnc.backends.torch.block import Block, NameTable
-from rnnc.backends.torch.loops import LoopCode, LoopCoder, past_name
-from rnnc.backends.torch.text import docstring, quoted, several, wrap
+from .block import Block, NameTable
+from .loops import LoopCode, LoopCoder, past_name
+from .text import docstring, quoted, several, wrap
 from rnnc.fields import StateField
-from rnnc.ir import Annulus, Apply, Conv, Definition, Disc, Draw, Expr, Interval, Kind, Linear, Lit, Param, Ref, Region, Type, walk
+from rnnc.ir import (
+    Annulus,
+    Apply,
+    Conv,
+    Definition,
+    Disc,
+    Draw,
+    Expr,
+    Interval,
+    Kind,
+    Linear,
+    Lit,
+    Param,
+    Ref,
+    Region,
+    Type,
+    walk,
+)
 from rnnc.lower import Stream
 from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, is_number, per_token
 from rnnc.show import expr_text, region_text
 
-LOCALS = frozenset({"self", "run", "dtype", "state", "torch", "F", "math", "cmath", "nn", "batch", "device", "zip", "range"})
+LOCALS = frozenset(
+    {"self", "run", "dtype", "state", "torch", "F", "math", "cmath", "nn", "batch", "device", "zip", "range"}
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +119,11 @@ class CellCoder:
 
     def field_note(self, f: StateField) -> str:
         lead = "[B" if f.length is None else f"[B, {f.length}"
-        note = {"state": "", "past": f", {f.of} before that, newest first", "conv": ", what the convolution reads, newest first"}
+        note = {
+            "state": "",
+            "past": f", {f.of} before that, newest first",
+            "conv": ", what the convolution reads, newest first",
+        }
         return self.shape(f.dims, lead) + note[f.role]
 
     def kernels(self) -> list[tuple[tuple[str, ...], str]]:
@@ -161,7 +184,9 @@ class CellCoder:
         for d in self.cell.dims:
             if isinstance(d.size, Expr):
                 self.helpers.add("_whole")
-                lines.append(f"self.{d.name} = _whole({quoted(f'{d.name} = {expr_text(d.size)}')}, {self.size_code(d.size)})")
+                lines.append(
+                    f"self.{d.name} = _whole({quoted(f'{d.name} = {expr_text(d.size)}')}, {self.size_code(d.size)})"
+                )
         for left, right, _span in self.cell.size_checks:
             text = f"{expr_text(left)} = {expr_text(right)}"
             lines.append(f"_require({self.size_code(left)} == {self.size_code(right)}, {quoted(text)})")
@@ -174,7 +199,9 @@ class CellCoder:
         for p in self.cell.params:
             shape = [*(f"self.{d}" for d in p.shape), *([str(p.taps)] if p.taps else [])]
             size = f"({', '.join(shape)}{',' if len(shape) == 1 else ''})"
-            kind = {"complex": ", dtype=_complex_of(dtype)", "real": ", dtype=dtype", "bool": ", dtype=torch.bool"}[p.kind]
+            kind = {"complex": ", dtype=_complex_of(dtype)", "real": ", dtype=dtype", "bool": ", dtype=torch.bool"}[
+                p.kind
+            ]
             if p.kind == "complex":
                 self.helpers.add("_complex_of")
             blank = f"torch.empty({size}{kind}, device=device)"
@@ -258,7 +285,9 @@ class CellCoder:
         block = self.plain_block()
         for f in self.system.fields:
             lead = ["batch"] if f.length is None else ["batch", str(f.length)]
-            shape = f"({', '.join([*lead, *(f'self.{d}' for d in f.dims)])}{',' if len(lead) + len(f.dims) == 1 else ''})"
+            shape = (
+                f"({', '.join([*lead, *(f'self.{d}' for d in f.dims)])}{',' if len(lead) + len(f.dims) == 1 else ''})"
+            )
             kind = {"complex": "_complex_of(dtype)", "real": "dtype", "bool": "torch.bool"}[f.kind]
             if f.kind == "complex":
                 self.helpers.add("_complex_of")
@@ -285,7 +314,8 @@ class CellCoder:
 
     def input_table(self) -> tuple[str, ...]:
         items = [
-            several([quoted(i.name), several(quoted(d) for d in i.type.dims), quoted(i.type.kind)]) for i in self.cell.inputs
+            several([quoted(i.name), several(quoted(d) for d in i.type.dims), quoted(i.type.kind)])
+            for i in self.cell.inputs
         ]
         return tuple(wrap([f"_inputs = {several(items)}"]))
 
@@ -514,7 +544,9 @@ class CellCoder:
         lines = [cell.doc.strip() or cell.name, ""]
         lines.append("Inputs, one token each at [B, T, ...]:")
         for i in cell.inputs:
-            region = f", in {region_text(i.region)} (relied on; `validate=True` checks it)" if i.region is not None else ""
+            region = (
+                f", in {region_text(i.region)} (relied on; `validate=True` checks it)" if i.region is not None else ""
+            )
             kind = f", {i.type.kind}" if i.type.kind != "real" else ""
             lines.append(f"    {i.name}: {self.shape(i.type.dims, '[B, T')}{kind}{region}")
         lines.append("Outputs:")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from string import ascii_lowercase
 
-from rnnc.backends.torch.block import Block, NameTable
-from rnnc.backends.torch.text import several, wrap
+from .block import Block, NameTable
+from .text import several, wrap
 from rnnc.derive import depends, pull_back
 from rnnc.ir import Conv, Expr, Linear, Ref, Type, walk
 from rnnc.lower import Stream, System
@@ -70,7 +70,9 @@ class LoopCoder:
         packs = dict.fromkeys(id(p) for p in self.projections.values())
         self.packs = [next(p for p in self.projections.values() if id(p) == i) for i in packs]
         self.pack_names = {id(p): self.table.new("packed") for p in self.packs}
-        self.past = {(s.name, j): self.table.new(past_name(s.name, j)) for s in loop.streams for j in range(1, s.depth + 1)}
+        self.past = {
+            (s.name, j): self.table.new(past_name(s.name, j)) for s in loop.streams for j in range(1, s.depth + 1)
+        }
         self.new = {s.name: self.table.new(s.name) for s in loop.streams}
 
     def _owners(self, hints: Mapping[Expr, str]) -> dict[Expr, str]:
@@ -146,7 +148,9 @@ class LoopCoder:
             lambda w: self.weight_names[w],
             lambda p: self.pack_names[id(p)],
             no_conv,
-            f"{next(iter(self.past.values()))}.real.dtype" if self._complex() else f"{next(iter(self.past.values()))}.dtype",
+            f"{next(iter(self.past.values()))}.real.dtype"
+            if self._complex()
+            else f"{next(iter(self.past.values()))}.dtype",
         )
         block.variables.update(self.names)
         block.helpers = self.helpers
@@ -221,7 +225,9 @@ class LoopCoder:
         for s in reversed(streams):
             arriving: Expr = graph.ref("state", f"d_{s.name}", s.type)
             leaves[f"d_{s.name}", 0] = f"d_{s.name}"
-            here = next((n for n in sums if isinstance(n, Ref) and n.role == "state" and (n.name, n.lag) == (s.name, 0)), None)
+            here = next(
+                (n for n in sums if isinstance(n, Ref) and n.role == "state" and (n.name, n.lag) == (s.name, 0)), None
+            )
             if here is not None:
                 arriving = graph.apply("add", arriving, sums.pop(here))
                 cotangents[arriving] = f"d_{s.name}_total"

@@ -10,7 +10,10 @@ WIDTH = 112
 
 def docstring(text: str, indent: str = "") -> str:
     """A triple-quoted string whose content cannot end it; control characters are escaped."""
-    safe = "".join(ch if ch.isprintable() or ch == "\n" else ch.encode("unicode_escape").decode() for ch in text.replace("\\", "\\\\"))
+    safe = "".join(
+        ch if ch.isprintable() or ch == "\n" else ch.encode("unicode_escape").decode()
+        for ch in text.replace("\\", "\\\\")
+    )
     safe = safe.replace('"""', '\\"\\"\\"')
     if safe.endswith('"'):
         safe = safe[:-1] + '\\"'
@@ -51,7 +54,9 @@ def _wrap(line: str, width: int) -> list[str]:
         head, first = terms[0].split(" = ", 1) if " = " in terms[0] else ("", terms[0].strip())
         comma = "," if line.endswith(",") else ""
         opening = f"{indent}{head.strip()} = (" if head else f"{indent}("
-        parts = [part for t in (first, *(t.rstrip(",") for t in terms[1:])) for part in _wrap(f"{indent}    {t}", width)]
+        parts = [
+            part for t in (first, *(t.rstrip(",") for t in terms[1:])) for part in _wrap(f"{indent}    {t}", width)
+        ]
         return [opening, *parts, f"{indent}){comma}"]
     items = _items(line[start + 1 : end])
     head, tail = line[: start + 1], line[end:]

@@ -68,9 +68,7 @@ def match_update(graph: Graph, stream: Stream, reverse: bool = False) -> Affine 
 class _Split:
     """Coefficient and rest of every node that holds the state; None stands for zero."""
 
-    def __init__(
-        self, graph: Graph, holds: set[Expr], parts: dict[Expr, tuple[Expr | None, Expr | None]]
-    ) -> None:
+    def __init__(self, graph: Graph, holds: set[Expr], parts: dict[Expr, tuple[Expr | None, Expr | None]]) -> None:
         self.graph, self.holds, self.parts = graph, holds, parts
 
     def run(self, root: Expr) -> Expr | None:
@@ -85,7 +83,9 @@ class _Split:
         return None
 
     def of(self, node: Expr) -> tuple[Expr | None, Expr | None]:
-        return self.parts[node] if node in self.holds else (None, node)
+        if node in self.holds:
+            return self.parts[node]
+        return None, None if isinstance(node, Lit) and node.value == 0 else node
 
     def split(self, node: Apply) -> tuple[Expr | None, Expr | None] | None:
         args = node.args

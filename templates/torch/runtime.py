@@ -30,7 +30,7 @@ def _whole(what: str, value: float) -> int:
 
 def _complex_of(dtype: torch.dtype | None) -> torch.dtype:
     """The complex dtype of a real one, at least complex64; the default one's for None."""
-    return torch.promote_types(dtype or torch.get_default_dtype(), torch.float32).to_complex()
+    return torch.complex128 if (dtype or torch.get_default_dtype()) == torch.float64 else torch.complex64
 
 
 # --- functions of numbers, with IEEE's results where Python raises ---
@@ -122,7 +122,9 @@ def _logaddexp(x: Tensor | float, y: Tensor | float) -> Tensor:
 
 def _logsumexp(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """`log(sum(exp(x)))`; minus infinity, with gradient 0, where all entries are."""
-    empty = (x == -math.inf).all(dim, keepdim=True) if isinstance(dim, int) else (x.amax(dim, keepdim=True) == -math.inf)
+    empty = (
+        (x == -math.inf).all(dim, keepdim=True) if isinstance(dim, int) else (x.amax(dim, keepdim=True) == -math.inf)
+    )
     total = torch.logsumexp(torch.where(empty, 0.0, x), dim, keepdim=True)
     return torch.where(empty, -math.inf, total).squeeze(dim)
 
@@ -140,9 +142,9 @@ def _only(x: Tensor, selected: Tensor | bool) -> Tensor:
     return torch.where(selected, x, x.detach())
 
 
-def _like(x: Tensor, y: Tensor) -> Tensor:
+def _like(x: Tensor | float, y: Tensor) -> Tensor:
     """`x` broadcast to the shape of `y`."""
-    return torch.broadcast_tensors(x, y)[0]
+    return torch.broadcast_tensors(x, y)[0] if isinstance(x, Tensor) else torch.full_like(y, x)
 
 
 # --- over named dims ---
@@ -223,8 +225,17 @@ class _Run(NamedTuple):
 
 def _check_packing(cu_seqlens: Tensor, batch: int, total: int, values: bool) -> None:
     """Raise where `cu_seqlens` does not fit inputs of [batch, total, ...]; its `values` only where asked: that waits."""
-    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.is_floating_point() or cu_seqlens.ndim != 1 or not len(cu_seqlens):
-        got = f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}" if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+    if (
+        not isinstance(cu_seqlens, Tensor)
+        or cu_seqlens.is_floating_point()
+        or cu_seqlens.ndim != 1
+        or not len(cu_seqlens)
+    ):
+        got = (
+            f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}"
+            if isinstance(cu_seqlens, Tensor)
+            else type(cu_seqlens).__name__
+        )
         raise TypeError(f"cu_seqlens: expected a tensor of N + 1 integers for N sequences, got {got}")
     if batch != 1:
         raise ValueError(f"cu_seqlens goes with inputs of [1, total, ...], got a batch of {batch}")
@@ -371,9 +382,7 @@ def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Te
     `db = λ` and `da[t] = λ[t] conj(h[t-1])`. Saved: a, initial and h.
     """
 
-    def carry(
-        a: Tensor, b: Tensor, initial: Tensor, contracting: bool, reverse: bool, fresh: Tensor | None
-    ) -> Tensor:
+    def carry(a: Tensor, b: Tensor, initial: Tensor, contracting: bool, reverse: bool, fresh: Tensor | None) -> Tensor:
         if b.shape[1] == 0:
             return torch.empty_like(b)
         # In segments there are fewer, larger operations: worth it while one token's work is smaller than a launch.
@@ -720,7 +729,7 @@ class _Cell(nn.Module):
                 real = dtype if real is None else torch.promote_types(real, dtype)
         out = real or torch.float32
         dtype = torch.float64 if out == torch.float64 else torch.float32
-        kinds = {"real": dtype, "complex": dtype.to_complex(), "bool": torch.bool}
+        kinds = {"real": dtype, "complex": _complex_of(dtype), "bool": torch.bool}
         cast = [v.to(kinds[kind]) for v, (_, _, kind) in zip(values, self._inputs)]
         if self.validate:
             self._validate(*cast)
@@ -732,10 +741,12 @@ class _Cell(nn.Module):
             return self.initial_state(batch, dtype=dtype, device=device)
         if not isinstance(state, tuple) or len(state) != len(self._fields):
             names = ", ".join(name for name, _, _ in self._fields)
-            raise TypeError(f"state: expected a tuple of {names}, as an earlier call returned it, got {type(state).__name__}")
+            raise TypeError(
+                f"state: expected a tuple of {names}, as an earlier call returned it, got {type(state).__name__}"
+            )
         for value, (name, dims, kind) in zip(state, self._fields):
             self._check(f"state.{name}", value, [("B", batch)], dims, kind)
-        kinds = {"real": dtype, "complex": dtype.to_complex(), "bool": torch.bool}
+        kinds = {"real": dtype, "complex": _complex_of(dtype), "bool": torch.bool}
         return self._State(*(s.to(kinds[kind]) for s, (_, _, kind) in zip(state, self._fields)))
 
     def _validate(self, *inputs: Tensor) -> None:
@@ -771,7 +782,9 @@ class _Cell(nn.Module):
                 outputs, state = self._equations(one, dtype, *token, state)
             else:
                 row = run.sequence[t : t + 1]
-                outputs, new = self._equations(one, dtype, *token, type(state)(*(s.index_select(0, row) for s in state)))
+                outputs, new = self._equations(
+                    one, dtype, *token, type(state)(*(s.index_select(0, row) for s in state))
+                )
                 state = type(state)(*(s.index_copy(0, row, n) for s, n in zip(state, new)))
             steps.append(outputs)
         return tuple(torch.stack(o, 1) for o in zip(*steps)), state
@@ -796,11 +809,10 @@ class _ComplexCell(_Cell):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def apply(x: Tensor) -> Tensor:
-            real = fn(x.real) if x.is_complex() else x
-            if real.is_complex() or real.dtype == x.dtype.to_real():
+            parts = fn(torch.view_as_real(x.resolve_conj())) if x.is_complex() else x
+            if parts.is_complex() or parts is x:
                 return fn(x)
-            wide = torch.promote_types(real.dtype, torch.float32)
-            return torch.complex(real.to(wide), fn(x.imag).to(wide))
+            return torch.view_as_complex(parts.to(torch.promote_types(parts.dtype, torch.float32)).contiguous())
 
         return super()._apply(apply, recurse)
 

@@ -1,0 +1,63 @@
+"""Plans: the whole text for every example, beside it as a golden file; what is taken out of loops; what becomes one product.
+
+`python tests/test_plan.py --update` writes the golden files anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rnnc.pipeline import compile_source, module_text
+from rnnc.plan import Loop, Plan, plan_text
+from rnnc.show import expr_text
+from rnnc.source import Source
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.rnn"))
+PLANS = ROOT / "tests" / "plans"
+
+
+def planned(text: str) -> Plan:
+    (made,) = compile_source(Source("test.rnn", text))
+    assert made.plan is not None
+    return made.plan
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_plan(path: Path) -> None:
+    golden = (PLANS / f"{path.stem}.plan").read_text(encoding="utf-8")
+    assert plan_text(planned(path.read_text(encoding="utf-8"))) == golden
+
+
+def test_what_needs_no_state_leaves_the_loop() -> None:
+    plan = planned((ROOT / "examples" / "lstm.rnn").read_text(encoding="utf-8"))
+    (step,) = plan.steps
+    assert isinstance(step, Loop)
+    assert [expr_text(e) for e in step.fixed] == []
+    assert all("h[t-1]" not in expr_text(e) for e in step.hoisted)
+    assert len(step.hoisted) == 4
+
+
+def test_an_outer_product_stays_in_the_loop() -> None:
+    plan = planned((ROOT / "examples" / "gateddeltanet.rnn").read_text(encoding="utf-8"))
+    (step,) = plan.steps
+    assert isinstance(step, Loop)
+    assert all(not {"K", "V"} <= set(e.dims) for e in step.hoisted)
+
+
+def test_maps_of_one_value_are_one_product() -> None:
+    text = (ROOT / "examples" / "lstm.rnn").read_text(encoding="utf-8")
+    (made,) = compile_source(Source("lstm.rnn", text))
+    module = module_text([made], Source("lstm.rnn", text))
+    equations = module[module.index("    def _equations(\n") :]
+    assert equations.count("_project(") == 1
+    step = module[module.index("def _LSTM_c_h_step(") : module.index("def _LSTM_c_h_pack(")]
+    assert step.count("_project(") == 1 and "_linear(" not in step
+
+
+if __name__ == "__main__" and "--update" in sys.argv:
+    for each in EXAMPLES:
+        (PLANS / f"{each.stem}.plan").write_text(plan_text(planned(each.read_text(encoding="utf-8"))), encoding="utf-8")
