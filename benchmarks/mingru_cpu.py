@@ -1,5 +1,5 @@
-"""minGRU on a CPU, forward and backward: the generated module against a Python loop under autograd and against the log-space
-scan of minGRU-pytorch (Heinsen 2023, arXiv:2311.06281), all in one run, projections included on every side.
+"""minGRU on a CPU, forward and backward: the generated module against a Python loop under autograd and against the
+log-space scan of minGRU-pytorch (Heinsen 2023, arXiv:2311.06281), in one run, projections included on every side.
 
     pip install --no-deps minGRU-pytorch==0.2.1 einops
     python benchmarks/mingru_cpu.py [--json FILE]
@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from minGRU_pytorch.minGRU import minGRU
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here too")
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
-    cell = rnnc.compile(EXAMPLES / "mingru.rnn")(D=D)
+    cell: Any = rnnc.compile(EXAMPLES / "mingru.rnn")(D=D)
     peer = minGRU(D, expansion_factor=1.0, proj_out=False)
     x = torch.randn(B, T, D, requires_grad=True)
     z_weight, c_weight = cell.z_weight, cell.c_weight

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from rnnc.ir import Apply, Expr, Graph, Linear, Lit, Merge, Normalize, Reduce, Ref, Rename, Solve, Split, walk
+from rnnc.ir import Apply, Expr, Graph, Linear, Lit, Merge, Normalize, Reduce, Rename, Solve, Split, walk
 
 Rule = Callable[["Derivation", Apply, Expr], tuple[Expr | None, ...]]
 
@@ -115,22 +115,21 @@ class Derivation:
 
     def normalizer(self, node: Normalize, g: Expr) -> Expr:
         graph, over = self.graph, node.over
-        sub = lambda a, b: graph.apply("sub", a, b)  # noqa: E731
         inner = self.mul(g, self.conj(node))
         if inner.kind == "complex":
             inner = graph.apply("real", inner)
         if node.op == "softmax":
-            return self.mul(node, sub(g, graph.reduce("sum", over, inner)))
+            return self.mul(node, self.minus(g, graph.reduce("sum", over, inner)))
         size = graph.apply("square", graph.apply("abs", node.arg) if node.arg.kind == "complex" else node.arg)
         if node.op == "l2norm":
             scale, along = graph.reduce("sum", over, size), graph.reduce("sum", over, inner)
         else:
             scale, along = graph.reduce("mean", over, size), graph.reduce("mean", over, inner)
-        rest = sub(g, self.mul(node, along))
+        rest = self.minus(g, self.mul(node, along))
         if node.op == "layernorm":
-            centred = sub(node.arg, graph.reduce("mean", over, node.arg))
+            centred = self.minus(node.arg, graph.reduce("mean", over, node.arg))
             scale = graph.reduce("mean", over, graph.apply("square", centred))
-            rest = sub(rest, graph.reduce("mean", over, g))
+            rest = self.minus(rest, graph.reduce("mean", over, g))
         return self.mul(graph.apply("rsqrt", graph.apply("add", scale, graph.lit(node.eps))), rest)
 
     # --- small words ---
@@ -148,6 +147,9 @@ class Derivation:
         if isinstance(b, Apply) and b.op == "neg":
             return self.graph.apply("sub", a, b.args[0])
         return self.graph.apply("add", a, b)
+
+    def minus(self, a: Expr, b: Expr) -> Expr:
+        return self.graph.apply("sub", a, b)
 
     def conj(self, x: Expr) -> Expr:
         return self.graph.apply("conj", x) if x.kind == "complex" else x

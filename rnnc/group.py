@@ -40,7 +40,7 @@ def group(system: System) -> tuple[Group, ...]:
                 if node.lag == 0:
                     now.add_edge(node.name, stream.name)
     condensed = nx.condensation(reads)
-    members: dict[int, set[str]] = dict(condensed.nodes(data="members"))
+    members: dict[int, set[str]] = {i: condensed.nodes[i]["members"] for i in condensed}
     first = {i: min(order[m] for m in ms) for i, ms in members.items()}
     groups: list[Group] = []
     for i in nx.lexicographical_topological_sort(condensed, key=first.__getitem__):

@@ -1,8 +1,8 @@
 """Cell → System: the same equations with definitions, histories and gradients expanded into one graph.
 
-Goals: afterwards an expression refers only to sizes, consts, params, inputs at `t` and *streams* (values with a past) at
-any lag; `Grad` is gone; the past of an input or definition is a stream like a state; the rule that an unselected `where`
-branch contributes exactly 0 is written out as `only`.
+Goals: afterwards an expression refers only to sizes, consts, params, inputs at `t` and *streams* (values with a past)
+at any lag; `Grad` is gone; the past of an input or definition is a stream like a state; the rule that an unselected
+`where` branch contributes exactly 0 is written out as `only`.
 Non-goals: anything about how it is computed. Names of definitions survive as hints for readable code.
 """
 
@@ -38,8 +38,8 @@ from rnnc.ir import (
 class Stream:
     """A value with a past: a declared state, or the history of an input, a definition or a convolution's operand.
 
-    Referred to as `Ref(role="state", name)`; `expr` is its value at `t`, `init` the one before the first token (None for
-    zero), `depth` how many past values are kept.
+    Referred to as `Ref(role="state", name)`; `expr` is its value at `t`, `init` the one before the first token (None
+    for zero), `depth` how many past values are kept.
     """
 
     name: str
@@ -55,8 +55,8 @@ class Stream:
 class System:
     """A cell as streams and outputs over one graph.
 
-    `names` gives the nodes that are definitions of the program; `convs` are the convolutions that need no state, by the
-    field that holds their history; `fields` is the layout of the cell's state.
+    `names` gives the nodes that are definitions of the program; `convs` are the convolutions that need no state, by
+    the field that holds their history; `fields` is the layout of the cell's state.
     """
 
     cell: Cell
@@ -189,8 +189,8 @@ class _Inliner:
 
 # Operations whose derivative is finite wherever their operands are: a zero cotangent stays zero behind them.
 _TAME = frozenset(
-    "add sub neg mul max min where only like eq ne lt le gt ge and or not abs sign square sin cos erf sigmoid logsigmoid tanh "
-    "relu silu gelu softplus real imag conj stop_gradient".split()
+    "add sub neg mul max min where only like eq ne lt le gt ge and or not abs sign square sin cos erf sigmoid "
+    "logsigmoid tanh relu silu gelu softplus real imag conj stop_gradient".split()
 )
 
 

@@ -1,7 +1,7 @@
 """Closures → Plan: which kernel computes each group, and what is done for all tokens at once.
 
-Goals: every expression that needs no state of a recurrence is taken out of its loop; learned maps of one value become one
-matrix product. Tiles and what is saved come with the kernels that have them.
+Goals: every expression that needs no state of a recurrence is taken out of its loop; learned maps of one value become
+one matrix product. Tiles and what is saved come with the kernels that have them.
 Non-goals: text. A backend turns the plan into code.
 """
 
@@ -46,8 +46,8 @@ class Scan:
 class Loop:
     """A group that is stepped.
 
-    `hoisted` are the parts of its updates that need none of its states and differ from token to token; `fixed` those that
-    only parameters decide. Both are computed before the loop.
+    `hoisted` are the parts of its updates that need none of its states and differ from token to token; `fixed` those
+    that only parameters decide. Both are computed before the loop.
     """
 
     closure: Closure

@@ -6,8 +6,7 @@ import pytest
 
 from rnnc.adjoint import adjoint
 from rnnc.closure import Affine, Closure, Sequential, Still, close
-from rnnc.closure.affine import certify
-from rnnc.closure.base import Refusal
+from rnnc.closure.formula import certify
 from rnnc.group import group
 from rnnc.ir import Expr, Ref, walk
 from rnnc.lower import System, lower
@@ -106,7 +105,7 @@ def test_a_wrong_split_has_no_certificate() -> None:
     made = system(HEAD + "h[t] = (1 - z) * h[t-1] + z * x\noutput h[t]\n")
     graph, update = made.graph, made.stream("h").expr
     (state,) = past(update)
-    holds = {state}
+    holds: set[Expr] = {state}
     for node in walk(update):
         if any(c in holds for c in node.children):
             holds.add(node)
@@ -144,7 +143,3 @@ def test_the_adjoint_is_the_same_family_run_backwards() -> None:
     assert expr_text(back.closure.a) == "conj(a)"
     assert expr_text(back.to_a) == "λ[t-1] * conj(h[t-1])"
     verify_types([back.closure.a, back.to_a, back.to_b], made.graph)
-
-
-def test_refusal_is_data() -> None:
-    assert Refusal("affine", "why").term == ""

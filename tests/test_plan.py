@@ -1,4 +1,4 @@
-"""Plans: the whole text for every example, beside it as a golden file; what is taken out of loops; what becomes one product.
+"""Plans: their whole text for every example, as golden files; what leaves loops; what becomes one product.
 
 `python tests/test_plan.py --update` writes the golden files anew.
 """

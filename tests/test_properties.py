@@ -20,7 +20,7 @@ from tests.strategies import Program, programs
 
 
 def examples(count: int) -> settings:
-    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+    return settings(max_examples=count, deadline=None, suppress_health_check=[h for h in HealthCheck], print_blob=True)
 
 
 def agrees(program: Program, cases: int) -> None:

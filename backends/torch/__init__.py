@@ -12,9 +12,10 @@ from importlib import resources
 import jinja2
 
 import rnnc
+from rnnc.plan import Plan
+
 from .cell import CellCode, CellCoder
 from .text import docstring, wrap
-from rnnc.plan import Plan
 
 
 def emit(plans: Sequence[Plan], text: str) -> str:
@@ -65,11 +66,15 @@ def _head(names: list[str], text: str, digest: str) -> str:
     )
 
 
+def _wrapped(code: str) -> str:
+    return "\n".join(wrap(code.split("\n")))
+
+
 @cache
 def _template() -> jinja2.Template:
     text = (resources.files("rnnc.templates") / "torch" / "module.py.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters["wrapped"] = lambda code: "\n".join(wrap(code.split("\n")))
+    environment.filters["wrapped"] = _wrapped  # pyright: ignore[reportUnknownMemberType]
     return environment.from_string(text)
 
 

@@ -99,7 +99,7 @@ class NameTable:
 class Block:
     """Collects lines of code for nodes of one graph.
 
-    `leaf` gives the code of a reference; `size` that of a dim's size. Nodes in `variables` are already there under a name.
+    `leaf` gives the code of a reference; `size` that of a dim's size. Nodes in `variables` are there under a name.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Block:
             case Normalize():
                 axes = self.axes(node.over, node.dims)
                 code = self.placed(node.arg, node.dims)
-                return self._call(f"_{node.op}", code, axes, *([] if node.op == "softmax" else [repr(node.eps)])), _ATOM
+                return self.call(f"_{node.op}", code, axes, *([] if node.op == "softmax" else [repr(node.eps)])), _ATOM
             case Rename(arg=arg, old=old, new=new):
                 return self.moved(arg, [new if d == old else d for d in arg.dims], node.dims), _ATOM
             case Split(arg=arg, dim=dim, into=into):
@@ -248,7 +248,7 @@ class Block:
         text, have = self.nested(node)
         return text if have >= strength else f"({text})"
 
-    def _call(self, function: str, *args: str) -> str:
+    def call(self, function: str, *args: str) -> str:
         if function.startswith("_"):
             self.helpers.add(function)
         return f"{function}({', '.join(args)})"
@@ -265,7 +265,7 @@ class Block:
                 return self.leaf(node), _ATOM
             case Apply(op="div" | "pow" as op, args=(left, right)) if node.kind != "complex" and _may_vanish(node):
                 function = "_ratio" if op == "div" else "_power"
-                return self._call(function, self.number(left)[0], self.number(right)[0]), _ATOM
+                return self.call(function, self.number(left)[0], self.number(right)[0]), _ATOM
             case Apply(op=op, args=args) if op in _INFIX and op not in ("and", "or"):
                 symbol, strength = _INFIX[op]
                 return self._infix(symbol, strength, [self.number(a) for a in args])
@@ -307,7 +307,7 @@ class Block:
             text, have = self.aligned(args[0], target)
             return f"{text if have == _ATOM else f'({text})'}.detach()", _ATOM
         if op == "like":
-            return self._call("_like", *(self.aligned(a, target)[0] for a in args)), _ATOM
+            return self.call("_like", *(self.aligned(a, target)[0] for a in args)), _ATOM
         if op in ("add", "sub", "mul", "div", "pow", "neg"):
             parts = [self.aligned(a, target, arithmetic=True) for a in args]
         else:
@@ -323,7 +323,7 @@ class Block:
         if op == "softplus":
             inner = parts[0][0] if parts[0][1] >= _SIGN else f"({parts[0][0]})"
             return f"-F.logsigmoid(-{inner})", _SIGN
-        return self._call(_CALLS[op], *texts), _ATOM
+        return self.call(_CALLS[op], *texts), _ATOM
 
     def code_of(self, node: Expr) -> str:
         return self.nested(node)[0]
@@ -331,17 +331,20 @@ class Block:
     def _where(self, args: tuple[Expr, ...], texts: list[str]) -> str:
         condition, yes, no = args
         if is_number(condition):
-            return self._call("_choose", *texts)
+            return self.call("_choose", *texts)
         if is_number(yes) and is_number(no):
-            kind = self._call("_complex_of", self.dtype) if "complex" in (yes.kind, no.kind) else self.dtype
+            kind = self.call("_complex_of", self.dtype) if "complex" in (yes.kind, no.kind) else self.dtype
             texts[1] = f"torch.full((), {texts[1]}, dtype={kind}, device={self.atom(condition)}.device)"
         return f"torch.where({', '.join(texts)})"
 
     def _complex_part(self, op: str, arg: Expr, target: tuple[str, ...]) -> tuple[str, int]:
         text = self.aligned(arg, target, arithmetic=True)
         if arg.kind == "complex":
-            return f"{text[0] if text[1] == _ATOM else f'({text[0]})'}.{op if op != 'conj' else 'conj()'}", _ATOM
-        return text if op != "imag" else (self._call("torch.zeros_like", text[0]), _ATOM)
+            if op == "conj":
+                # Lazily, by a mark on the tensor, it is lost where a dispatch mode looks into an operator.
+                return self._call("torch.conj_physical", text[0]), _ATOM
+            return f"{text[0] if text[1] == _ATOM else f'({text[0]})'}.{op}", _ATOM
+        return text if op != "imag" else (self.call("torch.zeros_like", text[0]), _ATOM)
 
     def aligned(self, node: Expr, target: tuple[str, ...], arithmetic: bool = False) -> tuple[str, int]:
         """Code of a node as an operand that broadcasts to `target`; booleans become numbers in arithmetic."""
@@ -434,7 +437,7 @@ class Block:
         if over:
             axes = self.axes(over, dims)
             method = {"max": "amax", "min": "amin"}.get(node.op, node.op)
-            text = self._call("_logsumexp", code[0], axes) if node.op == "logsumexp" else f"{text}.{method}({axes})"
+            text = self.call("_logsumexp", code[0], axes) if node.op == "logsumexp" else f"{text}.{method}({axes})"
         text = self._permute(text, [d for d in dims if d not in over], node.dims) if over else text
         return "".join(f"{self.size(d)} * " for d in self._missing(node)) + text
 
@@ -463,7 +466,7 @@ class Block:
             return self._general_linear(node)
         code = self.placed(arg, have) if have == node.ins else self._permute(self.atom(arg), list(have), node.ins)
         extra = [str(len(node.ins))] if len(node.ins) > 1 else []
-        call = self._call("_linear", code, self.weight(node.weight), *extra)
+        call = self.call("_linear", code, self.weight(node.weight), *extra)
         return self._permute(call, list(node.outs), node.dims)
 
     def _general_linear(self, node: Linear) -> str:
@@ -478,7 +481,7 @@ class Block:
         lead = "..." if per_token(node) else ""
         arg = lead + "".join(source[d] for d in node.arg.dims)
         out = lead + "".join(target[d] for d in node.dims)
-        return self._call(
+        return self.call(
             "_contract", f'"{weight},{arg}->{out}"', self.weight(node.weight), self.placed(node.arg, node.arg.dims)
         )
 
@@ -490,7 +493,7 @@ class Block:
         shapes = ", ".join(
             f"({', '.join(self.size(d) for d in m.outs)}{',' if len(m.outs) == 1 else ''})" for m in projection.maps
         )
-        call = self._call(
+        call = self.call(
             "_project", arg, self.packed(projection), f"[{shapes}]", str(len(first.kept)), str(len(first.ins))
         )
         self.assign(", ".join(targets), call)
@@ -507,11 +510,11 @@ class Block:
         lead = tuple(d for d in dims if d != node.row)
         matrix = self.placed(node.matrix, (*lead, node.row, node.col))
         rhs = self.placed(node.rhs, (*lead, node.row))
-        return self._permute(self._call("_solve", matrix, rhs), [*lead, node.row], dims)
+        return self._permute(self.call("_solve", matrix, rhs), [*lead, node.row], dims)
 
 
 def _may_vanish(node: Apply) -> bool:
-    """Whether a ratio or a power of numbers may be one that Python raises for: anything but sizes and plain literals."""
+    """Whether Python may raise for a ratio or a power of numbers: anything but sizes and plain literals."""
     risky = node.args[1] if node.op == "div" else node.args[0]
     match risky:
         case Lit(value=value):

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .block import Block, NameTable
-from .loops import LoopCode, LoopCoder, past_name
-from .text import docstring, quoted, several, wrap
 from rnnc.fields import StateField
 from rnnc.ir import (
     Annulus,
-    Apply,
     Conv,
-    Definition,
     Disc,
     Draw,
     Expr,
     Interval,
     Kind,
-    Linear,
-    Lit,
     Param,
     Ref,
     Region,
-    Type,
     walk,
 )
 from rnnc.lower import Stream
 from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, is_number, per_token
 from rnnc.show import expr_text, region_text
+
+from .block import Block, NameTable
+from .loops import LoopCode, LoopCoder, past_name
+from .text import docstring, quoted, several, wrap
 
 LOCALS = frozenset(
     {"self", "run", "dtype", "state", "torch", "F", "math", "cmath", "nn", "batch", "device", "zip", "range"}
@@ -71,7 +67,7 @@ class CellCoder:
         self.reserved = reserved | LOCALS
         self.helpers: set[str] = {"_Cell"}
         self.loops: dict[int, LoopCode] = {}
-        for i, step in enumerate(s for s in plan.steps if isinstance(s, Loop)):
+        for step in (s for s in plan.steps if isinstance(s, Loop)):
             names = "_".join(s.name for s in step.streams)
             name = f"_{self.cell.name}_{names}"
             coder = LoopCoder(self.system, step, name, self.system.names, plan.projections, self.reserved)
@@ -255,7 +251,7 @@ class CellCoder:
             self.helpers.add("_blank")
             if node.op in ("orthogonal", "eye"):
                 kept, outs = p.matrix or (max(0, len(p.shape) - 2), 1)
-                return block._call(f"_{node.op}", f"_blank({target})", str(kept), str(outs))
+                return block.call(f"_{node.op}", f"_blank({target})", str(kept), str(outs))
             if node.op == "normal":
                 return f"_blank({target}).normal_(0.0, {args[0]})"
             if node.op == "uniform":
@@ -574,6 +570,3 @@ def _number(value: int | float) -> str:
 
 def _float(text: str) -> str:
     return f"{text}.0" if text.isdigit() else text
-
-
-__all__ = ["CellCode", "CellCoder", "Apply", "Definition", "Linear", "Lit", "Type"]

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from string import ascii_lowercase
 
-from .block import Block, NameTable
-from .text import several, wrap
 from rnnc.derive import depends, pull_back
 from rnnc.ir import Conv, Expr, Linear, Ref, Type, walk
 from rnnc.lower import Stream, System
 from rnnc.plan import Loop, Projection, inside, is_number
+
+from .block import Block, NameTable
+from .text import several, wrap
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class LoopCoder:
             return ""
         args = [*(self.names[n] for n in self.loop.fixed), *(self.weight_names[w] for w in self.weights)]
         self.helpers.add("_pack")
-        items = []
+        items: list[str] = []
         for p in self.packs:
             first = p.maps[0]
             weights = ", ".join(self.weight_names[m.weight] for m in p.maps)
@@ -274,8 +275,7 @@ class LoopCoder:
             value = sums[node]
             if full and set(value.dims) != set(dims):
                 value = graph.apply("like", value, node)
-            text = block.aligned_code(value, dims)
-            return text
+            return block.aligned_code(value, dims)
 
         by_stream = {s.name: s for s in streams}
         d_past = [

@@ -1,7 +1,7 @@
 """Group → Closure: in which family do the step maps of a group compose?
 
-Each family is one file with `match(system, group) -> Closure | Refusal`. They are tried in order of cost, each refusal is a
-worded reason, and the choice is always said.
+Each family is one file with `match(system, group) -> Closure | Refusal`. They are tried in order of cost, each refusal
+is a worded reason, and the choice is always said.
 """
 
 from __future__ import annotations
