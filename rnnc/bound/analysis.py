@@ -107,7 +107,8 @@ class Analysis:
                 if v.kind == "eigenvalues":
                     values = values.removeprefix("with ")
                 kind = errors.SpectrumRefuted if v.kind == "eigenvalues" else errors.ClaimRefuted
-                found.append(kind(v.span, v.claim, v.name, v.region, values, result, v.reason, v.mend, v.edit))
+                mend = f"it would hold with {v.mend}" if v.mend else ""
+                found.append(kind(v.span, v.claim, v.name, v.region, values, result, v.reason, mend, v.edit))
             elif v.status == "undecided":
                 if v.kind == "eigenvalues":
                     undecided = errors.SpectrumUnproved if strict else errors.SpectrumUndecided

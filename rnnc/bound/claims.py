@@ -9,14 +9,15 @@ Non-goals: completeness; anything about how the cell is computed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from rnnc.bound.analysis import Analysis, Kind, Range, Verdict
 from rnnc.bound.interval import INF, NONNEGATIVE, ONE, POSITIVE, UNIT, ZERO, Interval, finite
 from rnnc.bound.invariants import Environment, reachable
 from rnnc.bound.jacobian import Term
-from rnnc.bound.model import Model
+from rnnc.bound.model import Model, Parts
 from rnnc.bound.ranges import walk_real
 from rnnc.bound.relational import Budget
 from rnnc.bound.spectrum import Spectrum, groups, spectrum
@@ -36,6 +37,7 @@ _GUESSES = (
     ("[-1, 1]", Interval(-ONE, ONE)),
 )
 _GUESSED_LEAVES = 6
+_GUESSING = 12_000
 
 
 def bound(cell: Cell, source: Source) -> Analysis:
@@ -101,26 +103,28 @@ class _Bounder:
                 yield _Claim("output", o.name, o.region, o.span, self.model.expand(o.expr))
 
     def decide(self, claim: _Claim) -> Verdict:
-        text = region_text(claim.region)
         found = self.range(claim.value)
-        relies = self.relies(claim.value)
-        if self.holds(self.env, claim.value, claim.region):
-            reason = self.reason(claim.value, found)
-            return Verdict(claim.kind, claim.name, text, "proved", reason, claim.place, relies=relies)
-        target = self.target(claim.value, claim.region)
-        witness = search(self.env, target)
-        prove: Callable[[Environment], bool] = lambda env: self.holds(env, claim.value, claim.region)  # noqa: E731
-        mend, edit = self.assumption(claim.value, prove)
-        derived = f"what can be proved is {_in(claim.name, found)}"
-        if witness is not None:
-            help_text = f"it would hold with {mend}" if mend else ""
-            return Verdict(
-                claim.kind, claim.name, text, "refuted", derived, claim.place, "", help_text, edit, witness, relies
-            )
-        missing = f"it needs {mend}" if mend else self.culprit(claim, found)
-        return Verdict(
-            claim.kind, claim.name, text, "undecided", derived, claim.place, missing, mend, edit, None, relies
+        known = Verdict(
+            claim.kind,
+            claim.name,
+            region_text(claim.region),
+            "proved",
+            self.reason(claim.value, found),
+            claim.place,
+            relies=self.relies(claim.value),
         )
+        if self.holds(self.env, claim.value, claim.region):
+            return known
+        known = replace(known, reason=f"what can be proved is {_in(claim.name, found)}")
+        parts = self.model.parts(claim.value)
+        witness = search(self.env, self.target(parts, claim.region, claim.value.kind != "complex"))
+        if witness is not None and not _bounded(found.interval):
+            known = self.mended(known, [claim.value], lambda env: self.holds(env, claim.value, claim.region))
+        if witness is not None:
+            return replace(known, status="refuted", witness=witness)
+        known = self.mended(known, [claim.value], lambda env: self.holds(env, claim.value, claim.region))
+        missing = f"it needs {known.mend}" if known.mend else self.culprit(claim, found)
+        return replace(known, status="undecided", missing=missing)
 
     def holds(self, env: Environment, value: Expr, region: Region) -> bool:
         """Whether a value always lies in a region."""
@@ -159,16 +163,13 @@ class _Bounder:
         node = self.model.real(self.model.expand(end))
         return node if finite(self.env.ranges(node).lo) or not self.env.ranges(node).point else None
 
-    def target(self, value: Expr, region: Region, shown: tuple[tuple[str, Expr], ...] = ()) -> Target:
+    def target(self, value: Parts, region: Region, real: bool, shown: tuple[tuple[str, Expr], ...] = ()) -> Target:
         if isinstance(region, Span):
-            parts = self.model.parts(value)
-            imag = parts.im if value.kind == "complex" else None
             lo, hi = self.end(region.lo), self.end(region.hi)
-            return Target(parts.re, lo, hi, region.lo_open, region.hi_open, imag, shown)
-        modulus = self.model.parts(value).mod
+            return Target(value.re, lo, hi, region.lo_open, region.hi_open, None if real else value.im, shown)
         if isinstance(region, Disc):
-            return Target(modulus, None, self.end(region.radius), shown=shown)
-        return Target(modulus, self.end(region.inner), self.end(region.outer), shown=shown)
+            return Target(value.mod, None, self.end(region.radius), shown=shown)
+        return Target(value.mod, self.end(region.inner), self.end(region.outer), shown=shown)
 
     # --- words ------------------------------------------------------------------------------------------------------
 
@@ -216,25 +217,31 @@ class _Bounder:
 
     # --- assumptions that would help --------------------------------------------------------------------------------
 
-    def assumption(self, value: Expr, prove: Callable[[Environment], bool]) -> tuple[str, Edit | None]:
-        """Ranges of inputs or consts under which the claim would hold, in words, and the edit that states them."""
-        names = [key for key in self.support(value) if self._guessable(key)][:_GUESSED_LEAVES]
-        groups_ = [[n] for n in names] + ([names] if len(names) > 1 else [])
-        for together in groups_:
+    def mended(self, verdict: Verdict, values: Sequence[Expr], prove: Callable[[Environment], bool]) -> Verdict:
+        """The verdict with ranges of inputs or consts under which the claim would hold, if some were found."""
+        support = dict.fromkeys(key for v in values for key in self.support(v))
+        names = [key for key in support if self._guessable(key)][:_GUESSED_LEAVES]
+        together = [[n] for n in names] + ([names] if len(names) > 1 else [])
+        effort = Budget(_GUESSING)
+        for chosen in together:
             for text, interval in _GUESSES:
-                limits = dict.fromkeys(together, interval)
-                if not prove(reachable(self.model, Budget(20_000), limits)):
-                    continue
-                params = [n for role, n in together if role == "param"]
-                if params:
-                    inner = ", ".join(f"`{n}`" for n in params)
-                    return (
-                        f"{inner} in `{text}`, and a learned value may be any: write `exp({params[0]})` or the like",
-                        None,
-                    )
-                said = " and ".join(f"`{n} in {text}`" for _, n in together)
-                return said, self._edit(*together[0], text) if len(together) == 1 else None
-        return "", None
+                if effort.left <= 0:
+                    return verdict
+                # Even a guess that needs no look at forms costs a walk over the cell.
+                effort.spend(sum(1 for _ in walk(*self.model.updates.values(), *values)))
+                if prove(reachable(self.model, effort, dict.fromkeys(chosen, interval))):
+                    return self._said(verdict, chosen, text)
+        return verdict
+
+    def _said(self, verdict: Verdict, chosen: Sequence[tuple[str, str]], text: str) -> Verdict:
+        params = [n for role, n in chosen if role == "param"]
+        if params:
+            names = " and ".join(f"`{n}`" for n in params)
+            return replace(
+                verdict, mend=f"{names} in `{text}`; a learned number may be any, but not `exp({params[0]})`"
+            )
+        said = " and ".join(f"`{n} in {text}`" for _, n in chosen)
+        return replace(verdict, mend=said, edit=self._edit(*chosen[0], text) if len(chosen) == 1 else None)
 
     def _guessable(self, key: tuple[str, str]) -> bool:
         role, name = key
@@ -248,11 +255,8 @@ class _Bounder:
     def _edit(self, role: str, name: str, text: str) -> Edit | None:
         """`x[D]` to `x[D] in [0, 1]`, if that is what stands there."""
         place = self.cell.input(name).span if role == "input" else self.cell.const(name).span
-        declared = re.match(rf"\s*{re.escape(name)}\s*(\[[^\]]*\])?", self.source.slice(place))
-        if declared is None:
-            return None
-        end = place.start + len(declared.group().rstrip())
-        return Edit(Place(end, end), f" in {text}")
+        declared = re.compile(rf"{re.escape(name)}(\s*\[[^\]]*\])?").match(self.source.text, place.start)
+        return None if declared is None else Edit(Place(declared.end(), declared.end()), f" in {text}")
 
     # --- spectra ----------------------------------------------------------------------------------------------------
 
@@ -262,28 +266,48 @@ class _Bounder:
             yield self.decide_spectrum(claim.state, claim.region, claim.span, s)
 
     def decide_spectrum(self, name: str, region: Region, place: Place, s: Spectrum) -> Verdict:
-        text = region_text(region)
-        derived = _derived(s)
         roots = [self.model.updates[n] for n in s.states]
         relies = tuple(dict.fromkeys(r for root in roots for r in self.relies(root)))
-        if self.encloses(region, s):
-            return Verdict("eigenvalues", name, text, "proved", derived, place, relies=relies)
+        known = Verdict("eigenvalues", name, region_text(region), "proved", _derived(s), place, relies=relies)
+        if self.encloses(self.env, region, s):
+            return known
         witness = self.spectral_witness(region, s)
+        known = self.normalised(known, region, s)
+        if not known.mend and witness is None:
+            known = self.mended(known, roots, lambda env: self.encloses(env, region, spectrum(env, s.states)))
         if witness is not None:
-            return Verdict("eigenvalues", name, text, "refuted", derived, place, witness=witness, relies=relies)
-        missing = s.missing or f"{derived}, and it is not known whether all of that is reached"
-        return Verdict("eigenvalues", name, text, "undecided", derived, place, missing, relies=relies)
+            return replace(known, status="refuted", witness=witness)
+        missing = s.missing or f"{known.reason}, and it is not known whether all of that is reached"
+        return replace(known, status="undecided", missing=f"it needs {known.mend}" if known.mend else missing)
 
-    def encloses(self, region: Region, s: Spectrum) -> bool:
-        """Whether the enclosure of a spectrum lies in a region."""
+    def normalised(self, verdict: Verdict, region: Region, s: Spectrum) -> Verdict:
+        """The verdict with vectors whose norms would have to be at most 1."""
+        squares = {n: self._square(node, over) for n, node, over in self._factors(s.terms) if over}
+        limits = {n: e for n, e in squares.items() if self.env.ranges(e).hi > 1}
+        if not limits:
+            return verdict
+        env = self.env.assuming(dict.fromkeys(limits.values(), UNIT))
+        if not self.encloses(env, region, spectrum(env, s.states)):
+            return verdict
+        said = " and ".join(f"`|{n}| <= 1`" for n in limits)
+        return replace(verdict, mend=f"{said}, as of `l2norm`")
+
+    def encloses(self, env: Environment, region: Region, s: Spectrum) -> bool:
+        """Whether a spectrum was proved to lie in a region."""
         if s.modulus.undefined:
             return False
         if isinstance(region, Span):
             lo, hi = self._known(region.lo), self._known(region.hi)
             limit = Interval(lo.hi, hi.lo, region.lo_open, region.hi_open)
-            return s.real is not None and s.real.inside(limit)
+            if s.real is not None:
+                return s.real.inside(limit)
+            closed = not (region.lo_open or region.hi_open)
+            return bool(s.pairs) and closed and all(p.within(env, limit) for p in s.pairs)
         if isinstance(region, Disc):
-            return s.modulus.hi <= self._known(region.radius).lo
+            radius = self._known(region.radius).lo
+            if s.modulus.hi <= radius:
+                return True
+            return isinstance(radius, Fraction) and bool(s.pairs) and all(p.within_disc(env, radius) for p in s.pairs)
         inner, outer = self._known(region.inner), self._known(region.outer)
         return s.modulus.hi <= outer.lo and s.modulus.lo >= inner.hi
 
@@ -291,20 +315,17 @@ class _Bounder:
         return self.env.ranges(self.model.real(self.model.expand(end)))
 
     def spectral_witness(self, region: Region, s: Spectrum) -> Witness | None:
-        for value, sizes in ((s.at_one, (1,)), (s.beyond, (2,))):
-            if value is None:
-                continue
-            shown = self.shown(s.terms if value is s.at_one else s.terms[:1])
-            found = search(self.env, self.target(value, region, shown), sizes)
-            if found is not None:
-                return found
+        real = s.real is not None
+        for values, terms, sizes in ((s.at_one, s.terms, (1,)), (s.beyond, s.terms[:1], (2,))):
+            for value in values:
+                found = search(self.env, self.target(value, region, real, self.shown(terms)), sizes)
+                if found is not None:
+                    return found
         return None
 
-    def shown(self, terms: tuple[Term, ...]) -> tuple[tuple[str, Expr], ...]:
-        """The named values in a transition: numbers as they are, vectors along its dim by their norms."""
-        graph = self.model.graph
+    def _factors(self, terms: Sequence[Term]) -> Iterator[tuple[str, Expr, tuple[str, ...]]]:
+        """The named values in a transition, and the dims along which it takes their norms."""
         over = {d for t in terms for d in t.over}
-        found: dict[str, Expr] = {}
         stack = [e for t in reversed(terms) for e in (t.inner, t.out) if e is not None]
         seen: set[Expr] = set()
         while stack:
@@ -312,20 +333,35 @@ class _Bounder:
             if node in seen:
                 continue
             seen.add(node)
-            name = self.model.names.get(node, node.name if isinstance(node, Ref) and node.role != "size" else "")
-            if not name:
+            name = self.model.names.get(node, "")
+            if not name and isinstance(node, Ref) and node.role != "size":
+                name = f"{node.name}[t-{node.lag}]" if node.lag else node.name
+            if name:
+                yield name, node, tuple(d for d in node.dims if d in over)
+            else:
                 stack.extend(reversed(node.children))
-                continue
+
+    def _square(self, node: Expr, over: tuple[str, ...]) -> Expr:
+        parts = self.model.parts(node)
+        size = parts.mod if node.kind == "complex" else parts.re
+        return self.model.graph.reduce("sum", over, self.model.graph.apply("square", size))
+
+    def shown(self, terms: Sequence[Term]) -> tuple[tuple[str, Expr], ...]:
+        """The named values in a transition: numbers as they are, vectors by their norms."""
+        found: dict[str, Expr] = {}
+        for name, node, over in self._factors(terms):
             parts = self.model.parts(node)
-            along = [d for d in node.dims if d in over]
-            if along:
-                size = graph.apply("sqrt", graph.reduce("sum", along, graph.apply("square", parts.mod)))
-                found.setdefault(f"|{name}|", size)
+            if over:
+                found.setdefault(f"|{name}|", self.model.graph.apply("sqrt", self._square(node, over)))
             elif node.kind == "complex":
                 found.setdefault(f"|{name}|", parts.mod)
             else:
                 found.setdefault(name, parts.re)
         return tuple(found.items())
+
+
+def _bounded(found: Interval) -> bool:
+    return finite(found.lo) and finite(found.hi) and not found.undefined
 
 
 def _in(name: str, found: Range) -> str:

@@ -164,7 +164,7 @@ class Runner(Generic[V]):
             case Rename(arg=arg, old=old, new=new):
                 value = self._now[arg]
                 return self._sorted(tuple(new if d == old else d for d in value.dims), value)
-            case Linear() if not node.transposed:
+            case Linear():
                 return self._linear(node)
             case Conv():
                 return self._conv(node)
@@ -296,12 +296,16 @@ class Runner(Generic[V]):
 
     def _linear(self, node: Linear) -> Array[V]:
         value = self._now[node.arg]
+        summed = node.outs if node.transposed else node.ins
 
         def entry(at: Mapping[str, int]) -> V:
             terms: list[V] = []
-            for ins in self.entries(node.ins):
-                index = (*(at[d] for d in node.kept), *(at[d] for d in node.outs), *ins)
-                inner = {**{d: at[d] for d in node.kept}, **dict(zip(node.ins, ins, strict=True))}
+            kept = tuple(at[d] for d in node.kept)
+            for others in self.entries(summed):
+                outs = others if node.transposed else tuple(at[d] for d in node.outs)
+                ins = tuple(at[d] for d in node.ins) if node.transposed else others
+                index = (*kept, *outs, *ins)
+                inner = {**dict(zip(node.kept, kept, strict=True)), **dict(zip(summed, others, strict=True))}
                 terms.append(self._op("mul", self._weight(node.weight, index), self.at(value, inner)))
             return self._fold("add", terms)
 

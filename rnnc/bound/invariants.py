@@ -41,13 +41,15 @@ class Environment:
         budget: Budget,
         limits: Limits | None = None,
         still: Ranges | None = None,
+        assumed: Mapping[Expr, Interval] | None = None,
     ) -> None:
         self.model = model
+        self.assumed = dict(assumed or {})
         self.limits = limits or {}
         self.states = dict(states)
         self.budget = budget
-        self.still = still or Ranges(model.graph, model.hints, self.leaf, budget)
-        self.plain = Ranges(model.graph, model.hints, self.leaf, budget, still=self.still)
+        self.still = still or Ranges(model.graph, model.hints, self.leaf, budget, self.assumed)
+        self.plain = Ranges(model.graph, model.hints, self.leaf, budget, self.assumed, still=self.still)
         self.quick = Ranges(model.graph, model.hints, self.leaf, budget, quick=True)
         self._split: dict[tuple[tuple[Expr, Interval], ...], Ranges] = {}
         self._leaves: dict[Expr, Interval] = {}
@@ -70,8 +72,14 @@ class Environment:
 
     def _under(self, chosen: tuple[tuple[Expr, Interval], ...]) -> Ranges:
         if chosen not in self._split:
-            self._split[chosen] = Ranges(self.model.graph, self.model.hints, self.leaf, self.budget, dict(chosen))
+            self._split[chosen] = Ranges(
+                self.model.graph, self.model.hints, self.leaf, self.budget, {**self.assumed, **dict(chosen)}
+            )
         return self._split[chosen]
+
+    def assuming(self, limits: Mapping[Expr, Interval]) -> Environment:
+        """The same where these real expressions lie in these ranges."""
+        return Environment(self.model, self.states, self.budget, self.limits, assumed=limits)
 
     # --- leaves -----------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,8 @@ class _Maker:
     def _times(self, term: Term, factor: Expr) -> Term:
         if isinstance(factor, Lit) and factor.value == 1:
             return term
+        if isinstance(factor, Lit) and factor.value == -1 and not isinstance(term.out, Lit):
+            return replace(term, out=self.graph.apply("neg", term.out))
         if isinstance(term.out, Lit) and term.out.value == 1:
             return replace(term, out=factor)
         return replace(term, out=self.graph.apply("mul", term.out, factor))
@@ -130,6 +132,8 @@ class _Maker:
         free = [d for d in own if d not in term.over]
         along = tuple(d for d in node.over if d in free)
         outer = [d for d in node.over if d not in free]
+        if outer and term.inner is not None and set(term.inner.dims) & set(outer):
+            raise Dense(node)
         if outer:
             term = replace(term, out=self.graph.reduce("sum", outer, term.out))
         if not along:

@@ -60,8 +60,8 @@ def walk_real(*roots: Expr, hints: Mapping[Expr, Expr] | None = None) -> Iterato
 class Ranges:
     """Ranges of nodes under one set of assumptions.
 
-    `hints` are upper bounds of nodes, `leaf` gives the ranges of leaves; `assumed` narrows any nodes, because a condition
-    holds. `quick` leaves forms out. `still` knows the ranges of what holds no state.
+    `hints` are upper bounds of nodes, `leaf` gives the ranges of leaves; `assumed` narrows any nodes, because a
+    condition holds. `quick` leaves forms out. `still` knows the ranges of what holds no state.
     """
 
     def __init__(
@@ -133,7 +133,8 @@ class Ranges:
             return found
         if (value := form.value) is not None:
             return point(value)
-        if not self._shared(node) and not self.bounds.worth(form):
+        taken_apart = isinstance(node, Reduce) and len(form.atoms) > 1
+        if not taken_apart and not self._shared(node) and not self.bounds.worth(form):
             return found
         return found.meet(self.bounds(form)) or found
 

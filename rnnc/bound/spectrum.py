@@ -7,21 +7,26 @@ Non-goals: learned matrices. What cannot be enclosed is said, with the term that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import networkx as nx
 
 from rnnc.bound import functions
-from rnnc.bound.interval import INF, ZERO, Interval, hull, point
+from rnnc.bound.interval import INF, ONE, ZERO, Interval, hull, point
 from rnnc.bound.invariants import Environment
 from rnnc.bound.jacobian import Block, Dense, Term, derivative
-from rnnc.bound.model import Model
+from rnnc.bound.model import Model, Parts
+from rnnc.bound.pair import Pair
 from rnnc.bound.poly import Mono, Poly, Rat, TooLarge, add, divide, freeze, mul, product
-from rnnc.ir import Expr, Ref
+from rnnc.derive import pull_back
+from rnnc.ir import Conv, Expr, Grad, Ref
 from rnnc.ir import walk as walk_all
 from rnnc.show import expr_text
 
+Place = tuple[str, str, int]
+"""A block of the Jacobian: of which state, with respect to which one, at which lag."""
 Form = Literal["still", "elementwise", "rank one", "coupled", "unknown"]
 
 
@@ -30,9 +35,11 @@ class Spectrum:
     """What is known of the eigenvalues of one group, at every step and reachable state.
 
     `real` encloses them where all are real, else None; `modulus` encloses their moduli. `linear`: the Jacobian holds no
-    state of the group. `at_one` is an eigenvalue where all dims have size 1, `beyond` one at size 2 and more; `terms`
-    are the factors that they are made of. `missing` says what keeps the enclosure from being better, empty where
-    nothing does.
+    state of the group. `pairs` are the traces and determinants of 2 x 2 matrices whose eigenvalues they are, where the
+    group is made of such. `missing` says what keeps the enclosure from being better, empty where nothing does.
+
+    For witnesses: `at_one` are eigenvalues where all dims have size 1, `beyond` some at size 2 and more, and `terms`
+    the factors that they are made of.
     """
 
     states: tuple[str, ...]
@@ -41,8 +48,9 @@ class Spectrum:
     modulus: Interval
     real: Interval | None
     missing: str = ""
-    at_one: Expr | None = None
-    beyond: Expr | None = None
+    pairs: tuple[Pair, ...] = ()
+    at_one: tuple[Parts, ...] = ()
+    beyond: tuple[Parts, ...] = ()
     terms: tuple[Term, ...] = ()
 
     @property
@@ -112,6 +120,10 @@ class _Analysis:
     # --- the group --------------------------------------------------------------------------------------------------
 
     def run(self) -> Spectrum:
+        found = self._enclosure()
+        return found if found.at_one else replace(found, at_one=self._at_size_one())
+
+    def _enclosure(self) -> Spectrum:
         for name in self.states:
             hidden = self._hidden(name)
             if hidden is not None:
@@ -119,26 +131,24 @@ class _Analysis:
         try:
             blocks = self._blocks()
         except Dense as dense:
-            text = expr_text(dense.node)
-            return self._unknown(
-                f"`{text}` mixes the entries of {self._names()} in a way whose eigenvalues are not known"
-            )
+            text = expr_text(dense.node, self.model.names)
+            return self._unknown(f"`{text}` mixes the entries of {self._names()}, and its eigenvalues are not known")
+        if not blocks:
+            return Spectrum(self.states, "still", True, point(0), point(0))
         linear = not any(
             reached(self.model, e) & set(self.states)
             for block in blocks.values()
             for e in (block.diagonal, *(x for t in block.ranks for x in (t.out, t.inner) if x is not None))
         )
-        if not blocks:
-            return Spectrum(self.states, "still", True, point(0), point(0))
-        lags = max(lag for _, _, lag in blocks)
-        over = [n for n in self.states if self.model.cell.state(n).over is not None]
-        if len(self.states) == 1 and lags == 1:
+        cell = self.model.cell
+        over = [n for n in self.states if cell.state(n).over is not None]
+        if len(self.states) == 1 and all(lag == 1 for _, _, lag in blocks):
             block = next(iter(blocks.values()))
             return self._repeated(block, linear) if over else self._single(block, linear)
         if over:
-            return self._unknown(
-                f"an update `over` a dim in a group of several states ({self._names()}) is not analysed"
-            )
+            return self._unknown(f"{self._names()} need each other, and one has several updates a token")
+        if len({frozenset(cell.state(n).type.dims) for n in self.states}) > 1:
+            return self._unknown(f"{self._names()} need each other, and have different dims")
         return self._coupled(blocks, linear)
 
     def _names(self) -> str:
@@ -156,61 +166,98 @@ class _Analysis:
                 return f"`{name}` reads the past of `{node.name}`, which holds a state too"
         return None
 
-    def _blocks(self) -> dict[tuple[str, str, int], Block]:
+    def _reads(self, name: str) -> list[Ref]:
+        """The references of an update to states of the group."""
+        nodes = (n for n in walk_all(self.model.updates[name]) if isinstance(n, Ref) and n.role == "state")
+        inside = {n for n in nodes if n.name in self.states}
+        return sorted(inside, key=lambda r: (self.states.index(r.name), r.lag))
+
+    def _blocks(self) -> dict[Place, Block]:
         """The derivatives, by state, state that it reads, and lag."""
-        found: dict[tuple[str, str, int], Block] = {}
+        found: dict[Place, Block] = {}
         for name in self.states:
-            update = self.model.updates[name]
-            reads = {n for n in walk_all(update) if isinstance(n, Ref) and n.role == "state" and n.name in self.states}
-            for ref in sorted(reads, key=lambda r: (self.states.index(r.name), r.lag)):
+            for ref in self._reads(name):
                 if ref.lag == 0:
                     raise Dense(ref)
-                block = derivative(self.graph, update, ref)
+                block = derivative(self.graph, self.model.updates[name], ref)
                 if block is not None:
                     found[name, ref.name, ref.lag] = block
         return found
+
+    def _at_size_one(self) -> tuple[Parts, ...]:
+        """The eigenvalues where every dim has size 1: of the gradients, for one state or two without more lags."""
+        entries: dict[tuple[str, str], Expr] = {}
+        for name in self.states:
+            update = self.model.updates[name]
+            held = any(isinstance(n, Conv | Grad) for n in walk_all(update))
+            reads = self._reads(name)
+            if held or self._hidden(name) or update.kind == "complex" or any(r.lag != 1 for r in reads):
+                return ()
+            found = pull_back(self.graph, {update: self.graph.lit(1.0)}, reads)
+            entries.update({(name, r.name): found[r] for r in reads if r in found})
+        if any(e.kind == "complex" for e in entries.values()):
+            return ()
+        zero = self.graph.lit(0)
+        if len(self.states) == 1:
+            (name,) = self.states
+            return (self.model.parts(entries.get((name, name), zero)),)
+        if len(self.states) > 2:
+            return ()
+        a, b, c, d = (self.model.real(entries.get((r, s), zero)) for r in self.states for s in self.states)
+        return Pair.of(self.graph, a, b, c, d).roots(self.graph)
 
     # --- one state --------------------------------------------------------------------------------------------------
 
     def _single(self, block: Block, linear: bool) -> Spectrum:
         d = block.diagonal
+        diagonal = self.model.parts(d)
         if len(block.ranks) == 0:
-            real = self.real(d)
             modulus = self.modulus(d)
-            terms = (Term(d),)
-            return Spectrum(self.states, "elementwise", linear, modulus, real, self._loose(d, modulus), d, d, terms)
-        if len(block.ranks) > 1:
-            modulus = self._norm(block)
-            return Spectrum(
-                self.states,
-                "unknown",
-                linear,
-                modulus,
-                None,
-                "the sum of several rank-one terms is bounded by their norms alone",
-            )
-        rank = block.ranks[0]
-        assert rank.inner is not None
-        product_ = self.graph.reduce("sum", rank.over, self.graph.apply("mul", rank.out, rank.inner))
-        last = self.graph.apply("add", d, product_)
-        terms = (Term(d), rank)
-        if not set(d.dims) & set(rank.over):
-            real, modulus = self._scalar(d, last)
-            return Spectrum(self.states, "rank one", linear, modulus, real, self._loose(last, modulus), last, d, terms)
-        real = self._symmetric(d, rank, product_)
+            known = Spectrum(self.states, "elementwise", linear, modulus, self.real(d), self._loose(d, modulus))
+            return replace(known, at_one=(diagonal,), beyond=(diagonal,), terms=(Term(d),))
+        rank, *more = block.ranks
+        last = self._along(block)
+        values = Spectrum(self.states, "rank one", linear, ANYWHERE, None, at_one=(self.model.parts(last),))
+        values = replace(values, terms=(Term(d), *block.ranks))
+        scalar = not set(d.dims) & {k for t in block.ranks for k in t.over}
+        if scalar and (not more or self._aligned([block])):
+            one, two = self.real(d), self.real(last)
+            real = None if one is None or two is None else one.hull(two)
+            modulus = self.modulus(d).hull(self.modulus(last))
+            missing = self._loose(last, modulus)
+            return replace(values, modulus=modulus, real=real, missing=missing, beyond=(diagonal,))
         modulus = self._norm(block)
+        if more:
+            missing = "" if modulus.hi <= 1 else "a sum of several rank-one terms is bounded by their norms alone"
+            return replace(values, form="coupled", modulus=modulus, missing=missing)
+        real = self._symmetric(d, rank)
         if real is not None:
             modulus = modulus.meet(abs(real)) or modulus
-        missing = self._loose(last, modulus)
-        return Spectrum(self.states, "rank one", linear, modulus, real, missing, last, None, terms)
+        return replace(values, modulus=modulus, real=real, missing=self._loose(last, modulus))
 
-    def _scalar(self, d: Expr, last: Expr) -> tuple[Interval | None, Interval]:
-        """A number times the identity plus `u v'`: the eigenvalues are it and it plus `v' u`."""
-        one, two = self.real(d), self.real(last)
-        real = None if one is None or two is None else one.hull(two)
-        return real, self.modulus(d).hull(self.modulus(last))
+    def _along(self, block: Block) -> Expr:
+        """The eigenvalue of a number times the identity plus `u v'` that belongs to `u`: the number plus `v' u`."""
+        total = block.diagonal
+        for rank in block.ranks:
+            assert rank.inner is not None
+            inner = self.graph.reduce("sum", rank.over, self.graph.apply("mul", rank.out, rank.inner))
+            total = self.graph.apply("add", total, inner)
+        return total
 
-    def _symmetric(self, d: Expr, rank: Term, along: Expr) -> Interval | None:
+    def _aligned(self, blocks: Sequence[Block]) -> bool:
+        """Whether all rank-one terms are multiples of one `v v'`, and all diagonals the same along it."""
+        ranks = [t for b in blocks for t in b.ranks]
+        first = ranks[0]
+        assert first.inner is not None
+        return all(
+            t.over == first.over
+            and t.inner is not None
+            and self._proportional(t.inner, first.inner, t.over)
+            and self._proportional(t.out, first.inner, t.over)
+            for t in ranks
+        ) and all(not set(b.diagonal.dims) & set(first.over) for b in blocks)
+
+    def _symmetric(self, d: Expr, rank: Term) -> Interval | None:
         """A diagonal plus `u v'` with entries `u_k v_k` of one sign, which is similar to a symmetric matrix.
 
         By Weyl the eigenvalues lie in the range of `d`, widened by `v' u`. Where `u` or `v` holds `d` as a factor the
@@ -222,7 +269,7 @@ class _Analysis:
             return None
         size = self.real(d)
         pairs = self.real(graph.apply("mul", rank.out, rank.inner))
-        total = self.real(along)
+        total = self.real(self._along(Block(graph.lit(0), (rank,))))
         if size is None or pairs is None or total is None or not size.real or not total.real:
             return None
         found: Interval | None = None
@@ -260,8 +307,8 @@ class _Analysis:
             return False
         forms = self.env.plain.forms
         try:
-            left = self._along(mul(a.num, product(b.den, forms.squares), forms.squares), over)
-            right = self._along(mul(b.num, product(a.den, forms.squares), forms.squares), over)
+            left = self._grouped(mul(a.num, product(b.den, forms.squares), forms.squares), over)
+            right = self._grouped(mul(b.num, product(a.den, forms.squares), forms.squares), over)
             if not left or left.keys() != right.keys():
                 return not left
             first = min(left)
@@ -269,7 +316,7 @@ class _Analysis:
         except TooLarge:
             return False
 
-    def _along(self, p: Poly, over: tuple[str, ...]) -> dict[Mono, Poly]:
+    def _grouped(self, p: Poly, over: tuple[str, ...]) -> dict[Mono, Poly]:
         """A polynomial by its monomials that vary along dims, with coefficients that do not."""
         atoms = self.env.plain.forms.atoms
         found: dict[Mono, Poly] = {}
@@ -301,29 +348,19 @@ class _Analysis:
     def _repeated(self, block: Block, linear: bool) -> Spectrum:
         """A product of factors, one for each entry of `over`: eigenvalues of elementwise ones, norms of others."""
         d = block.diagonal
+        at_one = (self.model.parts(self._along(block)),)
         if len(block.ranks) == 0:
             real = self.real(d)
-            modulus = self.modulus(d)
-            many = _powers(modulus)
-            signed = (
-                None
-                if real is None
-                else many
-                if real.lo >= 0
-                else Interval(-many.hi, many.hi, many.hi_open, many.hi_open)
-            )
-            return Spectrum(self.states, "elementwise", linear, many, signed, self._loose(d, many), d, None, (Term(d),))
+            many = _powers(self.modulus(d))
+            if real is not None:
+                real = many if real.lo >= 0 else many.hull(-many)
+            known = Spectrum(self.states, "elementwise", linear, many, real, self._loose(d, many))
+            return replace(known, at_one=at_one, terms=(Term(d),))
         size = self._factor_norm(block)
-        last: Expr | None = None
-        if len(block.ranks) == 1:
-            rank = block.ranks[0]
-            assert rank.inner is not None
-            last = self.graph.apply(
-                "add", d, self.graph.reduce("sum", rank.over, self.graph.apply("mul", rank.out, rank.inner))
-            )
         many = _powers(Interval(ZERO, size.hi, False, size.hi_open, size.undefined))
         missing = "" if many.hi <= 1 else "each factor is bounded by its norm alone, and a norm may exceed 1"
-        return Spectrum(self.states, "rank one", linear, many, None, missing, last, None, (Term(d), *block.ranks))
+        known = Spectrum(self.states, "rank one", linear, many, None, missing)
+        return replace(known, at_one=at_one, terms=(Term(d), *block.ranks))
 
     def _factor_norm(self, block: Block) -> Interval:
         """The operator norm of one factor."""
@@ -331,13 +368,11 @@ class _Analysis:
         rank, *more = block.ranks
         if more:
             return found
-        d = block.diagonal
+        d, graph = block.diagonal, self.graph
         assert rank.inner is not None
-        graph = self.graph
-        along = graph.reduce("sum", rank.over, graph.apply("mul", rank.out, rank.inner))
         better: Interval | None = None
         if not set(d.dims) & set(rank.over) and self._proportional(rank.out, rank.inner, rank.over):
-            better = self.modulus(d).hull(self.modulus(graph.apply("add", d, along)))
+            better = self.modulus(d).hull(self.modulus(self._along(block)))
         else:
             for whole, rest in ((rank.out, rank.inner), (rank.inner, rank.out)):
                 quotient = self._quotient(whole, d)
@@ -349,8 +384,48 @@ class _Analysis:
 
     # --- several states, or several lags ----------------------------------------------------------------------------
 
-    def _coupled(self, blocks: dict[tuple[str, str, int], Block], linear: bool) -> Spectrum:
-        """A bound by the largest sum of norms of a row, or of a column, of the companion form."""
+    def _coupled(self, blocks: Mapping[Place, Block], linear: bool) -> Spectrum:
+        """Two states: their 2 x 2 matrices. Else the largest sum of norms of a row or column of the companion form."""
+        pairs = self._pairs(blocks)
+        known = Spectrum(self.states, "coupled", linear, self._summed(blocks), None, pairs=pairs)
+        if pairs:
+            known = replace(known, at_one=pairs[-1].roots(self.graph), beyond=pairs[0].roots(self.graph))
+            known = replace(known, terms=tuple(Term(b.diagonal) for b in blocks.values()))
+            if all(p.within_disc(self.env, ONE) for p in pairs):
+                unit = Interval(ZERO, ONE)
+                known = replace(known, modulus=known.modulus.meet(unit) or unit)
+        if known.modulus.hi <= 1 and not known.modulus.undefined:
+            return known
+        return replace(known, missing=f"the joint Jacobian of {self._names()} is not known to keep within 1")
+
+    def _pairs(self, blocks: Mapping[Place, Block]) -> tuple[Pair, ...]:
+        """The 2 x 2 matrices that the Jacobian comes apart into: across, and along a common `v`."""
+        places = [(n, 1) for n in self.states]
+        if len(places) == 1 and max(lag for _, _, lag in blocks) == 2:
+            places.append((self.states[0], 2))
+        if len(places) != 2 or any((read, lag) not in places for _, read, lag in blocks):
+            return ()
+        ranked = any(b.ranks for b in blocks.values())
+        if ranked and not self._aligned(list(blocks.values())):
+            return ()
+        if any(e.kind == "complex" for b in blocks.values() for e in (b.diagonal, self._along(b))):
+            return ()
+
+        def matrix(entry: Callable[[Block], Expr]) -> Pair:
+            rows: list[Expr] = []
+            for name, depth in places:
+                for read, lag in places:
+                    block = blocks.get((name, read, lag)) if depth == 1 else None
+                    shift = self.graph.lit(int(depth == 2 and lag == 1))
+                    rows.append(shift if block is None else self.model.real(entry(block)))
+            a, b, c, d = rows
+            return Pair.of(self.graph, a, b, c, d)
+
+        across = matrix(lambda block: block.diagonal)
+        return (across, matrix(self._along)) if ranked else (across,)
+
+    def _summed(self, blocks: Mapping[Place, Block]) -> Interval:
+        """The largest sum of norms in a row, or in a column, whichever is smaller."""
         rows: dict[str, Interval] = {}
         columns: dict[tuple[str, int], Interval] = {}
         deepest = {n: max((lag for _, r, lag in blocks if r == n), default=1) for n in self.states}
@@ -364,9 +439,7 @@ class _Analysis:
         shifts = [point(1)] if any(depth > 1 for depth in deepest.values()) else []
         by_rows, by_columns = hull([*rows.values(), *shifts]), hull(columns.values())
         best = by_rows if (by_rows.hi, not by_rows.hi_open) <= (by_columns.hi, not by_columns.hi_open) else by_columns
-        modulus = Interval(ZERO, best.hi, False, best.hi_open, by_rows.undefined)
-        missing = "" if modulus.hi <= 1 else f"the joint Jacobian of {self._names()} is bounded by sums of norms alone"
-        return Spectrum(self.states, "coupled", linear, modulus, None, missing)
+        return Interval(ZERO, best.hi, False, best.hi_open, by_rows.undefined)
 
 
 def _powers(modulus: Interval) -> Interval:

@@ -263,17 +263,21 @@ class _Search:
     # --- telling ----------------------------------------------------------------------------------------------------
 
     def simplified(self, numbers: Numbers, tokens: int, tied: bool) -> Numbers:
-        """The same with as many plain numbers as the violation allows."""
-        best = self.score(numbers, tokens, tied)
+        """The same with as plain numbers as the violation allows: those chosen, or those shown instead."""
+        least = min(self.score(numbers, tokens, tied), 0.05)
         for slot in list(numbers):
-            for candidate in self.candidates(slot):
-                if candidate == numbers[slot]:
-                    break
-                trial = {**numbers, slot: candidate}
-                score = self.score(trial, tokens, tied)
-                if score >= min(best, 0.05) and self.enough(score) and self.proved(trial, tokens, tied):
-                    numbers = trial
-                    break
+            trials = [{**numbers, slot: candidate} for candidate in self.candidates(slot)]
+            good = (
+                trial
+                for trial in trials
+                if (score := self.score(trial, tokens, tied)) >= least
+                and self.enough(score)
+                and self.proved(trial, tokens, tied)
+            )
+            if self.target.shown:
+                numbers = min(good, key=lambda trial: len(self.report(trial, tokens, tied).text()), default=numbers)
+            else:
+                numbers = next(good, numbers)
         return numbers
 
     def report(self, numbers: Numbers, tokens: int, tied: bool) -> Witness:
