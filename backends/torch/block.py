@@ -342,7 +342,7 @@ class Block:
         if arg.kind == "complex":
             if op == "conj":
                 # Lazily, by a mark on the tensor, it is lost where a dispatch mode looks into an operator.
-                return self._call("torch.conj_physical", text[0]), _ATOM
+                return self.call("torch.conj_physical", text[0]), _ATOM
             return f"{text[0] if text[1] == _ATOM else f'({text[0]})'}.{op}", _ATOM
         return text if op != "imag" else (self.call("torch.zeros_like", text[0]), _ATOM)
 

@@ -3,7 +3,6 @@ dependencies, in this order. Generated code needs torch alone, so nothing here i
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -157,11 +156,11 @@ def _softmax(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 
 def _l2norm(x: Tensor, dim: int | tuple[int, ...], eps: float) -> Tensor:
-    return x * torch.rsqrt((x * x.conj()).real.sum(dim, keepdim=True) + eps)
+    return x * torch.rsqrt((x * torch.conj_physical(x)).real.sum(dim, keepdim=True) + eps)
 
 
 def _rmsnorm(x: Tensor, dim: int | tuple[int, ...], eps: float) -> Tensor:
-    return x * torch.rsqrt((x * x.conj()).real.mean(dim, keepdim=True) + eps)
+    return x * torch.rsqrt((x * torch.conj_physical(x)).real.mean(dim, keepdim=True) + eps)
 
 
 def _layernorm(x: Tensor, dim: int | tuple[int, ...], eps: float) -> Tensor:
@@ -261,7 +260,9 @@ def _along(mask: Tensor, like: Tensor) -> Tensor:
 
 def _spread(run: _Run, value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A value with all of its axes, [*run.lead, *shape]."""
-    return torch.as_tensor(value, dtype=dtype, device=run.like.device).expand(*run.lead, *shape)
+    value = torch.as_tensor(value, dtype=dtype, device=run.like.device).expand(*run.lead, *shape)
+    # A view of a parameter asks for gradients even under `no_grad`, and is the parameter for who writes to it.
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _past(run: _Run, value: Tensor, history: Tensor, lag: int) -> Tensor:
@@ -281,13 +282,16 @@ def _previous(run: _Run, value: Tensor, initial: Tensor) -> Tensor:
 
 
 def _last(run: _Run, value: Tensor, initial: Tensor) -> Tensor:
-    """`value` at the last token of each sequence, [B, ...]; `initial` for a sequence without tokens."""
+    """`value` at the last token of each sequence, [B, ...]; `initial` for a sequence without tokens.
+
+    A copy: a view would keep the values at all tokens alive as long as the state is.
+    """
     if len(run.lead) == 1:
         return value
     if value.shape[1] == 0:
         return initial
     if run.length is None or run.end is None:
-        return value[:, -1]
+        return value[:, -1].clone()
     return torch.where(_along(run.length > 0, initial), value[0, (run.end - 1).clamp(min=0)], initial)
 
 
@@ -413,15 +417,16 @@ def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Te
     ) -> tuple[Tensor, Tensor, Tensor]:
         if h.shape[1] == 0:
             return torch.zeros_like(a), torch.zeros_like(h), torch.zeros_like(initial)
-        later = a.conj().resolve_conj().expand(-1, h.shape[1], *a.shape[2:])
+        # The conjugates are computed at once: what `conj()` leaves for later is lost where a dispatch mode looks in here.
+        later = torch.conj_physical(a).expand(-1, h.shape[1], *a.shape[2:])
         zero = torch.zeros_like(later[:, :1])
         later_fresh = None if fresh is None else fresh.roll(-1)
         adjoint = carry(
             torch.cat([later[:, 1:], zero], 1), grad, torch.zeros_like(initial), contracting, True, later_fresh
         ).contiguous()
         d_initial = later[:, 0] * adjoint[:, 0]
-        first = adjoint[:, :1] * initial.unsqueeze(1).conj()
-        d_a = torch.cat([first, adjoint[:, 1:] * h[:, :-1].conj()], 1).sum_to_size(a.shape)
+        first = adjoint[:, :1] * torch.conj_physical(initial).unsqueeze(1)
+        d_a = torch.cat([first, adjoint[:, 1:] * torch.conj_physical(h[:, :-1])], 1).sum_to_size(a.shape)
         return d_a.contiguous(), adjoint, d_initial.sum_to_size(initial.shape).contiguous()
 
     @scan_backward.register_fake
@@ -609,7 +614,7 @@ def _loop_operator(
                 if left:
                     x, y = (torch.stack(z) for z in (left, right))
                     x, y = (z.reshape(-1, *z.shape[z.ndim - k :]) for z, k in ((x, n), (y, m)))
-                    d_weight = torch.einsum(equation, x.conj(), y)
+                    d_weight = torch.einsum(equation, torch.conj_physical(x), y)
                     total = d_weights[sorted(weights).index(index)]
                     total += d_weight if total.is_complex() else d_weight.real
             return [*(x.contiguous() for x in out), *d_fixed, *d_weights, *d_history]
@@ -770,7 +775,8 @@ class _Cell(nn.Module):
         inputs, dtype, out = self._prepare(values, "B")
         state = self._state(state, inputs[0].shape[0], dtype, inputs[0].device)
         outputs, state = self._equations(_Run((inputs[0].shape[0],), inputs[0]), dtype, *inputs, state)
-        return self._result(outputs, out), state
+        # An output may be the state itself, which must not change with what is done to the output.
+        return self._result(tuple(o.clone() for o in outputs), out), state
 
     def _by_tokens(self, run: _Run, dtype: torch.dtype, inputs: list[Tensor], state: Any) -> tuple[Any, Any]:
         """The reference: the equations, one token after the other."""
