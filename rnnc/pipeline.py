@@ -12,6 +12,7 @@ from rnnc.bound import Analysis, bound
 from rnnc.check import check
 from rnnc.closure import Affine, Closure, close
 from rnnc.diagnostics import Diagnostic, ProgramError, has_errors
+from rnnc.errors.names import CellsCollide
 from rnnc.group import Group, group
 from rnnc.lower import System, lower
 from rnnc.parse import parse_partial
@@ -54,7 +55,7 @@ def compile_source(
     with each checked cell (the tests give `rnnc.verify.verify`).
     """
     program, found = parse_partial(source)
-    diagnostics: list[Diagnostic] = list(found)
+    diagnostics: list[Diagnostic] = [*found, *_collisions(program)]
     out: list[Compilation] = []
     for tree_cell in program.cells:
         if cell is not None and tree_cell.name.text != cell:
@@ -64,6 +65,16 @@ def compile_source(
     if has_errors(diagnostics):
         raise ProgramError(source, sorted(diagnostics, key=lambda d: (d.span.start, d.span.end, d.code)))
     return tuple(out)
+
+
+def _collisions(program: tree.Program) -> list[Diagnostic]:
+    """Cells whose classes would have the name of another cell's state or output."""
+    taken = {f"{c.name.text}{kind}": c.name for c in program.cells for kind in ("State", "Output")}
+    return [
+        CellsCollide(c.name.span, c.name.text, taken[c.name.text].text, taken[c.name.text].span)
+        for c in program.cells
+        if c.name.text in taken
+    ]
 
 
 def _one(

@@ -13,7 +13,7 @@ from rnnc.check.declare import collect, read_consts, read_dims, read_inputs, rea
 from rnnc.check.equations import Equations
 from rnnc.diagnostics import Diagnostic, has_errors
 from rnnc.errors.names import UnknownDim, UnknownName
-from rnnc.errors.time import DecayOfNothing, NoOutput, NotAState, NoUpdate, SpectrumOfWhat
+from rnnc.errors.time import DecayOfNothing, NoInput, NoOutput, NotAState, NoUpdate, SpectrumOfWhat
 from rnnc.fields import state_fields
 from rnnc.source import Source
 
@@ -64,6 +64,8 @@ def _follows(diagnostic: Diagnostic, unread: frozenset[str]) -> bool:
     """Whether it misses what stands, perhaps, in a line that could not be read."""
     if isinstance(diagnostic, NoOutput):
         return "output" in unread
+    if isinstance(diagnostic, NoInput):
+        return "input" in unread
     return isinstance(diagnostic, _ABSENCES) and diagnostic.name in unread
 
 

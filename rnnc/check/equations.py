@@ -165,6 +165,8 @@ class Equations:
         statements = [s for s in cx.cell.statements if isinstance(s, tree.Output)]
         if not statements:
             cx.report(time.NoOutput(cx.cell.name.span))
+        if not any(isinstance(s, tree.Declaration) and s.keyword == "input" for s in cx.cell.statements):
+            cx.report(time.NoInput(cx.cell.name.span))
         for statement in statements:
             name = _output_name(statement)
             if name is None and statement.expr is not None:

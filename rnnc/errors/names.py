@@ -586,3 +586,34 @@ output g = h[t]      # right
 
     def related(self) -> Sequence[tuple[Span, str]]:
         return ((self.first, "first here"),)
+
+
+@dataclass(frozen=True)
+class CellsCollide(Diagnostic):
+    code = "RNN120"
+    title = "a cell named like the state or the output of another"
+    page = """\
+The generated module has a class for each cell `A`, and `AState` and `AOutput` for what it returns.
+
+```rnn
+cell A
+cell AState          # wrong, in one file with `A`
+cell B               # right
+```
+"""
+
+    name: str
+    other: str
+    first: Span
+
+    def message(self) -> str:
+        return f"the generated module has a class `{self.name}` already, for the cell `{self.other}`"
+
+    def label(self) -> str:
+        return "the same name"
+
+    def help(self) -> str:
+        return "rename one of the two cells, or put them into files of their own"
+
+    def related(self) -> Sequence[tuple[Span, str]]:
+        return ((self.first, "this cell"),)

@@ -591,3 +591,26 @@ eigenvalues S in disc(1)        # wrong: leave one of them out
 
     def related(self) -> Sequence[tuple[Span, str]]:
         return ((self.first, "first here"),)
+
+
+@dataclass(frozen=True)
+class NoInput(Diagnostic):
+    code = "RNN321"
+    title = "a cell without an input"
+    page = """\
+A cell has one input or more: they say how many sequences and tokens there are.
+
+```rnn
+input x[D]                     # this line is missing
+h[t] = a * h[t-1] + x
+```
+"""
+
+    def message(self) -> str:
+        return "the cell has no `input`"
+
+    def label(self) -> str:
+        return "nothing says how many tokens there are"
+
+    def help(self) -> str:
+        return "write `input x[D]`, with the dims of one token"
