@@ -196,7 +196,10 @@ def _project(x: Tensor, weight: Tensor, outs: Sequence[tuple[int, ...]], kept: i
     x = x.flatten(-ins)
     weight = weight.to(x.dtype)
     if kept:
-        y = torch.matmul(weight, x.unsqueeze(-1)).squeeze(-1)
+        # One product for each entry of the kept dims, with the tokens as its rows.
+        weight = weight.flatten(0, kept - 1)
+        rows = x.reshape(-1, weight.shape[0], x.shape[-1])
+        y = torch.bmm(rows.transpose(0, 1), weight.mT).transpose(0, 1).reshape(*x.shape[:-1], weight.shape[1])
     else:
         y = F.linear(x, weight)
     parts = y.to(x.dtype).split([math.prod(o) for o in outs], -1)
@@ -303,7 +306,7 @@ def _history(run: _Run, value: Tensor, history: Tensor) -> Tensor:
     if value.shape[1] == 0:
         return history
     if run.length is None or run.end is None:
-        return torch.cat([history.flip(1), value[:, -size:]], 1)[:, -size:].flip(1)
+        return torch.cat([history.flip(1), value], 1)[:, -size:].flip(1)
     back = torch.arange(size, device=value.device)
     late = value[0, (run.end[:, None] - 1 - back).clamp(min=0)]
     rows = torch.arange(history.shape[0], device=value.device)[:, None]
@@ -730,7 +733,7 @@ class _Cell(nn.Module):
         for value, (name, dims, kind) in zip(values, self._inputs):
             self._check(name, value, lead, dims, kind)
             if value.is_floating_point() or value.is_complex():
-                dtype = value.dtype.to_real()
+                dtype = value.real.dtype
                 real = dtype if real is None else torch.promote_types(real, dtype)
         out = real or torch.float32
         dtype = torch.float64 if out == torch.float64 else torch.float32
