@@ -70,6 +70,16 @@ def test_the_table_of_cells() -> None:
         assert f"| [{made.tree.name.text}](examples/{path.name}) | {how} |" in readme
 
 
+def test_fields_of_the_report_are_documented() -> None:
+    path = ROOT / "examples" / "gla.rnn"
+    source = Source(path.name, path.read_text("utf-8"))
+    said, page = report(source, compile_source(source)), (ROOT / "docs" / "explain.md").read_text("utf-8")
+    cell = said["cells"][0]
+    for part in (said, said["groups"][0], cell, cell["claims"][0], cell["inputs"][0], cell["parameters"][0]):
+        for name in part:
+            assert f"`{name}`" in page, name
+
+
 def test_the_first_minute(tmp_path: Path) -> None:
     """The README's second program and its Python, as a reader would type them."""
     readme = ROOT / "README.md"
