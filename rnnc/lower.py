@@ -77,7 +77,8 @@ class System:
 def lower(cell: Cell) -> System:
     """Expand a checked cell (see the module's goals)."""
     fields = state_fields(cell)
-    inliner = _Inliner(cell)
+    risky = _Risk(cell)
+    inliner = _Inliner(cell, risky)
     streams: list[Stream] = []
     for s in cell.states:
         depth = 1 + sum(f.length or 0 for f in fields if f.role == "past" and f.of == s.name)
@@ -88,10 +89,10 @@ def lower(cell: Cell) -> System:
         if f.role == "past" and f.of not in states:
             value = inliner.value(f.of)
             streams.append(Stream(f.name, Type(f.dims, f.kind), value, None, f.length or 0, False))
-        elif f.role == "conv" and f.name in inliner.cyclic:
-            arg = inliner.cyclic[f.name]
+        elif f.role == "conv" and f.name in inliner.apart:
+            arg = inliner.apart[f.name]
             streams.append(Stream(f.name, Type(f.dims, f.kind), arg, None, f.length or 0, False))
-    guard = _Guard(cell)
+    guard = _Guard(cell.graph, risky)
     streams = [Stream(s.name, s.type, guard(s.expr), s.init, s.depth, s.declared, s.over) for s in streams]
     outputs = tuple((name, guard(e)) for name, e in outputs)
     names: dict[Expr, str] = {}
@@ -99,19 +100,19 @@ def lower(cell: Cell) -> System:
         node = guard(inliner.value(d.name))
         if node.children and node not in names:
             names[node] = d.name
-    convs = {f.name: inliner.convs[f.name] for f in fields if f.role == "conv" and f.name not in inliner.cyclic}
+    convs = {f.name: inliner.convs[f.name] for f in fields if f.role == "conv" and f.name not in inliner.apart}
     return System(cell, tuple(streams), outputs, convs, fields, names)
 
 
 class _Inliner:
     """Replaces definitions by their expressions, pasts by streams and gradients by derivatives."""
 
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
+    def __init__(self, cell: Cell, risky: _Risk) -> None:
+        self.cell, self.risky = cell, risky
         self.graph = cell.graph
         self.definitions = {d.name: d.expr for d in cell.definitions}
         self.done: dict[Expr, Expr] = {}
-        self.cyclic: dict[str, Expr] = {}
+        self.apart: dict[str, Expr] = {}
         self.convs: dict[str, Conv] = {}
         self.stateful = self._stateful()
         for d in cell.definitions:
@@ -156,7 +157,10 @@ class _Inliner:
             return found.get(wrt, self.graph.lit(0.0))
         new = self.graph.rebuild(node, tuple(self.done[c] for c in node.children))
         if isinstance(new, Conv):
-            if new.width == 1 or any(isinstance(n, Ref) and n.name in self.stateful for n in walk(new)):
+            below = list(walk(new.arg))
+            # In a `where` branch the current token's part is guarded, and the history is not: they must come apart.
+            apart = any((isinstance(n, Ref) and n.name in self.stateful) or self.risky(n) for n in below)
+            if new.width == 1 or apart:
                 return self._taps(new)
             self.convs[new.history] = new
         return new
@@ -170,12 +174,12 @@ class _Inliner:
         return {s.name for s in self.cell.states} | {f"{n}_past" for n in self.definitions if n in found}
 
     def _taps(self, conv: Conv) -> Expr:
-        """A convolution over something that a state decides, as products with its past values.
+        """A convolution as products with past values.
 
         A tap is a reference to the weight whose lag is how far back it reads.
         """
         if conv.width > 1:
-            self.cyclic[conv.history] = conv.arg
+            self.apart[conv.history] = conv.arg
         dims = self.cell.param(conv.weight).shape
         total: Expr | None = None
         for j in range(conv.width):
@@ -194,14 +198,47 @@ _TAME = frozenset(
 )
 
 
+class _Risk:
+    """Where a cotangent of 0 may become NaN."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.infinite: set[str] = set()
+        self.infinite = {s.name for s in cell.states if not self.finite(s.init)}
+
+    def __call__(self, node: Expr) -> bool:
+        """Whether a cotangent of 0 may become NaN here: an infinite derivative, or a factor that may be infinite."""
+        match node:
+            case Normalize(op=op, eps=eps):
+                return op != "softmax" and eps == 0
+            case Reduce(op=op):
+                return op == "logsumexp"
+            case Apply(op="mul", args=args):
+                return not all(self.finite(a) for a in args)
+            case Apply(op=op):
+                return op not in _TAME
+            case _:
+                return False
+
+    def finite(self, node: Expr) -> bool:
+        """Whether a value is finite as long as inputs and params are, apart from overflow of sums and products."""
+        for n in walk(node):
+            if isinstance(n, Apply) and n.op not in _TAME:
+                return False
+            if isinstance(n, Lit) and not isinstance(n.value, complex) and math.isinf(n.value):
+                return False
+            if isinstance(n, Ref) and n.role == "state" and n.name in self.infinite:
+                return False
+            if isinstance(n, Solve) or (isinstance(n, Reduce) and n.op == "logsumexp"):
+                return False
+        return True
+
+
 class _Guard:
     """Writes `only` on what enters a `where` branch whose derivative may be infinite (0 * inf is NaN)."""
 
-    def __init__(self, cell: Cell) -> None:
-        self.graph = cell.graph
+    def __init__(self, graph: Graph, risky: _Risk) -> None:
+        self.graph, self.risky = graph, risky
         self.done: dict[Expr, Expr] = {}
-        self.infinite: set[str] = set()
-        self.infinite = {s.name for s in cell.states if not self._finite(s.init)}
 
     def __call__(self, root: Expr) -> Expr:
         for node in walk(root):
@@ -221,7 +258,8 @@ class _Guard:
         memo: dict[tuple[Expr, Expr], Expr] = {}
 
         def have(node: Expr, mask: Expr) -> Expr | None:
-            return memo.get((node, mask)) if node in varying and node.children else node
+            leaf = node not in varying or not node.children or isinstance(node, Conv)
+            return node if leaf else memo.get((node, mask))
 
         stack = [(root, condition)]
         while stack:
@@ -234,7 +272,7 @@ class _Guard:
                 stack.extend((c, inner) for c in waiting)
                 continue
             children = [memo.get((c, inner), c) for c in node.children]
-            if self._risky(node):
+            if self.risky(node):
                 guarded = zip(children, node.children, strict=True)
                 children = [self._only(c, inner) if n in varying and n.kind != "bool" else c for c, n in guarded]
             memo[node, mask] = self.graph.rebuild(node, tuple(children))
@@ -242,33 +280,6 @@ class _Guard:
 
     def _only(self, node: Expr, mask: Expr) -> Expr:
         return self.graph.apply("only", node, mask)
-
-    def _risky(self, node: Expr) -> bool:
-        """Whether a cotangent of 0 may become NaN here: an infinite derivative, or a factor that may be infinite."""
-        match node:
-            case Normalize(op=op, eps=eps):
-                return op != "softmax" and eps == 0
-            case Reduce(op=op):
-                return op == "logsumexp"
-            case Apply(op="mul", args=args):
-                return not all(self._finite(a) for a in args)
-            case Apply(op=op):
-                return op not in _TAME
-            case _:
-                return False
-
-    def _finite(self, node: Expr) -> bool:
-        """Whether a value is finite as long as inputs and params are, apart from overflow of sums and products."""
-        for n in walk(node):
-            if isinstance(n, Apply) and n.op not in _TAME:
-                return False
-            if isinstance(n, Lit) and not isinstance(n.value, complex) and math.isinf(n.value):
-                return False
-            if isinstance(n, Ref) and n.role == "state" and n.name in self.infinite:
-                return False
-            if isinstance(n, Solve) or (isinstance(n, Reduce) and n.op == "logsumexp"):
-                return False
-        return True
 
     def _enter(self, node: Expr, mask: Expr) -> Expr:
         """The mask for the operands of `node`: true wherever a selected entry depends on them."""
