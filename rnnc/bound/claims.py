@@ -30,12 +30,13 @@ from rnnc.source import Source
 from rnnc.source import Span as Place
 
 _GUESSES = (
-    ("[0, inf)", NONNEGATIVE),
-    ("(0, inf)", POSITIVE),
-    ("(-inf, 0]", -NONNEGATIVE),
-    ("[0, 1]", UNIT),
-    ("[-1, 1]", Interval(-ONE, ONE)),
+    ("[0, inf)", NONNEGATIVE, "exp(@)"),
+    ("(0, inf)", POSITIVE, "exp(@)"),
+    ("(-inf, 0]", -NONNEGATIVE, "-exp(@)"),
+    ("[0, 1]", UNIT, "sigmoid(@)"),
+    ("[-1, 1]", Interval(-ONE, ONE), "tanh(@)"),
 )
+"""Ranges that are tried as assumptions, and what brings any number into them."""
 _GUESSED_LEAVES = 6
 _GUESSING = 12_000
 
@@ -224,23 +225,21 @@ class _Bounder:
         together = [[n] for n in names] + ([names] if len(names) > 1 else [])
         effort = Budget(_GUESSING)
         for chosen in together:
-            for text, interval in _GUESSES:
+            for text, interval, into in _GUESSES:
                 if effort.left <= 0:
                     return verdict
                 # Even a guess that needs no look at forms costs a walk over the cell.
                 effort.spend(sum(1 for _ in walk(*self.model.updates.values(), *values)))
                 if prove(reachable(self.model, effort, dict.fromkeys(chosen, interval))):
-                    return self._said(verdict, chosen, text)
+                    return self._said(verdict, chosen, text, into)
         return verdict
 
-    def _said(self, verdict: Verdict, chosen: Sequence[tuple[str, str]], text: str) -> Verdict:
+    def _said(self, verdict: Verdict, chosen: Sequence[tuple[str, str]], text: str, into: str) -> Verdict:
+        said = " and ".join(f"`{n} in {text}`" for _, n in chosen)
         params = [n for role, n in chosen if role == "param"]
         if params:
-            names = " and ".join(f"`{n}`" for n in params)
-            return replace(
-                verdict, mend=f"{names} in `{text}`; a learned number may be any, but not `exp({params[0]})`"
-            )
-        said = " and ".join(f"`{n} in {text}`" for _, n in chosen)
+            instead = " and ".join(f"`{into.replace('@', n)}`" for n in params)
+            return replace(verdict, mend=f"{said}, but a learned number may be any: write {instead}")
         return replace(verdict, mend=said, edit=self._edit(*chosen[0], text) if len(chosen) == 1 else None)
 
     def _guessable(self, key: tuple[str, str]) -> bool:
@@ -277,7 +276,9 @@ class _Bounder:
             known = self.mended(known, roots, lambda env: self.encloses(env, region, spectrum(env, s.states)))
         if witness is not None:
             return replace(known, status="refuted", witness=witness)
-        missing = s.missing or f"{known.reason}, and it is not known whether all of that is reached"
+        missing = s.missing or "only a wider range could be derived"
+        if isinstance(region, Span) and s.real is None and not s.missing:
+            missing = "only the moduli of the eigenvalues are known, which may be complex"
         return replace(known, status="undecided", missing=f"it needs {known.mend}" if known.mend else missing)
 
     def normalised(self, verdict: Verdict, region: Region, s: Spectrum) -> Verdict:
