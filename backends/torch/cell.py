@@ -297,7 +297,7 @@ class CellCoder:
                 atom = code[0] if code[0].replace(".", "").replace("_", "").isalnum() else f"({code[0]})"
                 text = f"{atom}.to({kind}).expand({shape}).contiguous()"
             items.append(f"{f.name}={text},")
-        return [*lines, *items]
+        return [*lines, *wrap(items, 12)]
 
     def checks(self) -> list[str]:
         lines: list[str] = []
@@ -441,7 +441,7 @@ class CellCoder:
             if any(s.name == name for s in self.cell.states):
                 text = expr_text(self.cell.state(name).expr)
                 over = f" over {step_over}" if (step_over := self.cell.state(name).over) else ""
-                block.lines.append(f"# {name}[t]{over} = {_cut(text)}")
+                block.lines.append(_cut(f"# {name}[t]{over} = {text}"))
         match step:
             case Pointwise(stream=s):
                 if s.declared or not per_token(s.expr):
@@ -557,7 +557,7 @@ class CellCoder:
         return "\n".join(lines)
 
 
-def _cut(text: str, width: int = 90) -> str:
+def _cut(text: str, width: int = 100) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 3] + "..."
 

@@ -55,7 +55,8 @@ class LoopCoder:
         self.body = inside(loop)
         self.hints = {n: h for n, h in hints.items() if n in self.body}
         self.projections = {n: p for n, p in projections.items() if n in self.body}
-        self.table = NameTable(reserved)
+        # The gradients that arrive at a step have fixed names, whatever the program calls its own.
+        self.table = NameTable({*reserved, *(f"d_{s.name}" for s in loop.streams)})
         self.sizes: dict[str, str] = {}
         self.consts: dict[str, str] = {}
         self.helpers: set[str] = set()
@@ -213,7 +214,7 @@ class LoopCoder:
 
     def back(self) -> tuple[list[str], list[tuple[int, str, int, int]]]:
         graph, streams = self.graph, self.loop.streams
-        table = NameTable({*self.table.taken, *(f"d_{n}" for n in self.new)})
+        table = NameTable(self.table.taken)
         leaves = self._leaves()
         sums: dict[Expr, Expr] = {}
         pairs: dict[Expr, Expr] = {}
@@ -224,8 +225,9 @@ class LoopCoder:
             total[key] = graph.apply("add", total[key], value) if key in total else value
 
         for s in reversed(streams):
-            arriving: Expr = graph.ref("state", f"d_{s.name}", s.type)
-            leaves[f"d_{s.name}", 0] = f"d_{s.name}"
+            # No name of a program begins with this sign.
+            arriving: Expr = graph.ref("state", f"∂{s.name}", s.type)
+            leaves[f"∂{s.name}", 0] = f"d_{s.name}"
             here = next(
                 (n for n in sums if isinstance(n, Ref) and n.role == "state" and (n.name, n.lag) == (s.name, 0)), None
             )
@@ -298,9 +300,11 @@ class LoopCoder:
                 operands.append(several([block.aligned_code(node.arg, x_dims), block.aligned_code(y, y_dims)]))
             index = len(self.loop.fixed) + self.weights.index(node.weight)
             table_of.append((index, equation, len(x_dims), len(y_dims)))
+        results: list[str] = []
         for name, items in (("d_past", d_past), ("d_hoisted", d_hoisted), ("d_fixed", d_fixed), ("operands", operands)):
-            block.assign(table.new(name), several(items))
-        block.lines.append("return d_past, d_hoisted, d_fixed, operands")
+            results.append(table.new(name))
+            block.assign(results[-1], several(items))
+        block.lines.append(f"return {', '.join(results)}")
         return block.lines, table_of
 
     def _targets(self, stream: Stream) -> tuple[list[Expr], list[Expr]]:
@@ -399,7 +403,7 @@ class _OverBack:
         graph = coder.graph
         self.micro = _Micro(coder, stream, table)
         self.running = graph.ref("state", stream.name, stream.type, 1)
-        self.cotangent = graph.ref("state", f"d_{stream.name}_run", stream.type)
+        self.cotangent = graph.ref("state", f"∂{stream.name}_run", stream.type)
         # Each target as it appears in the small step, and as it is outside.
         targets = [*targets, *(n for n in self.micro.whole if n.kind != "bool")]
         outer: dict[Expr, Expr] = {self.micro.slices.get(n, n): n for n in targets}

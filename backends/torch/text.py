@@ -10,13 +10,13 @@ WIDTH = 112
 
 def docstring(text: str, indent: str = "") -> str:
     """A triple-quoted string whose content cannot end it; control characters are escaped."""
+    # A quote at the end would be one of the three that end the string.
+    text, last = (text[:-1], '\\"') if text.endswith('"') else (text, "")
     safe = "".join(
         ch if ch.isprintable() or ch == "\n" else ch.encode("unicode_escape").decode()
         for ch in text.replace("\\", "\\\\")
     )
-    safe = safe.replace('"""', '\\"\\"\\"')
-    if safe.endswith('"'):
-        safe = safe[:-1] + '\\"'
+    safe = safe.replace('"""', '\\"\\"\\"') + last
     lines = safe.split("\n")
     body = "\n".join([lines[0], *(f"{indent}{line}".rstrip() for line in lines[1:])])
     return f'"""{body}\n{indent}"""' if len(lines) > 1 else f'"""{body}"""'
