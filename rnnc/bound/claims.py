@@ -104,7 +104,7 @@ class _Bounder:
                 yield _Claim("output", o.name, o.region, o.span, self.model.expand(o.expr))
 
     def decide(self, claim: _Claim) -> Verdict:
-        found = self.range(claim.value)
+        found, parts = self.range(claim.value), self.model.parts(claim.value)
         known = Verdict(
             claim.kind,
             claim.name,
@@ -114,30 +114,28 @@ class _Bounder:
             claim.place,
             relies=self.relies(claim.value),
         )
-        if self.holds(self.env, claim.value, claim.region):
+        if self.holds(self.env, parts, claim.region):
             return known
         known = replace(known, reason=f"what can be proved is {_in(claim.name, found)}")
-        parts = self.model.parts(claim.value)
         witness = search(self.env, self.target(parts, claim.region, claim.value.kind != "complex"))
         if witness is not None and not _bounded(found.interval):
-            known = self.mended(known, [claim.value], lambda env: self.holds(env, claim.value, claim.region))
+            known = self.mended(known, [claim.value], lambda env: self.holds(env, parts, claim.region))
         if witness is not None:
             return replace(known, status="refuted", witness=witness)
-        known = self.mended(known, [claim.value], lambda env: self.holds(env, claim.value, claim.region))
+        known = self.mended(known, [claim.value], lambda env: self.holds(env, parts, claim.region))
         missing = f"it needs {known.mend}" if known.mend else self.culprit(claim, found)
         return replace(known, status="undecided", missing=missing)
 
-    def holds(self, env: Environment, value: Expr, region: Region) -> bool:
+    def holds(self, env: Environment, value: Parts, region: Region) -> bool:
         """Whether a value always lies in a region."""
         if isinstance(region, Span):
-            if value.kind == "complex" and env.ranges(self.model.parts(value).im) != Interval(ZERO, ZERO):
+            if env.ranges(value.im) != Interval(ZERO, ZERO):
                 return False
-            x = self.model.parts(value).re if value.kind == "complex" else self.model.real(value)
-            return self.above(env, x, region.lo, region.lo_open) and self.below(env, x, region.hi, region.hi_open)
-        modulus = self.model.parts(value).mod
+            low, high = (region.lo, region.lo_open), (region.hi, region.hi_open)
+            return self.above(env, value.re, *low) and self.below(env, value.re, *high)
         if isinstance(region, Disc):
-            return self.below(env, modulus, region.radius, False)
-        return self.above(env, modulus, region.inner, False) and self.below(env, modulus, region.outer, False)
+            return self.below(env, value.mod, region.radius, False)
+        return self.above(env, value.mod, region.inner, False) and self.below(env, value.mod, region.outer, False)
 
     def below(self, env: Environment, x: Expr, end: Expr, strict: bool) -> bool:
         """Whether `x <= end` always, `x < end` where `strict`."""
@@ -297,6 +295,8 @@ class _Bounder:
         """Whether a spectrum was proved to lie in a region."""
         if s.modulus.undefined:
             return False
+        if s.exact and all(self.holds(env, value, region) for value in (*s.at_one, *s.beyond)):
+            return True
         if isinstance(region, Span):
             lo, hi = self._known(region.lo), self._known(region.hi)
             limit = Interval(lo.hi, hi.lo, region.lo_open, region.hi_open)

@@ -147,14 +147,16 @@ class Bounds:
         return variants[0] <= 0 or self.budget.left < self._stop
 
     def _loose(self, r: Rat) -> set[int]:
-        """Atoms that make `r` unbounded on both sides unless they cancel."""
+        """Atoms that make `r` unbounded on both sides unless they cancel: of odd power, with no even one or divisor."""
         below = {m for f, _ in r.den for m, _ in f}
+        divisors = {j for m in below for j, _ in m}
+        even = {j for m in r.num for j, e in m if e % 2 == 0}
         return {
             i
             for mono in r.num
             if mono not in below or len(r.den) != 1
             for i, e in mono
-            if e % 2 and self._free(i) and not any(j == i for m in below for j, _ in m)
+            if e % 2 and i not in divisors and i not in even and self._free(i)
         }
 
     def _free(self, atom: int) -> bool:
@@ -281,8 +283,28 @@ def _replace(p: Poly, atom: int, powers: Mapping[int, Poly]) -> Poly:
     return {m: c for m, c in result.items() if c}
 
 
+def _balanced(num: Poly, below: Poly, space: _Space) -> Poly:
+    """A polynomial that is nowhere larger, with fewer terms of either sign: `x y >= -(x^2 + y^2) / 2`."""
+    result = dict(num)
+    for mono, c in num.items():
+        odd = [v for v, e in mono if v in space.free and e % 2]
+        if not odd or len(odd) > 2 or mono in below:
+            continue
+        del result[mono]
+        first, *second = odd
+        for up in (1, -1):
+            powers = dict(mono)
+            powers[first] += up
+            for v in second:
+                powers[v] -= up
+            square = tuple(sorted((v, e) for v, e in powers.items() if e))
+            result[square] = result.get(square, 0) - Fraction(abs(c)) / 2
+    return result
+
+
 def _least(num: Poly, below: Poly, space: _Space) -> End:
     """The greatest `c` for which `num - c * below` has no negative coefficient: a lower bound of the fraction."""
+    num = _balanced(num, below, space)
     upper: Fraction | None = None
     lower: Fraction | None = None
     for mono in {**num, **below}:

@@ -38,8 +38,8 @@ class Spectrum:
     state of the group. `pairs` are the traces and determinants of 2 x 2 matrices whose eigenvalues they are, where the
     group is made of such. `missing` says what keeps the enclosure from being better, empty where nothing does.
 
-    For witnesses: `at_one` are eigenvalues where all dims have size 1, `beyond` some at size 2 and more, and `terms`
-    the factors that they are made of.
+    `at_one` are eigenvalues where all dims have size 1, `beyond` some at size 2 and more; `exact` says that these are
+    all there are at any size. `terms` are the factors that they are made of.
     """
 
     states: tuple[str, ...]
@@ -51,6 +51,7 @@ class Spectrum:
     pairs: tuple[Pair, ...] = ()
     at_one: tuple[Parts, ...] = ()
     beyond: tuple[Parts, ...] = ()
+    exact: bool = False
     terms: tuple[Term, ...] = ()
 
     @property
@@ -214,7 +215,7 @@ class _Analysis:
         if len(block.ranks) == 0:
             modulus = self.modulus(d)
             known = Spectrum(self.states, "elementwise", linear, modulus, self.real(d), self._loose(d, modulus))
-            return replace(known, at_one=(diagonal,), beyond=(diagonal,), terms=(Term(d),))
+            return replace(known, at_one=(diagonal,), beyond=(diagonal,), exact=True, terms=(Term(d),))
         rank, *more = block.ranks
         last = self._along(block)
         values = Spectrum(self.states, "rank one", linear, ANYWHERE, None, at_one=(self.model.parts(last),))
@@ -225,7 +226,7 @@ class _Analysis:
             real = None if one is None or two is None else one.hull(two)
             modulus = self.modulus(d).hull(self.modulus(last))
             missing = self._loose(last, modulus)
-            return replace(values, modulus=modulus, real=real, missing=missing, beyond=(diagonal,))
+            return replace(values, modulus=modulus, real=real, missing=missing, beyond=(diagonal,), exact=True)
         modulus = self._norm(block)
         if more:
             missing = "" if modulus.hi <= 1 else "a sum of several rank-one terms is bounded by their norms alone"
@@ -390,7 +391,8 @@ class _Analysis:
         known = Spectrum(self.states, "coupled", linear, self._summed(blocks), None, pairs=pairs)
         if pairs:
             known = replace(known, at_one=pairs[-1].roots(self.graph), beyond=pairs[0].roots(self.graph))
-            known = replace(known, terms=tuple(Term(b.diagonal) for b in blocks.values()))
+            terms = (t for b in blocks.values() for t in (Term(b.diagonal), *b.ranks))
+            known = replace(known, terms=tuple(dict.fromkeys(terms)))
             if all(p.within_disc(self.env, ONE) for p in pairs):
                 unit = Interval(ZERO, ONE)
                 known = replace(known, modulus=known.modulus.meet(unit) or unit)
