@@ -89,7 +89,7 @@ def test_states_packed_sequences_and_steps(name: str) -> None:
     step = torch.compile(module.step, fullgraph=True, backend=counting)
     now, eager = None, None
     for t in range(5):
-        token = [x[:, t] for x in inputs]
+        token = [x[:, t].detach() for x in inputs]
         out, now = step(*token, now)
         other, eager = module.step(*token, eager)
         agree([*tensors((out, now))], [*tensors((other, eager))])

@@ -425,3 +425,51 @@ def test_the_state_has_the_fields_that_are_promised() -> None:
     lags = make("lags").initial_state(1)
     assert lags._fields == ("h", "e", "r", "h_past", "e_past", "r_past", "x_past", "y_past", "u_past")
     assert [s.shape[1] for s in lags[3:]] == [1, 1, 2, 2, 3, 1]
+
+
+# --- devices ---
+
+
+@every
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_call_waits_for_the_device(name: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing reads a number out of a tensor: not the module (meta tensors have none), nor its operators."""
+    module = make(name, device="meta")
+    inputs = [x.to("meta") for x in draw(name, 1 if packed else 2, 20)]
+    ends = torch.zeros(4, dtype=torch.long, device="meta") if packed else None
+    assert all(v.is_meta for v in tensors(module(*inputs, cu_seqlens=ends)))
+
+    module, inputs = make(name), draw(name, 1 if packed else 2, 20, requires_grad=True)
+    ends = torch.tensor([0, 3, 3, 20]) if packed else None
+    with monkeypatch.context() as patched:
+        for method in ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+            patched.setattr(Tensor, method, lambda *_: pytest.fail("a number was read"))
+        with torch.device("meta"):
+            # New tensors go where the inputs are, not to the default device.
+            values = tensors(module(*inputs, cu_seqlens=ends))
+            module.step(*(x[:, 0] for x in inputs))
+        total = sum(v.abs().sum() for v in values if v.requires_grad)
+        assert isinstance(total, Tensor)
+        total.backward()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every
+def test_a_gpu_computes_the_same(name: str) -> None:
+    module, inputs = make(name), draw(name, 2, 20, requires_grad=True)
+    want = with_gradients(module, module(*inputs), *inputs)
+    module = make(name).cuda()
+    inputs = [x.detach().cuda().requires_grad_(x.requires_grad) for x in inputs]
+    result = module(*inputs)
+    assert all(v.is_cuda for v in tensors(result))
+    outputs, state = result
+    moved = tuple(o.cpu() for o in as_tuple(outputs)), tuple(s.cpu() for s in state)
+    agree([g.cpu() for g in with_gradients(module, moved, *inputs)], want, 1e-7, 1e-8)
+    with torch.no_grad():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            module(*inputs)
+            module.step(*(x[:, 0] for x in inputs))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
