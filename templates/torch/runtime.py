@@ -97,7 +97,7 @@ def _sqrt(x: Tensor) -> Tensor:
 def _pair(x: Tensor | float, y: Tensor | float) -> tuple[Tensor, Tensor]:
     """Two operands as tensors; at least one is."""
     if not isinstance(x, Tensor):
-        x = torch.full_like(y, x)  # type: ignore[arg-type]
+        x = torch.full_like(y, x)
     if not isinstance(y, Tensor):
         y = torch.full_like(x, y)
     return x, y
@@ -130,7 +130,7 @@ def _logsumexp(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 def _choose(condition: bool, x: Tensor | float, y: Tensor | float) -> Tensor:
     """`where` on a condition that is the same for all tokens; at least one operand is a tensor."""
-    device = (x if isinstance(x, Tensor) else y).device  # type: ignore[union-attr]
+    device = (x if isinstance(x, Tensor) else y).device
     return torch.where(torch.full((), condition, device=device), x, y)
 
 
@@ -226,7 +226,7 @@ class _Run(NamedTuple):
 
 
 def _check_packing(cu_seqlens: Tensor, batch: int, total: int, values: bool) -> None:
-    """Raise where `cu_seqlens` does not fit inputs of [batch, total, ...]; its `values` only where asked: that waits."""
+    """Raise where `cu_seqlens` does not fit inputs of [batch, total, ...]. Its `values` only where asked: it waits."""
     if (
         not isinstance(cu_seqlens, Tensor)
         or cu_seqlens.is_floating_point()
@@ -354,11 +354,11 @@ def _carry_in_segments(a: Tensor, b: Tensor, initial: Tensor, reverse: bool, fre
     a, b = (F.pad(x, pad).unflatten(1, (count, size)) for x in (a.expand_as(b), b))
     if fresh is not None:
         fresh = F.pad(fresh, lacking).reshape(1, count, size, *(1 for _ in b.shape[3:]))
-    within = torch.arange(size - 1, -1, -1) if reverse else torch.arange(size)
+    within = range(size - 1, -1, -1) if reverse else range(size)
     h, product = torch.empty_like(b), torch.empty_like(b)
-    last: Tensor | None = None
+    last: int | None = None
     a_steps, b_steps, h_steps, p_steps = (x.unbind(2) for x in (a, b, h, product))
-    for i in within.tolist():
+    for i in within:
         if last is None:
             h_steps[i].copy_(b_steps[i])
             p_steps[i].copy_(a_steps[i])
@@ -420,7 +420,7 @@ def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Te
     ) -> tuple[Tensor, Tensor, Tensor]:
         if h.shape[1] == 0:
             return torch.zeros_like(a), torch.zeros_like(h), torch.zeros_like(initial)
-        # The conjugates are computed at once: what `conj()` leaves for later is lost where a dispatch mode looks in here.
+        # Conjugates are computed at once: what `conj()` leaves for later is lost where a dispatch mode looks in here.
         later = torch.conj_physical(a).expand(-1, h.shape[1], *a.shape[2:])
         zero = torch.zeros_like(later[:, :1])
         later_fresh = None if fresh is None else fresh.roll(-1)
@@ -506,8 +506,8 @@ def _loop_operator(
 ) -> _Loop:
     """Registers a loop over tokens and its backward.
 
-    back(*grads, *hoisted, *fixed, *packed, *past, *new, *sizes, *consts) gives the gradients of past, of the hoisted and
-    fixed values that have one, and the operands of `products`: for each (index of a weight among the fixed values,
+    back(*grads, *hoisted, *fixed, *packed, *past, *new, *sizes, *consts) gives the gradients of past, of the hoisted
+    and fixed values that have one, and the operands of `products`: for each (index of a weight among the fixed values,
     einsum of its gradient, axes of the first operand, axes of the second), multiplied once after the loop.
     Saved: what comes in, and the values of the streams.
     """
@@ -534,7 +534,7 @@ def _loop_operator(
         return None if sequence is None or position is None else (sequence.unbind(0), position.unbind(0))
 
     @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor[]")
-    def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position):  # type: ignore[no-untyped-def]
+    def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position):
         with torch.autocast(history[0].device.type, enabled=False):
             where = places(sequence, position)
             tokens = [x.unbind(1) for x in hoisted]
@@ -551,7 +551,7 @@ def _loop_operator(
             ]
 
     @forward.register_fake
-    def _(hoisted, fixed, history, sizes, consts, steps, sequence, position):  # type: ignore[no-untyped-def]
+    def _(hoisted, fixed, history, sizes, consts, steps, sequence, position):
         return [h.new_empty(h.shape[0] if sequence is None else 1, steps, *h.shape[2:]) for h in history]
 
     @torch.library.custom_op(
@@ -559,7 +559,7 @@ def _loop_operator(
         mutates_args=(),
         schema=f"(Tensor[] grads, Tensor[] values, {arguments}) -> Tensor[]",
     )
-    def backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):  # type: ignore[no-untyped-def]
+    def backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
         with torch.autocast(history[0].device.type, enabled=False):
             where = places(sequence, position)
             tokens = [x.unbind(1) for x in hoisted]
@@ -623,7 +623,7 @@ def _loop_operator(
             return [*(x.contiguous() for x in out), *d_fixed, *d_weights, *d_history]
 
     @backward.register_fake
-    def _(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):  # type: ignore[no-untyped-def]
+    def _(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
         free = [x for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
         kept = [x for x in hoisted if x.dtype != torch.bool] + free + [fixed[i] for i in sorted(weights)] + history
         return [torch.empty_like(x) for x in kept]
@@ -682,8 +682,8 @@ def _steps(
 class _Cell(nn.Module):
     """What all cells share: dtypes, initial states, packed sequences, stepping.
 
-    A subclass says what its inputs and outputs are and has `_equations(run, dtype, inputs, state)`, which serves one token,
-    whole sequences and packed ones alike.
+    A subclass says what its inputs and outputs are and has `_equations(run, dtype, inputs, state)`, which serves one
+    token, whole sequences and packed ones alike.
     """
 
     _inputs: tuple[tuple[str, tuple[str, ...], str], ...]
@@ -711,7 +711,7 @@ class _Cell(nn.Module):
         return f"backend={self.backend!r}"
 
     def _check(
-        self, name: str, value: Tensor, lead: list[tuple[str, int]], dims: tuple[str | int, ...], kind: str
+        self, name: str, value: Tensor, lead: Sequence[tuple[str, int]], dims: tuple[str | int, ...], kind: str
     ) -> None:
         """Raise where a tensor is not [*lead, *dims] of its kind."""
         if not isinstance(value, Tensor):
