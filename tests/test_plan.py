@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def test_maps_of_one_value_are_one_product() -> None:
     assert equations.count("_project(") == 1
     step = module[module.index("def _LSTM_c_h_step(") : module.index("def _LSTM_c_h_pack(")]
     assert step.count("_project(") == 1 and "_linear(" not in step
+
+
+def test_generated_modules_are_formatted(tmp_path: Path) -> None:
+    for path in EXAMPLES:
+        source = Source(path.name, path.read_text(encoding="utf-8"))
+        text = module_text(compile_source(source), source)
+        (tmp_path / f"{path.stem}.py").write_text(text, encoding="utf-8")
+    ruff = Path(sys.executable).with_name("ruff")
+    command = [ruff, "format", "--isolated", "--line-length", "120", "--check", tmp_path]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    command = [ruff, "check", "--isolated", "--select", "F,E7,E9,B", "--ignore", "B905", tmp_path]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
 
 
 if __name__ == "__main__" and "--update" in sys.argv:

@@ -57,8 +57,9 @@ def _view(cell: CellCode) -> dict[str, object]:
 def _head(names: list[str], text: str, digest: str) -> str:
     return "\n".join(
         [
-            f"{', '.join(names)}: compiled by rnnc {rnnc.__version__} from the recurrence below (sha256 {digest}).",
+            f"{', '.join(names)}, compiled by rnnc {rnnc.__version__} from the recurrence below.",
             "",
+            f"Its source has the sha256 {digest}.",
             "This file needs torch alone and is yours: edit it, ship it, license it as you like.",
             "",
             *(f"    {line}" for line in text.rstrip().split("\n")),

@@ -271,7 +271,7 @@ class Block:
                 return self._infix(symbol, strength, [self.number(a) for a in args])
             case Apply(op="neg", args=(arg,)):
                 text, have = self.number(arg)
-                return f"-{text if have >= _SIGN else f'({text})'}", _SIGN
+                return f"-{text if have >= _SIGN and have != _POWER else f'({text})'}", _SIGN
             case Apply(op=op, args=args):
                 parts = [(t if s == _ATOM else f"({t})") for t, s in (self.number(a) for a in args)]
                 table = (
@@ -296,6 +296,8 @@ class Block:
             strict = (i == 0) if strength == _POWER else (i > 0) or strength == _COMPARE
             signed = i > 0 and strength == _POWER and have == _SIGN
             texts.append(text if signed or have > strength or (have == strength and not strict) else f"({text})")
+        if symbol == "**" and all(re.fullmatch(r"-?[\w.]+", t) for t in texts):
+            return "**".join(texts), strength
         return f" {symbol} ".join(texts), strength
 
     def apply(self, node: Apply) -> tuple[str, int]:
@@ -316,7 +318,8 @@ class Block:
             return self._infix(*_INFIX[op], parts)
         if op in ("neg", "not"):
             text, have = parts[0]
-            return f"{'-' if op == 'neg' else '~'}{text if have >= _SIGN else f'({text})'}", _SIGN
+            bare = have >= _SIGN and have != _POWER
+            return f"{'-' if op == 'neg' else '~'}{text if bare else f'({text})'}", _SIGN
         texts = [t for t, _ in parts]
         if op == "where":
             return self._where(args, texts), _ATOM

@@ -205,7 +205,7 @@ class CellCoder:
                 lines.append(f"self.{p.name} = nn.Parameter({blank})")
             else:
                 lines.append(f'self.register_buffer("{p.name}", {blank})')
-        return wrap(lines)
+        return wrap(lines, 8)
 
     def inside(self, name: str, region: Region) -> str:
         """A Python condition on a number or, elementwise, on a tensor."""
@@ -227,7 +227,7 @@ class CellCoder:
         lines: list[str] = []
         for p in self.cell.params:
             lines.extend(self.draws(p))
-        return wrap(lines)
+        return wrap(lines, 8)
 
     def draws(self, p: Param) -> list[str]:
         """Lines that initialise one parameter, as declared."""
@@ -306,21 +306,21 @@ class CellCoder:
                 self.helpers.add("_require")
                 text = f"{i.name} in {region_text(i.region)}"
                 lines.append(f"_require(bool(({self.inside(name, i.region)}).all()), {quoted(text)})")
-        return wrap(lines)
+        return wrap(lines, 8)
 
     def input_table(self) -> tuple[str, ...]:
         items = [
             several([quoted(i.name), several(quoted(d) for d in i.type.dims), quoted(i.type.kind)])
             for i in self.cell.inputs
         ]
-        return tuple(wrap([f"_inputs = {several(items)}"]))
+        return tuple(wrap([f"_inputs = {several(items)}"], 4))
 
     def field_table(self) -> tuple[str, ...]:
         items: list[str] = []
         for f in self.system.fields:
             shape = [*([] if f.length is None else [str(f.length)]), *(quoted(d) for d in f.dims)]
             items.append(several([quoted(f.name), several(shape), quoted(f.kind)]))
-        return tuple(wrap([f"_fields = {several(items)}"]))
+        return tuple(wrap([f"_fields = {several(items)}"], 4))
 
     # --- equations ---
 
@@ -411,7 +411,7 @@ class CellCoder:
         name = table.new("outputs")
         block.assign(name, outputs)
         block.lines.append(f"return {name}, {self.cell.name}State({', '.join(fields)})")
-        return wrap(block.lines)
+        return wrap(block.lines, 8)
 
     def parameter(self, ref: Ref, block: Block, table: NameTable) -> str:
         """A parameter in the computing dtype; a tap is one slice of a convolution's weight."""

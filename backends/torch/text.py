@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-WIDTH = 112
+WIDTH = 120
 
 
 def docstring(text: str, indent: str = "") -> str:
@@ -33,11 +33,11 @@ def several(items: Iterable[str]) -> str:
     return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
 
 
-def wrap(lines: Iterable[str], width: int = WIDTH) -> list[str]:
-    """Break calls that do not fit, as a formatter would: arguments on lines of their own."""
+def wrap(lines: Iterable[str], indent: int = 0) -> list[str]:
+    """Break what does not fit, as a formatter would; `indent` is what the lines will be moved to the right by."""
     out: list[str] = []
     for line in lines:
-        out.extend(_wrap(line, width))
+        out.extend(_wrap(line, WIDTH - indent))
     return out
 
 
@@ -50,21 +50,27 @@ def _wrap(line: str, width: int) -> list[str]:
         return [line]
     start, end = at
     terms = _terms(line)
-    if len(terms) > 1 and end < len(line) - 2:
+    if len(terms) > 1:
         head, first = terms[0].split(" = ", 1) if " = " in terms[0] else ("", terms[0].strip())
         comma = "," if line.endswith(",") else ""
-        opening = f"{indent}{head.strip()} = (" if head else f"{indent}("
-        parts = [
-            part for t in (first, *(t.rstrip(",") for t in terms[1:])) for part in _wrap(f"{indent}    {t}", width)
-        ]
-        return [opening, *parts, f"{indent}){comma}"]
+        parts = [first, *(t.rstrip(",") for t in terms[1:])]
+        if not head:
+            # Within brackets already.
+            return [
+                w
+                for i, t in enumerate(parts)
+                for w in _wrap(f"{indent}{t}{comma if i == len(parts) - 1 else ''}", width)
+            ]
+        whole = f"{indent}    {' '.join(parts)}"
+        body = [whole] if len(whole) <= width else [w for t in parts for w in _wrap(f"{indent}    {t}", width)]
+        return [f"{indent}{head.strip()} = (", *body, f"{indent}){comma}"]
     items = _items(line[start + 1 : end])
     head, tail = line[: start + 1], line[end:]
     inner = f"{indent}    {', '.join(items)}"
-    if len(inner) <= width and len(items) > 1:
-        return [head, inner, f"{indent}{tail}"]
-    # One parenthesised value must not become a tuple.
+    # One parenthesised value must not become a tuple, and a tuple goes one item a line.
     call = start > 0 and (line[start - 1].isalnum() or line[start - 1] in "_)]")
+    if len(inner) <= width and len(items) > 1 and call:
+        return [head, inner, f"{indent}{tail}"]
     kept = line[start + 1 : end].rstrip().endswith(",")
     comma = "," if len(items) > 1 or call or kept or line[start] == "[" else ""
     body = [part for item in items for part in _wrap(f"{indent}    {item}{comma}", width)]

@@ -540,15 +540,12 @@ def _loop_operator(
             tokens = [x.unbind(1) for x in hoisted]
             shared = (*fixed, *pack(*fixed))
             values: list[list[Tensor]] = [[] for _ in history]
+            batch = history[0].shape[0] if where is None else 1
             for t in range(steps):
                 new = step(*(x[t] for x in tokens), *shared, *past(values, history, t, where), *sizes, *consts)
                 for value, now, before in zip(values, new, history):
-                    value.append(now.to(before.dtype))
-            batch = history[0].shape[0] if where is None else 1
-            return [
-                torch.stack([x.expand(batch, *h.shape[2:]) for x in v], 1) if v else h.new_empty(batch, 0, *h.shape[2:])
-                for v, h in zip(values, history)
-            ]
+                    value.append(now.to(before.dtype).expand(batch, *before.shape[2:]))
+            return [torch.stack(v, 1) if v else h.new_empty(batch, 0, *h.shape[2:]) for v, h in zip(values, history)]
 
     @forward.register_fake
     def _(hoisted, fixed, history, sizes, consts, steps, sequence, position):
