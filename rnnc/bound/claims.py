@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 
 from rnnc.bound.analysis import Analysis, Kind, Range, Verdict
 from rnnc.bound.interval import INF, NONNEGATIVE, ONE, POSITIVE, UNIT, ZERO, Interval, finite
@@ -21,7 +22,7 @@ from rnnc.bound.model import Model, Parts
 from rnnc.bound.ranges import walk_real
 from rnnc.bound.relational import Budget
 from rnnc.bound.spectrum import Spectrum, groups, spectrum
-from rnnc.bound.witness import Target, Witness, search
+from rnnc.bound.witness import Target, Witness, effort, search
 from rnnc.diagnostics import Edit
 from rnnc.ir import Apply, Cell, Disc, Expr, Lit, Ref, Region, walk
 from rnnc.ir import Interval as Span
@@ -39,6 +40,7 @@ _GUESSES = (
 """Ranges that are tried as assumptions, and what brings any number into them."""
 _GUESSED_LEAVES = 6
 _GUESSING = 12_000
+_EFFORT = 120_000
 
 
 def bound(cell: Cell, source: Source) -> Analysis:
@@ -64,6 +66,13 @@ class _Bounder:
         self.model = Model(cell)
         self.budget = Budget()
         self.env = reachable(self.model, self.budget)
+        self.searching = effort()
+        self.guessing = Budget(_GUESSING * 5, _GUESSING)
+
+    @cached_property
+    def thorough(self) -> Environment:
+        """The same with more effort, for what was not proved at once."""
+        return reachable(self.model, Budget(_EFFORT, _EFFORT // 20))
 
     def run(self) -> Analysis:
         model, cell = self.model, self.cell
@@ -114,10 +123,10 @@ class _Bounder:
             claim.place,
             relies=self.relies(claim.value),
         )
-        if self.holds(self.env, parts, claim.region):
+        if self.holds(self.env, parts, claim.region) or self.holds(self.thorough, parts, claim.region):
             return known
         known = replace(known, reason=f"what can be proved is {_in(claim.name, found)}")
-        witness = search(self.env, self.target(parts, claim.region, claim.value.kind != "complex"))
+        witness = search(self.env, self.target(parts, claim.region, claim.value.kind != "complex"), self.searching)
         if witness is not None and not _bounded(found.interval):
             known = self.mended(known, [claim.value], lambda env: self.holds(env, parts, claim.region))
         if witness is not None:
@@ -221,14 +230,13 @@ class _Bounder:
         support = dict.fromkeys(key for v in values for key in self.support(v))
         names = [key for key in support if self._guessable(key)][:_GUESSED_LEAVES]
         together = [[n] for n in names] + ([names] if len(names) > 1 else [])
-        effort = Budget(_GUESSING)
+        guessing = Budget(self.guessing.allowance(0))
         for chosen in together:
             for text, interval, into in _GUESSES:
-                if effort.left <= 0:
-                    return verdict
                 # Even a guess that needs no look at forms costs a walk over the cell.
-                effort.spend(sum(1 for _ in walk(*self.model.updates.values(), *values)))
-                if prove(reachable(self.model, effort, dict.fromkeys(chosen, interval))):
+                if not guessing.spend(sum(1 for _ in walk(*self.model.updates.values(), *values))):
+                    return verdict
+                if prove(reachable(self.model, guessing, dict.fromkeys(chosen, interval))):
                     return self._said(verdict, chosen, text, into)
         return verdict
 
@@ -268,6 +276,9 @@ class _Bounder:
         known = Verdict("eigenvalues", name, region_text(region), "proved", _derived(s), place, relies=relies)
         if self.encloses(self.env, region, s):
             return known
+        closer = spectrum(self.thorough, s.states)
+        if self.encloses(self.thorough, region, closer):
+            return replace(known, reason=_derived(closer))
         witness = self.spectral_witness(region, s)
         known = self.normalised(known, region, s)
         if not known.mend and witness is None:
@@ -319,7 +330,7 @@ class _Bounder:
         real = s.real is not None
         for values, terms, sizes in ((s.at_one, s.terms, (1,)), (s.beyond, s.terms[:1], (2,))):
             for value in values:
-                found = search(self.env, self.target(value, region, real, self.shown(terms)), sizes)
+                found = search(self.env, self.target(value, region, real, self.shown(terms)), self.searching, sizes)
                 if found is not None:
                     return found
         return None

@@ -14,8 +14,8 @@ from fractions import Fraction
 from itertools import product
 
 from rnnc.bound.interval import ANY, INF, NONNEGATIVE, ONE, REAL, UNIT, ZERO, Interval, Num, hull, num, point
-from rnnc.bound.model import Model
-from rnnc.bound.ranges import SIZE, Ranges, is_leaf, walk_real
+from rnnc.bound.model import Model, pending
+from rnnc.bound.ranges import SIZE, Ranges, is_leaf
 from rnnc.bound.relational import Budget
 from rnnc.ir import Annulus, Apply, Disc, Draw, Expr, Lit, Ref, Region, walk
 from rnnc.ir import Interval as Span
@@ -54,6 +54,7 @@ class Environment:
         self._split: dict[tuple[tuple[Expr, Interval], ...], Ranges] = {}
         self._leaves: dict[Expr, Interval] = {}
         self._known: dict[Expr, Interval] = {}
+        self._unbounded: dict[Expr, tuple[Expr, ...]] = {}
 
     def ranges(self, node: Expr) -> Interval:
         """The range of a real expression."""
@@ -63,12 +64,24 @@ class Environment:
 
     def _by_case(self, node: Expr) -> Interval:
         whole = self.plain(node)
-        infinite = [n for n in walk_real(node) if is_leaf(n) and (self.leaf(n).has_lo or self.leaf(n).has_hi)]
+        infinite = self._infinite(node)
         if not infinite or len(infinite) > _INFINITE_LEAVES:
             return whole
         choices = [[(n, part) for part in _cases(self.leaf(n))] for n in infinite]
         found = hull(self._under(chosen)(node) for chosen in product(*choices))
         return found.meet(whole) or whole
+
+    def _infinite(self, root: Expr) -> tuple[Expr, ...]:
+        """The leaves below that may be infinite, a few at most."""
+        known = self._unbounded
+        for node in pending(root, known.__contains__, lambda n: () if is_leaf(n) else n.children):
+            if is_leaf(node):
+                found = self.leaf(node)
+                known[node] = (node,) if found.has_lo or found.has_hi else ()
+            else:
+                below = dict.fromkeys(leaf for c in node.children for leaf in known[c])
+                known[node] = tuple(below)[: _INFINITE_LEAVES + 1]
+        return known[root]
 
     def _under(self, chosen: tuple[tuple[Expr, Interval], ...]) -> Ranges:
         if chosen not in self._split:

@@ -11,7 +11,7 @@ running value, which another state's value at `t` does not see.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from rnnc.derive import pull_back
@@ -133,11 +133,10 @@ class Model:
         return self._part(root)
 
     def _rewrite(self, root: Expr) -> None:
-        for node in walk(root):
+        for node in pending(root, lambda n: n in self._parts or n in self._reals, lambda n: n.children):
             if node.kind == "complex":
-                if node not in self._parts:
-                    self._parts[node] = self._split(node)
-            elif node not in self._reals:
+                self._parts[node] = self._split(node)
+            else:
                 self._reals[node] = self._rebuild(node)
 
     def _part(self, node: Expr) -> Parts:
@@ -283,6 +282,15 @@ class Model:
         return Parts(self.graph.apply("real", node), self.graph.apply("imag", node), mod)
 
 
-def leaves(root: Expr) -> Iterator[Ref]:
-    """The named values below an expanded expression."""
-    return (n for n in walk(root) if isinstance(n, Ref))
+def pending(root: Expr, done: Callable[[Expr], bool], below: Callable[[Expr], Iterable[Expr]]) -> Iterator[Expr]:
+    """The nodes below a root that are not done yet, what is below them first; what is done is not entered."""
+    stack: list[tuple[Expr, bool]] = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if done(node):
+            continue
+        if ready:
+            yield node
+        else:
+            stack.append((node, True))
+            stack.extend((c, False) for c in reversed(tuple(below(node))) if not done(c))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from rnnc.bound import functions
 from rnnc.bound.forms import Forms
 from rnnc.bound.interval import ANY, INF, ONE, REAL, UNIT, ZERO, Interval, hull, point
+from rnnc.bound.model import pending
 from rnnc.bound.relational import Bounds, Budget
 from rnnc.ir import (
     COMPARISONS,
@@ -90,9 +91,7 @@ class Ranges:
 
     def __call__(self, root: Expr) -> Interval:
         if root not in self.known:
-            for node in walk_real(root, hints=self.hints):
-                if node in self.known:
-                    continue
+            for node in pending(root, self.known.__contains__, self._below):
                 if self.still is not None and not self._moves(node):
                     self.known[node] = self.still(node)
                     self.forms.of(node)
@@ -102,6 +101,12 @@ class Ranges:
                     self.known[node] = self._related(node, self.known[node])
         return self.known[root]
 
+    def _below(self, node: Expr) -> tuple[Expr, ...]:
+        if is_leaf(node):
+            return ()
+        hint = self.hints.get(node)
+        return node.children if hint is None else (*node.children, hint)
+
     def _moves(self, node: Expr) -> bool:
         """Whether a node, whose operands were asked for before, holds a state or a past."""
         if node not in self._moving:
@@ -109,8 +114,7 @@ class Ranges:
                 below = node if isinstance(node, Ref) else node.children[0] if node.children else node
                 moves = not isinstance(below, Ref | Draw) or (isinstance(below, Ref) and below.role in ("state", "def"))
             else:
-                hint = self.hints.get(node)
-                moves = any(self._moves(c) for c in (*node.children, *((hint,) if hint is not None else ())))
+                moves = any(self._moves(c) for c in self._below(node))
             self._moving[node] = moves
         return self._moving[node]
 

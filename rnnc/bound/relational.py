@@ -39,15 +39,21 @@ from rnnc.bound.poly import (
 _TERMS = 400
 _VARIANTS = 12
 _DEPTH = 2
-_ONE_FORM = 1_500
 _SMALL = 12
 
 
 @dataclass
 class Budget:
-    """Terms that may still be looked at. Counting work, not time, keeps the answers the same everywhere."""
+    """Steps that are left, in all and for `each` question. To count work, not time, keeps answers the same."""
 
     left: int = 120_000
+    each: int = 600
+
+    def allowance(self, least: int) -> int:
+        """What one question may cost, and that taken off; never less than `least`."""
+        allowed = max(least, min(self.each, self.left))
+        self.left -= allowed
+        return allowed
 
     def spend(self, amount: int) -> bool:
         self.left -= amount
@@ -85,7 +91,7 @@ class Bounds:
     def __call__(self, r: Rat) -> Interval:
         key = r.key()
         if key not in self._known:
-            self._stop = self.budget.left - _ONE_FORM
+            self._stop = self.budget.left - self.budget.each
             self._known[key] = self._rooted(r)
         return self._known[key]
 

@@ -18,10 +18,12 @@ from rnnc.bound.evaluate import FLOATS, INTERVALS, Array, Runner, Slot, Unsuppor
 from rnnc.bound.interval import INF, Interval, point
 from rnnc.bound.invariants import Environment
 from rnnc.bound.ranges import walk_real
+from rnnc.bound.relational import Budget
 from rnnc.ir import Draw, Expr, Ref, walk
 
 _PLAIN = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 1.3, -1.3, 3.0, -3.0, 0.1, -0.1, 10.0, -10.0, 30.0, -30.0)
-_EVALUATIONS = 150_000
+_LEAST = 500
+_EXACT = 8
 _STARTS = 5
 _TOKENS = (1, 2, 3)
 _MARGIN = 1e-6
@@ -93,17 +95,25 @@ class Target:
         return above or below or ("imag" in at and at["imag"].nonzero)
 
 
-def search(env: Environment, target: Target, sizes: Sequence[int] = (1, 2)) -> Witness | None:
+def effort() -> Budget:
+    """For all searches of one cell: how many nodes may be evaluated."""
+    return Budget(400_000, 120_000)
+
+
+def search(env: Environment, target: Target, effort: Budget, sizes: Sequence[int] = (1, 2)) -> Witness | None:
     """A witness against a target, or None where none was found."""
-    remaining = [_EVALUATIONS]
+    remaining = [effort.allowance(_LEAST)]
     for size in sizes:
         try:
             found = _Search(env, target, size, remaining).run()
         except Unsupported:
-            continue
+            found = None
         if found is not None:
-            return found
-    return None
+            break
+    else:
+        found = None
+    effort.left += max(remaining[0], 0)
+    return found
 
 
 Numbers = dict[Slot, float]
@@ -254,6 +264,7 @@ class _Search:
         return bool(list(self.offences(numbers, tokens, tied)))
 
     def offences(self, numbers: Numbers, tokens: int, tied: bool) -> Iterator[list[Interval]]:
+        self.remaining[0] -= _EXACT * len(self.runner.order) * tokens * self.size
         exact = Runner(self.env.model, self.target.roots(), self.size, INTERVALS)
         results = exact.run(tokens, lambda slot: point(numbers.get(self.key(slot, tied), 0.0)))[-1]
         for at in _rows(exact, results):
