@@ -272,6 +272,8 @@ class Block:
             case Apply(op="neg", args=(arg,)):
                 text, have = self.number(arg)
                 return f"-{text if have >= _SIGN and have != _POWER else f'({text})'}", _SIGN
+            case Apply(op="real" | "conj" | "imag" as op, args=(arg,)) if arg.kind != "complex":
+                return ("0.0", _ATOM) if op == "imag" else self.number(arg)
             case Apply(op=op, args=args):
                 parts = [(t if s == _ATOM else f"({t})") for t, s in (self.number(a) for a in args)]
                 table = (

@@ -90,7 +90,7 @@ def _terms(line: str) -> list[str]:
             depth += 1
         elif ch in ")]}":
             depth -= 1
-        elif ch in "+-" and depth == 0 and line[i - 1 : i] == " " and line[i + 1 : i + 2] == " ":
+        elif ch in "+-" and depth == 0 and line[start:i].strip() and line[i - 1] + line[i + 1 : i + 2] == "  ":
             parts.append(line[start:i].rstrip())
             start = i
     return [*parts, line[start:]]
