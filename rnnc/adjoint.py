@@ -1,8 +1,8 @@
 """Closure → Closure: the backward recurrence, derived in the same IR.
 
 With `λ[t]` the gradient of the loss with respect to `s[t]`, all of its future included, an affine group has
-`λ[t] = conj(a[t+1]) λ[t+1] + g[t]`, where `g` is what arrives from outside: an affine recurrence that runs from the last
-token to the first. The step is differentiated by `rnnc.derive` and the result goes through the same `match` as any
+`λ[t] = conj(a[t+1]) λ[t+1] + g[t]`, where `g` is what arrives from outside: an affine recurrence that runs from the
+last token to the first. The step is differentiated by `rnnc.derive` and the result goes through the same `match` as any
 recurrence of a program, so the backward pass is the same compiler again.
 """
 

@@ -86,7 +86,7 @@ class Apply(Expr):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reduce(Expr):
-    """`sum mean max min logsumexp` over `over`, jointly. An operand that lacks a summed dim counts once for each entry."""
+    """`sum mean max min logsumexp` over `over`, jointly. What lacks a summed dim counts once for each entry."""
 
     op: str
     over: tuple[str, ...]
@@ -230,9 +230,9 @@ class Draw(Expr):
         return self.args
 
 
-# Elementwise operations and how many operands they take. `clamp(x, lo, hi)` is `min(max(x, lo), hi)`; `max` and `min` of
-# several are nested. Only lowering makes the next two: `only(u, c)` is `u`, with a gradient of exactly 0 where `c` is
-# false; `like(u, v)` is `u` broadcast to the dims of `v` too.
+# Elementwise operations and how many operands they take. `clamp(x, lo, hi)` is `min(max(x, lo), hi)`; `max` and `min`
+# of several are nested. Only lowering makes the next two: `only(u, c)` is `u`, with a gradient of exactly 0 where `c`
+# is false; `like(u, v)` is `u` broadcast to the dims of `v` too.
 OPS: Mapping[str, int] = {
     **dict.fromkeys(("add", "sub", "mul", "div", "pow", "max", "min", "logaddexp", "and", "or", "only", "like"), 2),
     **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), 2),
@@ -245,7 +245,8 @@ COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 LOGIC = frozenset({"and", "or", "not"})
 # What a complex operand may enter; the rest are errors of the checker.
 COMPLEX_OPS = frozenset(
-    "add sub mul div pow neg eq ne abs sqrt rsqrt square exp log sin cos tanh real imag conj stop_gradient where only like".split()
+    "add sub mul div pow neg eq ne abs sqrt rsqrt square exp log sin cos tanh real imag conj stop_gradient where only "
+    "like".split()
 )
 REDUCTIONS = frozenset({"sum", "mean", "max", "min", "logsumexp"})
 NORMALIZERS = frozenset({"softmax", "l2norm", "rmsnorm", "layernorm"})

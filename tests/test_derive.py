@@ -66,9 +66,8 @@ def compare(text: str, tolerance: float = 1e-11) -> None:
 )
 def test_gradients_of_a_loss(loss: str) -> None:
     more = "dim Q = D\nbuffer I[D, Q] = eye\n" if "solve" in loss else ""
-    compare(
-        f"{HEAD}{more}u = 0.7 * h[t-1] + 0.2 * W\nh[t] = 0.5 * h[t-1] + 0.1 * x - 0.1 * grad({loss}, h[t-1])\noutput h[t]\n"
-    )
+    update = f"h[t] = 0.5 * h[t-1] + 0.1 * x - 0.1 * grad({loss}, h[t-1])"
+    compare(f"{HEAD}{more}u = 0.7 * h[t-1] + 0.2 * W\n{update}\noutput h[t]\n")
 
 
 def test_a_gradient_through_a_gradient() -> None:

@@ -96,11 +96,10 @@ def _sqrt(x: Tensor) -> Tensor:
 
 def _pair(x: Tensor | float, y: Tensor | float) -> tuple[Tensor, Tensor]:
     """Two operands as tensors; at least one is."""
-    if not isinstance(x, Tensor):
-        x = torch.full_like(y, x)
-    if not isinstance(y, Tensor):
-        y = torch.full_like(x, y)
-    return x, y
+    if isinstance(x, Tensor):
+        return x, y if isinstance(y, Tensor) else torch.full_like(x, y)
+    assert isinstance(y, Tensor)
+    return torch.full_like(y, x), y
 
 
 def _maximum(x: Tensor | float, y: Tensor | float) -> Tensor:
@@ -130,8 +129,8 @@ def _logsumexp(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 def _choose(condition: bool, x: Tensor | float, y: Tensor | float) -> Tensor:
     """`where` on a condition that is the same for all tokens; at least one operand is a tensor."""
-    device = (x if isinstance(x, Tensor) else y).device
-    return torch.where(torch.full((), condition, device=device), x, y)
+    x, y = _pair(x, y)
+    return torch.where(torch.full((), condition, device=x.device), x, y)
 
 
 def _only(x: Tensor, selected: Tensor | bool) -> Tensor:
