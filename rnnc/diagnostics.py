@@ -132,7 +132,8 @@ def _indent(text: str, width: int) -> str:
     from unicodedata import combining, east_asian_width
 
     cells = (
-        ch if ch == "\t" else "" if combining(ch) else "  " if east_asian_width(ch) in "WF" else " " for ch in text[:width]
+        ch if ch == "\t" else "" if combining(ch) else "  " if east_asian_width(ch) in "WF" else " "
+        for ch in text[:width]
     )
     return "".join(cells)
 
