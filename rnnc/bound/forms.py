@@ -169,6 +169,8 @@ class Forms:
             return None
         a, b = node.args
         x, y = (self.ranges(n) if node.op != "min" else -self.ranges(n) for n in node.args)
+        if x.undefined or y.undefined:
+            return None
         if node.op == "logaddexp":
             return b if x.hi == -INF else a if y.hi == -INF else None
         return b if x.hi <= y.lo else a if y.hi <= x.lo else None

@@ -270,18 +270,14 @@ def monotone(
     *,
     limits: tuple[Num, Num],
     exact: Callable[[Fraction], Num | None] = lambda _: None,
-    falling: bool = False,
 ) -> Interval:
-    """The image under a strictly monotone function, within a few units in the last place.
+    """The image under a strictly rising function, within a few units in the last place.
 
     `limits` are the values at the two infinite ends, which no finite number reaches; `exact` knows some values exactly.
     """
     first, last = x.ends()
-    if falling:
-        first, last = last, first
-    lo = _image(f, first, limits, exact, False, falling)
-    hi = _image(f, last, limits, exact, True, falling)
-    return Interval(lo[0], hi[0], lo[1], hi[1], x.undefined)
+    (lo, lo_open), (hi, hi_open) = _image(f, first, limits, exact, False), _image(f, last, limits, exact, True)
+    return Interval(lo, hi, lo_open, hi_open, x.undefined)
 
 
 def _image(
@@ -290,7 +286,6 @@ def _image(
     limits: tuple[Num, Num],
     exact: Callable[[Fraction], Num | None],
     up: bool,
-    falling: bool,
 ) -> End:
     x, is_open = end
     if not isinstance(x, Fraction):
@@ -298,7 +293,7 @@ def _image(
     if (known := exact(x)) is not None:
         return known, is_open
     try:
-        y = f(to_float(x, up != falling))
+        y = f(to_float(x, up))
     except OverflowError:
         y = INF
     if math.isnan(y):

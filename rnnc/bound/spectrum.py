@@ -289,6 +289,8 @@ class _Analysis:
         return found
 
     def _rat(self, node: Expr) -> Rat | None:
+        if node.kind == "complex":
+            return None
         real = self.model.real(node)
         self.env.plain(real)
         return self.env.plain.forms.of(real)
