@@ -13,11 +13,11 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from minGRU_pytorch.minGRU import minGRU
 from torch import Tensor
 
 import rnnc
@@ -55,7 +55,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
     cell: Any = rnnc.compile(EXAMPLES / "mingru.rnn")(D=D)
-    peer = minGRU(D, expansion_factor=1.0, proj_out=False)
+    try:
+        peer = import_module("minGRU_pytorch.minGRU").minGRU(D, expansion_factor=1.0, proj_out=False)
+    except ModuleNotFoundError:
+        raise SystemExit("the peer is missing: pip install --no-deps minGRU-pytorch==0.2.1 einops") from None
     x = torch.randn(B, T, D, requires_grad=True)
     z_weight, c_weight = cell.z_weight, cell.c_weight
     assert torch.allclose(cell(x)[0], loop(x, z_weight, c_weight), atol=1e-5)

@@ -122,9 +122,9 @@ def render(source: Source, diagnostic: Diagnostic, *, color: bool = False) -> st
 
 def _window(line: str, column: int) -> tuple[str, int]:
     """At most `_WIDTH` characters of a line around a column, and how many were cut on the left."""
-    line = "".join(ch if ch.isprintable() or ch == "\t" else "\ufffd" for ch in line)
     shift = 0 if len(line) <= _WIDTH else max(0, min(column - 1 - _WIDTH // 2, len(line) - _WIDTH))
-    return line[shift : shift + _WIDTH], shift
+    shown = line[shift : shift + _WIDTH]
+    return "".join(ch if ch.isprintable() or ch == "\t" else "\ufffd" for ch in shown), shift
 
 
 def _indent(text: str, width: int) -> str:
