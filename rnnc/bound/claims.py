@@ -125,7 +125,7 @@ class _Bounder:
         )
         if self.holds(self.env, parts, claim.region) or self.holds(self.thorough, parts, claim.region):
             return known
-        known = replace(known, reason=f"what can be proved is {_in(claim.name, found)}")
+        known = replace(known, reason=_derived_range(claim.name, found))
         witness = search(self.env, self.target(parts, claim.region, claim.value.kind != "complex"), self.searching)
         if witness is not None and not _bounded(found.interval):
             known = self.mended(known, [claim.value], lambda env: self.holds(env, parts, claim.region))
@@ -216,28 +216,36 @@ class _Bounder:
 
     def culprit(self, claim: _Claim, found: Range) -> str:
         """Why a claim stays undecided where no assumption was found that would help."""
-        real = self.model.parts(claim.value).mod if found.modulus else self.model.real(claim.value)
-        if found.interval.undefined:
-            for node in walk_real(real):
-                if self.env.plain(node).undefined and not any(self.env.plain(c).undefined for c in node.children):
-                    return f"{_undefined(node)}"
-        return f"only {found} could be derived"
+        if not found.interval.undefined:
+            return f"only {found} could be derived"
+        # Where states are taken to be defined, what is undefined first is the cause.
+        states = {k: replace(i, undefined=False) for k, i in self.env.states.items()}
+        env = Environment(self.model, states, self.budget)
+        names = (name for role, name in self.support(claim.value) if role == "state")
+        for root in (claim.value, *(self.model.updates[n] for n in names)):
+            parts = self.model.parts(root)
+            for node in walk_real(parts.mod if root.kind == "complex" else parts.re):
+                if env.plain(node).undefined and not any(env.plain(c).undefined for c in node.children):
+                    return _undefined(node)
+        return "it may be no number"
 
     # --- assumptions that would help --------------------------------------------------------------------------------
 
     def mended(self, verdict: Verdict, values: Sequence[Expr], prove: Callable[[Environment], bool]) -> Verdict:
         """The verdict with ranges of inputs or consts under which the claim would hold, if some were found."""
         support = dict.fromkeys(key for v in values for key in self.support(v))
-        names = [key for key in support if self._guessable(key)][:_GUESSED_LEAVES]
-        together = [[n] for n in names] + ([names] if len(names) > 1 else [])
+        guesses = {key: found for key in support if (found := self._guesses(key))}
+        names = list(guesses)[:_GUESSED_LEAVES]
+        trials = [([n], guess) for n in names for guess in guesses[n]]
+        free = [n for n in names if guesses[n] is _GUESSES]
+        trials += [(free, guess) for guess in _GUESSES if len(free) > 1]
         guessing = Budget(self.guessing.allowance(0))
-        for chosen in together:
-            for text, interval, into in _GUESSES:
-                # Even a guess that needs no look at forms costs a walk over the cell.
-                if not guessing.spend(sum(1 for _ in walk(*self.model.updates.values(), *values))):
-                    return verdict
-                if prove(reachable(self.model, guessing, dict.fromkeys(chosen, interval))):
-                    return self._said(verdict, chosen, text, into)
+        for chosen, (text, interval, into) in trials:
+            # Even a guess that needs no look at forms costs a walk over the cell.
+            if not guessing.spend(sum(1 for _ in walk(*self.model.updates.values(), *values))):
+                return verdict
+            if prove(reachable(self.model, guessing, dict.fromkeys(chosen, interval))):
+                return self._said(verdict, chosen, text, into)
         return verdict
 
     def _said(self, verdict: Verdict, chosen: Sequence[tuple[str, str]], text: str, into: str) -> Verdict:
@@ -248,20 +256,35 @@ class _Bounder:
             return replace(verdict, mend=f"{said}, but a learned number may be any: write {instead}")
         return replace(verdict, mend=said, edit=self._edit(*chosen[0], text) if len(chosen) == 1 else None)
 
-    def _guessable(self, key: tuple[str, str]) -> bool:
+    def _guesses(self, key: tuple[str, str]) -> Sequence[tuple[str, Interval, str]]:
+        """Ranges to try for a leaf: any, where it has none, else its own without the ends."""
         role, name = key
         if role == "input":
-            declared = self.cell.input(name)
-            return declared.region is None and declared.type.kind == "real"
-        if role == "const":
-            return self.cell.const(name).region is None
-        return role == "param" and self.cell.param(name).learned and self.cell.param(name).kind == "real"
+            region = self.cell.input(name).region
+            usual = self.cell.input(name).type.kind == "real"
+        elif role == "const":
+            region, usual = self.cell.const(name).region, True
+        elif role == "param":
+            region, usual = None, self.cell.param(name).kind == "real"
+        else:
+            return ()
+        if region is None:
+            return _GUESSES if usual else ()
+        if not isinstance(region, Span) or (region.lo_open and region.hi_open):
+            return ()
+        inner = replace(region, lo_open=True, hi_open=True)
+        lo, hi = self._known(region.lo), self._known(region.hi)
+        return [(region_text(inner), Interval(lo.lo, hi.hi, True, True), "")]
 
     def _edit(self, role: str, name: str, text: str) -> Edit | None:
-        """`x[D]` to `x[D] in [0, 1]`, if that is what stands there."""
+        """`x[D]` to `x[D] in [0, 1]`, if that is what stands there; a range that stands there is replaced."""
         place = self.cell.input(name).span if role == "input" else self.cell.const(name).span
-        declared = re.compile(rf"{re.escape(name)}(\s*\[[^\]]*\])?").match(self.source.text, place.start)
-        return None if declared is None else Edit(Place(declared.end(), declared.end()), f" in {text}")
+        pattern = rf"{re.escape(name)}(\s*\[[^\]]*\])?(?P<range>\s+in\s*[\[(][^\])]*[\])])?"
+        declared = re.compile(pattern).match(self.source.text, place.start)
+        if declared is None:
+            return None
+        start = declared.end() if declared["range"] is None else declared.start("range")
+        return Edit(Place(start, declared.end()), f" in {text}")
 
     # --- spectra ----------------------------------------------------------------------------------------------------
 
@@ -376,8 +399,14 @@ def _bounded(found: Interval) -> bool:
     return finite(found.lo) and finite(found.hi) and not found.undefined
 
 
-def _in(name: str, found: Range) -> str:
-    return f"`|{name}| in {found.interval}`" if found.modulus else f"`{name} in {found.interval}`"
+def _derived_range(name: str, found: Range) -> str:
+    interval = found.interval
+    if (interval.lo == -INF and interval.hi == INF) or (found.modulus and interval.hi == INF):
+        return f"nothing bounds `{name}`"
+    value = f"|{name}|" if found.modulus else name
+    return f"what can be proved is `{value} in {interval}`" + (
+        ", or that it is undefined" if interval.undefined else ""
+    )
 
 
 def _undefined(node: Expr) -> str:

@@ -132,6 +132,8 @@ class Interval:
         lost = (self.has_lo and other.has_hi) or (self.has_hi and other.has_lo)
         lo, lo_open = _sum((self.lo, self.lo_open), (other.lo, other.lo_open), -INF)
         hi, hi_open = _sum((self.hi, self.hi_open), (other.hi, other.hi_open), INF)
+        if lo > hi:
+            return ANY
         return Interval(tame(lo, False), tame(hi, True), lo_open, hi_open, self.undefined or other.undefined or lost)
 
     def __sub__(self, other: Interval) -> Interval:

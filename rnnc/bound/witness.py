@@ -24,6 +24,7 @@ from rnnc.ir import Draw, Expr, Ref, walk
 _PLAIN = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 1.3, -1.3, 3.0, -3.0, 0.1, -0.1, 10.0, -10.0, 30.0, -30.0)
 _LEAST = 500
 _EXACT = 8
+_TOLD = 3
 _STARTS = 5
 _TOKENS = (1, 2, 3)
 _MARGIN = 1e-6
@@ -35,17 +36,21 @@ V = TypeVar("V")
 class Witness:
     """A counterexample: what each value is, and what comes of it after `tokens` tokens with dims of size `size`.
 
-    `values` are (name, numbers) pairs, the numbers as text; `result` is the offending value.
+    `values` are (name, numbers) pairs, the numbers as text; `rest` says that there are more, which are 0. `result` is
+    the offending value.
     """
 
     values: tuple[tuple[str, str], ...]
     result: complex | float
     tokens: int
     size: int
+    rest: bool = False
 
     def text(self) -> str:
         """with `x = 2`, `w = -1` after 2 tokens."""
         said = ", ".join(f"`{name} = {text}`" for name, text in self.values)
+        if self.rest:
+            said = f"{said}, all else 0" if said else "all 0"
         when = f"after {self.tokens} tokens" if self.tokens > 1 else "" if said else "at the first token"
         return " ".join(part for part in (said and f"with {said}", when) if part)
 
@@ -77,13 +82,13 @@ class Target:
         """How far outside: positive there, 0 at an end."""
         gaps: list[float] = []
         if "hi" in at:
-            gaps.append((at["value"] - at["hi"]) / (1 + abs(at["hi"])))
+            gaps.append((at["value"] - at["hi"]) / (1 + abs(at["hi"])))  # inf where the value is
         if "lo" in at:
             gaps.append((at["lo"] - at["value"]) / (1 + abs(at["lo"])))
         if "imag" in at:
             gaps.append(abs(at["imag"]))
         gaps = [g for g in gaps if g == g]
-        return max(gaps, default=-INF) if math.isfinite(at["value"]) else -INF
+        return max(gaps, default=-INF)
 
     def broken(self, at: Mapping[str, Interval]) -> bool:
         """Whether the claim is false for all values of these intervals."""
@@ -300,7 +305,8 @@ class _Search:
             result = complex(value, _middle(imag))
         shown = [(name, at[-len(self.target.shown) + i]) for i, (name, _) in enumerate(self.target.shown)]
         values = tuple((n, number_text(_middle(i))) for n, i in shown) if shown else self.named(numbers)
-        return Witness(values, result, tokens, self.size)
+        rest = not shown and len({s.name for s in numbers}) > len(values)
+        return Witness(values, result, tokens, self.size, rest)
 
     def named(self, numbers: Numbers) -> tuple[tuple[str, str], ...]:
         """The chosen numbers by name, those that are 0 left out where there are many."""
@@ -310,9 +316,7 @@ class _Search:
                 tokens.setdefault(slot.name, {}).setdefault(slot.token, []).append(value)
         order = list(dict.fromkeys(s.name for s in numbers if s.kind != "draw"))
         found = [(n, ", then ".join(_entries(v) for _, v in sorted(tokens[n].items()))) for n in order]
-        if len(found) > 4:
-            found = [(n, text) for n, text in found if text != "0"] or found[:1]
-        return tuple(found[:6])
+        return tuple(found if len(found) <= _TOLD else [(n, text) for n, text in found if text != "0"])
 
 
 def _rows(runner: Runner[V], arrays: Sequence[Array[V]]) -> Iterator[list[V]]:
