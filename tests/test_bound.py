@@ -227,7 +227,14 @@ UNDECIDED = {
     "a division by zero": ("input x[D], y[D]\ngate z = sigmoid(x / y)", "`y in (0, inf)`"),
     "infinite inputs": (
         "input i[D] in [-inf, inf)\nstate m[D] = -inf\nm[t] = max(m[t-1], i)\ngate a = exp(m[t-1] - m[t])\noutput m[t]",
-        "may be no number",
+        "`i in (-inf, inf)`",
+    ),
+    "a learned divisor": ("input x[D]\nparam w[D] = ones\ngate z = sigmoid(x / w)", "write `exp(w)`"),
+    "a difference below": ("input x[D], y[D]\ngate z = sigmoid(x / (y - y[t-1]))", "`y - y[t-1]` may be 0"),
+    "a state's divisor": (
+        "input q[D] in [0, inf), r[D] in [0, inf)\nstate P[D] = 1\nP[t] = (P[t-1] + q) * r / (P[t-1] + q + r)\n"
+        "gate g = P[t] / r\noutput g",
+        "`r in (0, inf)`",
     ),
 }
 
