@@ -94,8 +94,9 @@ class Analysis:
 
     def contracting(self, closure: _OfGroup) -> bool:
         """Whether the transition of this group was proved never to exceed 1 in modulus, entry by entry."""
-        found = self.spectrum(closure.group.states[0])
-        return found.elementwise and found.modulus.hi <= 1 and not found.modulus.undefined
+        name = closure.group.states[0]
+        found = next((s for s in self.spectra if name in s.states), None)
+        return found is not None and found.elementwise and found.modulus.hi <= 1 and not found.modulus.undefined
 
     def diagnostics(self, strict: bool = False) -> list[Diagnostic]:
         """Refuted claims are errors, undecided ones warnings; under `strict` errors too."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
+from rnnc import ir
 from rnnc.bound.analysis import Analysis, Kind, Range, Verdict
 from rnnc.bound.interval import INF, NONNEGATIVE, ONE, POSITIVE, UNIT, ZERO, Interval, finite
 from rnnc.bound.invariants import Environment, reachable
@@ -22,13 +23,11 @@ from rnnc.bound.model import Model, Parts
 from rnnc.bound.ranges import walk_real
 from rnnc.bound.relational import Budget
 from rnnc.bound.spectrum import Spectrum, groups, spectrum
-from rnnc.bound.witness import Target, Witness, effort, search
+from rnnc.bound.witness import Target, Witness, search, search_budget
 from rnnc.diagnostics import Edit
 from rnnc.ir import Apply, Cell, Disc, Expr, Lit, Ref, Region, walk
-from rnnc.ir import Interval as Span
 from rnnc.show import expr_text, region_text
-from rnnc.source import Source
-from rnnc.source import Span as Place
+from rnnc.source import Source, Span
 
 _GUESSES = (
     ("[0, inf)", NONNEGATIVE, "exp(@)"),
@@ -50,12 +49,12 @@ def bound(cell: Cell, source: Source) -> Analysis:
 
 @dataclass(frozen=True)
 class _Claim:
-    """A claim on values of the model: what lies in the region is `parts`, each a real expression."""
+    """That an expanded value lies in a region."""
 
     kind: Kind
     name: str
     region: Region
-    place: Place
+    place: Span
     value: Expr
 
 
@@ -66,7 +65,7 @@ class _Bounder:
         self.model = Model(cell)
         self.budget = Budget()
         self.env = reachable(self.model, self.budget)
-        self.searching = effort()
+        self.searching = search_budget()
         self.guessing = Budget(_GUESSING * 5, _GUESSING)
 
     @cached_property
@@ -77,11 +76,16 @@ class _Bounder:
     def run(self) -> Analysis:
         model, cell = self.model, self.cell
         found = tuple(spectrum(self.env, g) for g in groups(model))
-        verdicts = [*(self.decide(c) for c in self.claims()), *self.spectral(found)]
+        claims = list(self.claims())
+        verdicts = [*(self.decide(c) for c in claims), *self.spectral(found)]
         inputs = {i.name: self.range(cell.graph.ref("input", i.name, i.type)) for i in cell.inputs}
         definitions = {d.name: self.range(model.definitions[d.name]) for d in cell.definitions}
         states = {s.name: self._state(s.name, s.type.kind == "complex") for s in cell.states}
         outputs = {o.name: self.range(model.expand(o.expr)) for o in cell.outputs}
+        for claim, verdict in zip(claims, verdicts, strict=False):
+            if verdict.status == "proved":
+                table = outputs if claim.kind == "output" else definitions
+                table[claim.name] = self.within(table[claim.name], claim.region)
         notes = {name: _notes(name, s) for s in found for name in s.states}
         return Analysis(
             cell.name,
@@ -98,6 +102,17 @@ class _Bounder:
         if node.kind == "complex":
             return Range(self.env.ranges(self.model.parts(node).mod), True)
         return Range(self.env.ranges(self.model.real(node)))
+
+    def within(self, found: Range, region: Region) -> Range:
+        """A range, and a region that was proved to hold it."""
+        match region:
+            case ir.Interval(lo=lo, hi=hi, lo_open=lo_open, hi_open=hi_open):
+                limit = Interval(self._known(lo).lo, self._known(hi).hi, lo_open, hi_open)
+            case ir.Disc(radius=radius):
+                limit = Interval(ZERO, self._known(radius).hi)
+            case ir.Annulus(inner=inner, outer=outer):
+                limit = Interval(self._known(inner).lo, self._known(outer).hi)
+        return Range(found.interval.meet(limit) or found.interval, found.modulus)
 
     def _state(self, name: str, modulus: bool) -> Range:
         return Range(self.env.states[name, "abs" if modulus else ""], modulus)
@@ -137,7 +152,7 @@ class _Bounder:
 
     def holds(self, env: Environment, value: Parts, region: Region) -> bool:
         """Whether a value always lies in a region."""
-        if isinstance(region, Span):
+        if isinstance(region, ir.Interval):
             if env.ranges(value.im) != Interval(ZERO, ZERO):
                 return False
             low, high = (region.lo, region.lo_open), (region.hi, region.hi_open)
@@ -172,7 +187,7 @@ class _Bounder:
         return node if finite(self.env.ranges(node).lo) or not self.env.ranges(node).point else None
 
     def target(self, value: Parts, region: Region, real: bool, shown: tuple[tuple[str, Expr], ...] = ()) -> Target:
-        if isinstance(region, Span):
+        if isinstance(region, ir.Interval):
             lo, hi = self.end(region.lo), self.end(region.hi)
             return Target(value.re, lo, hi, region.lo_open, region.hi_open, None if real else value.im, shown)
         if isinstance(region, Disc):
@@ -270,7 +285,7 @@ class _Bounder:
             return ()
         if region is None:
             return _GUESSES if usual else ()
-        if not isinstance(region, Span) or (region.lo_open and region.hi_open):
+        if not isinstance(region, ir.Interval) or (region.lo_open and region.hi_open):
             return ()
         inner = replace(region, lo_open=True, hi_open=True)
         lo, hi = self._known(region.lo), self._known(region.hi)
@@ -284,7 +299,7 @@ class _Bounder:
         if declared is None:
             return None
         start = declared.end() if declared["range"] is None else declared.start("range")
-        return Edit(Place(start, declared.end()), f" in {text}")
+        return Edit(Span(start, declared.end()), f" in {text}")
 
     # --- spectra ----------------------------------------------------------------------------------------------------
 
@@ -293,7 +308,7 @@ class _Bounder:
             s = next(x for x in found if claim.state in x.states)
             yield self.decide_spectrum(claim.state, claim.region, claim.span, s)
 
-    def decide_spectrum(self, name: str, region: Region, place: Place, s: Spectrum) -> Verdict:
+    def decide_spectrum(self, name: str, region: Region, place: Span, s: Spectrum) -> Verdict:
         roots = [self.model.updates[n] for n in s.states]
         relies = tuple(dict.fromkeys(r for root in roots for r in self.relies(root)))
         known = Verdict("eigenvalues", name, region_text(region), "proved", _derived(s), place, relies=relies)
@@ -309,7 +324,7 @@ class _Bounder:
         if witness is not None:
             return replace(known, status="refuted", witness=witness)
         missing = s.missing or "only a wider range could be derived"
-        if isinstance(region, Span) and s.real is None and not s.missing:
+        if isinstance(region, ir.Interval) and s.real is None and not s.missing:
             missing = "only the moduli of the eigenvalues are known, which may be complex"
         return replace(known, status="undecided", missing=f"it needs {known.mend}" if known.mend else missing)
 
@@ -331,7 +346,7 @@ class _Bounder:
             return False
         if s.exact and all(self.holds(env, value, region) for value in (*s.at_one, *s.beyond)):
             return True
-        if isinstance(region, Span):
+        if isinstance(region, ir.Interval):
             lo, hi = self._known(region.lo), self._known(region.hi)
             limit = Interval(lo.hi, hi.lo, region.lo_open, region.hi_open)
             if s.real is not None:

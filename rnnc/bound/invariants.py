@@ -13,12 +13,12 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 
+from rnnc import ir
 from rnnc.bound.interval import ANY, INF, NONNEGATIVE, ONE, REAL, UNIT, ZERO, Interval, Num, hull, num, point
 from rnnc.bound.model import Model, pending
 from rnnc.bound.ranges import SIZE, Ranges, is_leaf
 from rnnc.bound.relational import Budget
 from rnnc.ir import Annulus, Apply, Disc, Draw, Expr, Lit, Ref, Region, walk
-from rnnc.ir import Interval as Span
 
 _STEPS = 14
 _PLAIN_STEPS = 2
@@ -145,7 +145,7 @@ class Environment:
         if region is None:
             return NONNEGATIVE if part == "abs" else REAL
         found = self._region(region)
-        if isinstance(region, Span):
+        if isinstance(region, ir.Interval):
             return found
         outer = Interval(-found.hi, found.hi, found.hi_open, found.hi_open)
         return found if part == "abs" else outer
@@ -153,7 +153,7 @@ class Environment:
     def _region(self, region: Region) -> Interval:
         """The numbers (or, for a disc or an annulus, the moduli) in a region, for some values of its consts."""
         match region:
-            case Span(lo=lo, hi=hi, lo_open=lo_open, hi_open=hi_open):
+            case ir.Interval(lo=lo, hi=hi, lo_open=lo_open, hi_open=hi_open):
                 low, high = self._end(lo), self._end(hi)
                 return Interval(low.lo, high.hi, lo_open or low.lo_open, hi_open or high.hi_open)
             case Disc(radius=radius):

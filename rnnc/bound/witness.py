@@ -100,14 +100,14 @@ class Target:
         return above or below or ("imag" in at and at["imag"].nonzero)
 
 
-def effort() -> Budget:
+def search_budget() -> Budget:
     """For all searches of one cell: how many nodes may be evaluated."""
     return Budget(400_000, 120_000)
 
 
-def search(env: Environment, target: Target, effort: Budget, sizes: Sequence[int] = (1, 2)) -> Witness | None:
+def search(env: Environment, target: Target, budget: Budget, sizes: Sequence[int] = (1, 2)) -> Witness | None:
     """A witness against a target, or None where none was found."""
-    remaining = [effort.allowance(_LEAST)]
+    remaining = [budget.allowance(_LEAST)]
     for size in sizes:
         try:
             found = _Search(env, target, size, remaining).run()
@@ -117,7 +117,7 @@ def search(env: Environment, target: Target, effort: Budget, sizes: Sequence[int
             break
     else:
         found = None
-    effort.left += max(remaining[0], 0)
+    budget.left += max(remaining[0], 0)
     return found
 
 
