@@ -57,7 +57,6 @@ def test_grammar_has_no_conflicts(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_grammar_is_strict() -> None:
     """Strict mode also refuses terminals that match the same text. As one grammar, it reads the examples without us."""
-    pytest.importorskip("interegular", reason="Lark's strict mode needs it")
     lark = Lark(GRAMMAR, parser="lalr", lexer="basic", start=["line", "program"], strict=True)
     for path in EXAMPLES:
         lark.parse(path.read_text(encoding="utf-8"), start="program")
