@@ -39,12 +39,20 @@ def _log_of(x: float) -> float:
     return math.log(x) if x > 0 else -math.inf if x == 0 else math.nan
 
 
+def _log1p_of(x: float) -> float:
+    return math.log1p(x) if x > -1 else _log_of(1 + x)
+
+
 def _sqrt_of(x: float) -> float:
     return math.sqrt(x) if x >= 0 else math.nan
 
 
 def _exp_of(x: float) -> float:
     return math.exp(x) if x < 709.7 else math.inf
+
+
+def _expm1_of(x: float) -> float:
+    return math.expm1(x) if x < 709.7 else math.inf
 
 
 def _ratio(x: float, y: float) -> float:
@@ -56,7 +64,10 @@ def _ratio(x: float, y: float) -> float:
 def _power(x: float, y: float) -> float:
     if x == 0 and y < 0:
         return math.inf
-    value = x**y
+    try:
+        value = x**y
+    except OverflowError:
+        return -math.inf if x < 0 and y % 2 == 1 else math.inf
     return math.nan if isinstance(value, complex) else value
 
 
@@ -478,6 +489,12 @@ def _affine(
 # --- loops ---
 
 
+def _without_autocast(like: Tensor) -> torch.autocast:
+    """Where recurrences run: in the computing dtype, whatever autocast says of the caller."""
+    kind = like.device.type
+    return torch.autocast(kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False)
+
+
 class _Loop(NamedTuple):
     """A recurrence that is stepped, and its operator.
 
@@ -534,7 +551,7 @@ def _loop_operator(
 
     @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor[]")
     def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position):
-        with torch.autocast(history[0].device.type, enabled=False):
+        with _without_autocast(history[0]):
             where = places(sequence, position)
             tokens = [x.unbind(1) for x in hoisted]
             shared = (*fixed, *pack(*fixed))
@@ -556,7 +573,7 @@ def _loop_operator(
         schema=f"(Tensor[] grads, Tensor[] values, {arguments}) -> Tensor[]",
     )
     def backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
-        with torch.autocast(history[0].device.type, enabled=False):
+        with _without_autocast(history[0]):
             where = places(sequence, position)
             tokens = [x.unbind(1) for x in hoisted]
             shared = (*fixed, *pack(*fixed))
@@ -663,7 +680,7 @@ def _steps(
 ) -> Sequence[Tensor]:
     """The streams of a loop: histories are [B, depth, ...], newest first; results [*run.lead, ...]."""
     if len(run.lead) == 1:
-        with torch.autocast(history[0].device.type, enabled=False):
+        with _without_autocast(history[0]):
             past = [x for h in history for x in h.unbind(1)]
             new = loop.step(*hoisted, *fixed, *loop.pack(*fixed), *past, *sizes, *consts)
             return [x.to(h.dtype).expand(run.lead[0], *h.shape[2:]) for x, h in zip(new, history)]
