@@ -111,6 +111,7 @@ CLAIMS = {
     "not an annulus": (DELTA + STATE, "sigmoid(g) * S[t-1] + k * v", "annulus(0.5, 1)", "refuted"),
     "nonlinear": (DELTA + STATE, "tanh(sigmoid(g) * S[t-1] + k * v)", "[0, 1]", "proved"),
     "nonlinear, too steep": (DELTA + STATE, "tanh(2 * S[t-1] + k * v)", "[0, 1]", "refuted"),
+    "an energy": (DELTA + STATE, "sqrt(w * S[t-1] ** 2 + (1 - w) * k ** 2)", "[0, 1]", "proved"),
     "a running maximum": (DELTA + STATE, "max(S[t-1] - 1, k * v)", "[0, 1]", "proved"),
     "a learned matrix": (DELTA + STATE, "tanh(linear[K](S[t-1]) + v)", "disc(1)", "refuted"),
     "two lags": (DELTA + STATE, "0.5 * S[t-1] - 0.25 * S[t-2] + k * v", "disc(0.5)", "proved"),

@@ -35,7 +35,7 @@ from rnnc.bound.poly import (
     slim,
     variable,
 )
-from rnnc.ir import COMPARISONS, Apply, Expr, Graph, Lit, Reduce
+from rnnc.ir import COMPARISONS, Apply, Expr, Graph, Lit, Reduce, Ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,8 @@ class Forms:
                 forms = [self._forms.get(a) for a in node.args]
                 known = [f for f in forms if f is not None]
                 return self._apply(node, known) if len(known) == len(forms) else None
+            case Ref() if node.kind == "bool":
+                return self._truth(node)
             case Reduce():
                 arg = self._forms.get(node.arg)
                 return None if arg is None else self._reduce(node, arg)
@@ -280,9 +282,12 @@ class Forms:
             return args[1]
         if choice.hi <= 0:
             return args[2]
-        return self._named(node, node, cases=(args[1], args[2]))
+        yes = rat_mul(args[0], args[1], self.squares)
+        no = rat_mul(rat_add(rat(1), args[0], self.squares, -1), args[2], self.squares)
+        return rat_add(yes, no, self.squares)
 
-    def _truth(self, node: Apply) -> Rat | None:
+    def _truth(self, node: Expr) -> Rat | None:
+        """A truth value is its own square."""
         known = self.ranges(node)
         if known.point and isinstance(known.lo, Fraction):
             return rat(known.lo)

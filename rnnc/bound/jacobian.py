@@ -114,16 +114,26 @@ class _Maker:
             case _:
                 rules = Derivation(graph).operands(node, graph.lit(1.0))
                 # They follow PyTorch's convention for complex numbers, the conjugate.
-                return [r if r is None or r.kind != "complex" else graph.apply("conj", r) for r in rules]
+                return [r if r is None or r.kind != "complex" else graph.apply("conj", r) for r in map(_plain, rules)]
 
     def _times(self, term: Term, factor: Expr) -> Term:
         if isinstance(factor, Lit) and factor.value == 1:
             return term
         if isinstance(factor, Lit) and factor.value == -1 and not isinstance(term.out, Lit):
             return replace(term, out=self.graph.apply("neg", term.out))
-        if isinstance(term.out, Lit) and term.out.value == 1:
-            return replace(term, out=factor)
-        return replace(term, out=self.graph.apply("mul", term.out, factor))
+        return replace(term, out=self._product(term.out, factor))
+
+    def _product(self, a: Expr, b: Expr) -> Expr:
+        """A product, taken into a `where` that is else 0: its branch is understood under its condition."""
+        for x, y in ((a, b), (b, a)):
+            if isinstance(x, Lit) and x.value == 1:
+                return y
+            if isinstance(x, Apply) and x.op == "where" and any(_is_zero(e) for e in x.args[1:]):
+                condition, *branches = x.args
+                return self.graph.apply(
+                    "where", condition, *(e if _is_zero(e) else self._product(e, y) for e in branches)
+                )
+        return self.graph.apply("mul", a, b)
 
     def _summed(self, term: Term, node: Reduce) -> Term:
         """A term under a sum over dims."""
@@ -178,6 +188,17 @@ class _Maker:
             else:
                 ranks[same] = replace(term, out=graph.apply("add", ranks[same].out, term.out))
         return Block(graph.lit(0) if diagonal is None else diagonal, tuple(ranks))
+
+
+def _is_zero(node: Expr) -> bool:
+    return isinstance(node, Lit) and node.value == 0
+
+
+def _plain(node: Expr | None) -> Expr | None:
+    """Without a factor 1 in front."""
+    if isinstance(node, Apply) and node.op == "mul" and isinstance(node.args[0], Lit) and node.args[0].value == 1:
+        return node.args[1]
+    return node
 
 
 def renamed(graph: Graph, node: Expr, old: str, new: str) -> Expr:

@@ -17,7 +17,7 @@ from math import comb
 
 from rnnc.bound import functions
 from rnnc.bound.forms import Forms
-from rnnc.bound.interval import INF, ONE, REAL, ZERO, End, Interval, hull
+from rnnc.bound.interval import INF, ONE, REAL, ZERO, End, Interval, hull, point
 from rnnc.bound.poly import (
     Coef,
     Mono,
@@ -196,9 +196,10 @@ class Bounds:
             best = self._direct(num, below, boxes)
             if len(num) + len(below) > _SMALL or best.point:
                 return best
-            bent = [i for i in boxes if max(degree(num, i), degree(below, i)) > 1]
-            for i in bent[:2]:
-                parts = [self._direct(num, below, {**boxes, i: piece}) for piece in _pieces(boxes[i])]
+            bent = {i: _pieces(boxes[i]) for i in boxes if max(degree(num, i), degree(below, i)) > 1}
+            bent.update({i: [point(0), point(1)] for i in boxes if self.forms.squares(i) == variable(i)})
+            for i, pieces in list(bent.items())[:2]:
+                parts = [self._direct(num, below, {**boxes, i: piece}) for piece in pieces]
                 best = _meet(best, hull(parts))
             return best
         except TooLarge:
