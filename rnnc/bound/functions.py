@@ -14,6 +14,7 @@ from rnnc.bound.interval import (
     ONE,
     UNIT,
     ZERO,
+    End,
     Interval,
     Num,
     finite,
@@ -229,16 +230,19 @@ def power(base: Interval, exponent: Interval) -> Interval:
 
 
 def logaddexp(a: Interval, b: Interval) -> Interval:
-    lo, lo_open = _logaddexp(a.lo, b.lo, a.lo_open or b.lo_open, False)
-    hi, hi_open = _logaddexp(a.hi, b.hi, a.hi_open or b.hi_open, True)
+    lo, lo_open = _logaddexp((a.lo, a.lo_open), (b.lo, b.lo_open), False)
+    hi, hi_open = _logaddexp((a.hi, a.hi_open), (b.hi, b.hi_open), True)
     return Interval(lo, hi, lo_open, hi_open, a.undefined or b.undefined)
 
 
-def _logaddexp(x: Num, y: Num, is_open: bool, up: bool) -> tuple[Num, bool]:
-    if x == -INF or y == -INF:
-        return max(x, y), is_open
+def _logaddexp(a: End, b: End, up: bool) -> End:
+    (x, x_open), (y, y_open) = a, b
+    is_open = x_open or y_open
+    if x == INF or y == INF:
+        # Reached where either is.
+        return INF, (x != INF or x_open) and (y != INF or y_open)
     if not (isinstance(x, Fraction) and isinstance(y, Fraction)):
-        return INF, is_open
+        return max(x, y), is_open
     gap = softplus(point(-abs(x - y)))
     return tame(max(x, y) + (gap.hi if up else gap.lo), up), is_open
 
