@@ -176,9 +176,14 @@ def _chain(factor: Callable[[Derivation, Expr, Expr], Expr]) -> Rule:
 
 def _pow(d: Derivation, node: Apply, g: Expr) -> tuple[Expr | None, ...]:
     base, exponent = node.args
-    lower = d.graph.apply("pow", base, d.graph.apply("sub", exponent, d.number(1)))
-    to_base = d.times(g, d.mul(exponent, lower))
-    return to_base, d.times(g, d.mul(node, d.graph.apply("log", base)))
+    graph, zero = d.graph, d.number(0.0)
+    slope = d.mul(exponent, graph.apply("pow", base, graph.apply("sub", exponent, d.number(1))))
+    if not isinstance(exponent, Lit) or exponent.value == 0:
+        slope = graph.apply("where", graph.apply("eq", exponent, zero), zero, slope)
+    # 0 ** y is 0 for all y > 0, where the logarithm is infinite.
+    empty = graph.apply("and", graph.apply("eq", node, zero), graph.apply("eq", base, zero))
+    to_exponent = graph.apply("where", empty, zero, d.mul(node, graph.apply("log", base)))
+    return d.times(g, slope), d.times(g, to_exponent)
 
 
 def _div(d: Derivation, node: Apply, g: Expr) -> tuple[Expr | None, ...]:

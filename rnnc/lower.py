@@ -21,11 +21,14 @@ from rnnc.ir import (
     Expr,
     Grad,
     Graph,
+    Interval,
+    Linear,
     Lit,
     Merge,
     Normalize,
     Reduce,
     Ref,
+    Region,
     Rename,
     Solve,
     Split,
@@ -152,14 +155,15 @@ class _Inliner:
                 return self.graph.ref("state", f"{node.name}_past", node.type, node.lag)
             return node
         if isinstance(node, Grad):
-            loss, wrt = self.done[node.loss], self.done[node.wrt]
+            # What a branch does not select contributes nothing to a gradient that is a value, either.
+            loss, wrt = _Guard(self.graph, self.risky)(self.done[node.loss]), self.done[node.wrt]
             found = pull_back(self.graph, {loss: self.graph.lit(1.0)}, (wrt,))
             return found.get(wrt, self.graph.lit(0.0))
         new = self.graph.rebuild(node, tuple(self.done[c] for c in node.children))
         if isinstance(new, Conv):
             below = list(walk(new.arg))
             # In a `where` branch the current token's part is guarded, and the history is not: they must come apart.
-            apart = any((isinstance(n, Ref) and n.name in self.stateful) or self.risky(n) for n in below)
+            apart = any(isinstance(n, Ref) and n.name in self.stateful for n in below) or not self.risky.finite(new.arg)
             if new.width == 1 or apart:
                 return self._taps(new)
             self.convs[new.history] = new
@@ -191,10 +195,11 @@ class _Inliner:
         return total
 
 
-# Operations whose derivative is finite wherever their operands are: a zero cotangent stays zero behind them.
-_TAME = frozenset(
-    "add sub neg mul max min where only like eq ne lt le gt ge and or not abs sign square sin cos erf sigmoid "
-    "logsigmoid tanh relu silu gelu softplus real imag conj stop_gradient".split()
+# Operations whose derivative is a number, whatever their operands are.
+_STRAIGHT = frozenset("add sub neg where only like eq ne lt le gt ge and or not real imag conj stop_gradient".split())
+# Operations that are finite, and their derivative too, wherever their operands are.
+_TAME = _STRAIGHT | frozenset(
+    "mul max min abs sign square sin cos erf sigmoid logsigmoid tanh relu silu gelu softplus".split()
 )
 
 
@@ -202,39 +207,73 @@ class _Risk:
     """Where a cotangent of 0 may become NaN."""
 
     def __init__(self, cell: Cell) -> None:
-        self.infinite: set[str] = set()
-        self.infinite = {s.name for s in cell.states if not self.finite(s.init)}
+        self.known: dict[Expr, bool] = {}
+        self.infinite = {i.name for i in cell.inputs if _reaches_infinity(i.region)}
+        # Params are real numbers, whatever they begin with.
+        starts = [(p.name, p.init) for p in cell.params if not p.learned] + [(s.name, s.init) for s in cell.states]
+        for name, init in starts:
+            if not self.finite(init):
+                self.infinite.add(name)
 
     def __call__(self, node: Expr) -> bool:
-        """Whether a cotangent of 0 may become NaN here: an infinite derivative, or a factor that may be infinite."""
+        """Whether a cotangent of 0 may become NaN here: a derivative that may be infinite, or NaN."""
         match node:
-            case Normalize(op=op, eps=eps):
-                return op != "softmax" and eps == 0
-            case Reduce(op=op):
-                return op == "logsumexp"
-            case Apply(op="mul", args=args):
-                return not all(self.finite(a) for a in args)
-            case Apply(op=op):
-                return op not in _TAME
+            case Solve():
+                return True
+            case Reduce(op="sum" | "mean"):
+                return False
+            case Apply(op=op) if op in _STRAIGHT:
+                return False
+            case Apply() | Reduce() | Normalize() | Linear():
+                return not (self._tame(node) and all(self.finite(c) for c in node.children))
             case _:
                 return False
 
-    def finite(self, node: Expr) -> bool:
+    def finite(self, root: Expr) -> bool:
         """Whether a value is finite as long as inputs and params are, apart from overflow of sums and products."""
-        for n in walk(node):
-            if isinstance(n, Apply) and n.op not in _TAME:
-                return False
-            if isinstance(n, Lit) and not isinstance(n.value, complex) and math.isinf(n.value):
-                return False
-            if isinstance(n, Ref) and n.role == "state" and n.name in self.infinite:
-                return False
-            if isinstance(n, Solve) or (isinstance(n, Reduce) and n.op == "logsumexp"):
-                return False
-        return True
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if waiting := [c for c in node.children if c not in self.known]:
+                stack.extend(waiting)
+                continue
+            stack.pop()
+            self.known[node] = self._tame(node) and all(self.known[c] for c in node.children)
+        return self.known[root]
+
+    def _tame(self, node: Expr) -> bool:
+        """Whether finite operands make a finite value, with a finite derivative."""
+        match node:
+            case Apply(op=op):
+                return op in _TAME
+            case Lit():
+                return not _is_infinite(node)
+            case Ref(name=name):
+                return name not in self.infinite
+            case Normalize(op=op, eps=eps):
+                return op == "softmax" or eps > 0
+            case Reduce(op=op):
+                return op != "logsumexp"
+            case _:
+                return not isinstance(node, Solve)
+
+
+def _reaches_infinity(region: Region | None) -> bool:
+    """Whether an infinity is among the values of an input."""
+    match region:
+        case Interval(lo=lo, hi=hi):
+            ends = ((lo, region.lo_open), (hi, region.hi_open))
+            return any(not is_open and any(_is_infinite(n) for n in walk(end)) for end, is_open in ends)
+        case _:
+            return False
+
+
+def _is_infinite(node: Expr) -> bool:
+    return isinstance(node, Lit) and not isinstance(node.value, complex) and math.isinf(node.value)
 
 
 class _Guard:
-    """Writes `only` on what enters a `where` branch whose derivative may be infinite (0 * inf is NaN)."""
+    """Writes `only` on what enters a `where` branch whose derivative may be infinite or NaN (0 * inf is NaN)."""
 
     def __init__(self, graph: Graph, risky: _Risk) -> None:
         self.graph, self.risky = graph, risky
@@ -253,7 +292,7 @@ class _Guard:
         return self.done[root]
 
     def branch(self, root: Expr, condition: Expr) -> Expr:
-        """The branch with `only` on the operands of whatever may have an infinite derivative there."""
+        """The branch with `only` on the operands of whatever may have an infinite derivative, or NaN, there."""
         varying = depends([root], [n for n in walk(root) if isinstance(n, Ref) and n.role not in ("const", "size")])
         memo: dict[tuple[Expr, Expr], Expr] = {}
 
@@ -272,7 +311,10 @@ class _Guard:
                 stack.extend((c, inner) for c in waiting)
                 continue
             children = [memo.get((c, inner), c) for c in node.children]
-            if self.risky(node):
+            if self.risky(node) and isinstance(node, Linear):
+                # The weight is no operand that could be guarded: its gradient is a product with this value.
+                children = [self.graph.apply("where", inner, children[0], self.graph.lit(0.0))]
+            elif self.risky(node):
                 guarded = zip(children, node.children, strict=True)
                 children = [self._only(c, inner) if n in varying and n.kind != "bool" else c for c, n in guarded]
             memo[node, mask] = self.graph.rebuild(node, tuple(children))
@@ -297,10 +339,14 @@ class _Guard:
             case Merge(merged=merged, into=into):
                 mask = self._any(mask, merged)
                 return self.graph.split(mask, into, merged) if into in mask.dims else mask
+            case Reduce(over=over) | Normalize(over=over):
+                return self._any(mask, over)
+            case Linear(ins=ins, outs=outs):
+                return self._any(mask, (*ins, *outs))
+            case Solve(row=row, col=col):
+                return self._any(mask, (row, col))
             case _:
-                bound = {d for c in node.children for d in c.dims} ^ set(node.dims)
-                over = node.over if isinstance(node, Reduce | Normalize) else ()
-                return self._any(mask, (*bound, *over))
+                raise TypeError(f"no branch goes through {type(node).__name__}")
 
     def _any(self, mask: Expr, dims: tuple[str, ...]) -> Expr:
         over = [d for d in mask.dims if d in dims]

@@ -20,7 +20,7 @@ from rnnc.show import expr_text
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A group without recurrence: computed for all tokens at once."""
+    """A group without recurrence, its update applied once a token: computed for all tokens at once."""
 
     closure: Closure
     stream: Stream
@@ -44,7 +44,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Loop:
-    """A group that is stepped.
+    """A group that is stepped: a recurrence of no family, or any update `over` a dim.
 
     `hoisted` are the parts of its updates that need none of its states and differ from token to token; `fixed` those
     that only parameters decide. Both are computed before the loop.
@@ -102,7 +102,7 @@ def plan(
         name = streams[0].name
         if isinstance(closure, Affine):
             steps.append(Scan(closure, adjoints[name], streams[0], name in contracting))
-        elif not closure.group.recurrent:
+        elif not closure.group.recurrent and not streams[0].over:
             steps.append(Pointwise(closure, streams[0]))
         else:
             steps.append(_loop(closure, streams))

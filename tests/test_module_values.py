@@ -196,6 +196,18 @@ def test_outputs_and_states_can_be_written_to(name: str) -> None:
     agree([*inputs, *given, *module.parameters(), *module.buffers()], before, 0, 0)
 
 
+def test_a_state_is_nobody_elses_memory() -> None:
+    """Nor that of an input, an earlier state or a parameter, where an update or an initial value merely names one."""
+    text = "cell Echo\ndim D = 2\ninput x[D]\nstate h[D] = param, g[D]\nh[t] = x\ng[t] = h[t-1]\noutput g[t]\n"
+    cell = build(text)
+    x, first = torch.ones(1, 2), cell.initial_state(1)
+    _, state = cell.step(x, first)
+    with torch.no_grad():
+        for tensor in (x, first.h, cell.initial_state(1).h):
+            tensor.fill_(7.0)
+    assert (state.h == 1).all() and (state.g == 0).all() and (cell.h_init == 0).all()
+
+
 def test_a_state_does_not_hold_the_sequence() -> None:
     for name in ("scan", "gru", "lags", "mlstm"):
         module = make(name)

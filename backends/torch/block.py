@@ -51,13 +51,13 @@ _NUMBERS: Mapping[str, str] = {
     **{op: f"math.{op}({{0}})" for op in ("sin", "cos", "tanh", "erf")},
     "exp": "_exp_of({0})",
     "log": "_log_of({0})",
-    "log1p": "_log_of(1 + {0})",
-    "expm1": "(_exp_of({0}) - 1)",
+    "log1p": "_log1p_of({0})",
+    "expm1": "_expm1_of({0})",
     "sqrt": "_sqrt_of({0})",
     "abs": "abs({0})",
     "max": "max({0}, {1})",
     "min": "min({0}, {1})",
-    "square": "({0} ** 2)",
+    "square": "({0} * {0})",
     "rsqrt": "_ratio(1.0, _sqrt_of({0}))",
     "sign": "float(({0} > 0) - ({0} < 0))",
     "sigmoid": "(1 / (1 + _exp_of(-{0})))",
@@ -314,6 +314,9 @@ class Block:
             return self.call("_like", *(self.aligned(a, target)[0] for a in args)), _ATOM
         if op in ("add", "sub", "mul", "div", "pow", "neg"):
             parts = [self.aligned(a, target, arithmetic=True) for a in args]
+        elif op == "where":
+            values = [self.aligned(a, target, arithmetic=node.kind != "bool") for a in args[1:]]
+            parts = [self.aligned(args[0], target), *values]
         else:
             parts = [self.aligned(a, target, arithmetic=op in _CALLS and op != "only") for a in args]
         if op in _INFIX:
@@ -324,7 +327,7 @@ class Block:
             return f"{'-' if op == 'neg' else '~'}{text if bare else f'({text})'}", _SIGN
         texts = [t for t, _ in parts]
         if op == "where":
-            return self._where(args, texts), _ATOM
+            return self._where(node, texts), _ATOM
         if op == "softplus":
             inner = parts[0][0] if parts[0][1] >= _SIGN else f"({parts[0][0]})"
             return f"-F.logsigmoid(-{inner})", _SIGN
@@ -333,12 +336,12 @@ class Block:
     def code_of(self, node: Expr) -> str:
         return self.nested(node)[0]
 
-    def _where(self, args: tuple[Expr, ...], texts: list[str]) -> str:
-        condition, yes, no = args
+    def _where(self, node: Apply, texts: list[str]) -> str:
+        condition, yes, no = node.args
         if is_number(condition):
             return self.call("_choose", *texts)
         if is_number(yes) and is_number(no):
-            kind = self.call("_complex_of", self.dtype) if "complex" in (yes.kind, no.kind) else self.dtype
+            kind = {"bool": "torch.bool", "real": self.dtype}.get(node.kind) or self.call("_complex_of", self.dtype)
             texts[1] = f"torch.full((), {texts[1]}, dtype={kind}, device={self.atom(condition)}.device)"
         return f"torch.where({', '.join(texts)})"
 

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from rnnc.fields import StateField
 from rnnc.ir import (
     Annulus,
+    Apply,
     Conv,
     Disc,
     Draw,
     Expr,
     Interval,
     Kind,
+    Merge,
     Param,
     Ref,
     Region,
+    Rename,
+    Split,
     walk,
 )
 from rnnc.lower import Stream
@@ -129,16 +133,19 @@ class CellCoder:
             if any(s.name in step.closure.group.states for s in self.cell.states)
         ]
 
-    def size_code(self, node: int | Expr, prefix: str = "self.") -> str:
-        if isinstance(node, int):
-            return str(node)
-        return self.plain_block(prefix).number(node)[0]
+    def size_code(self, node: Expr) -> str:
+        return self.plain_block().number(node)[0]
 
-    def plain_block(self, prefix: str = "self.") -> Block:
-        """A block for expressions outside the equations."""
+    def plain_block(self, dtype: str = "") -> Block:
+        """A block for expressions outside the equations. With `dtype`, parameters are read in that one."""
 
         def leaf(ref: Ref) -> str:
-            return f"{prefix}{ref.name}"
+            code = f"self.{ref.name}"
+            if not dtype or ref.role not in ("param", "buffer") or ref.kind == "bool":
+                return code
+            if ref.kind == "complex":
+                self.helpers.add("_complex_of")
+            return f"{code}.to({'_complex_of(dtype)' if ref.kind == 'complex' else dtype})"
 
         def nothing(*_: object) -> str:
             raise AssertionError("no learned map here")
@@ -146,13 +153,13 @@ class CellCoder:
         block = Block(
             NameTable(self.reserved),
             leaf,
-            lambda d: f"{prefix}{d}",
+            lambda d: f"self.{d}",
             {},
             {},
             nothing,
             nothing,
             nothing,
-            "torch.float32",
+            dtype or "torch.float32",
         )
         block.helpers = self.helpers
         return block
@@ -277,8 +284,7 @@ class CellCoder:
 
     def initial(self) -> list[str]:
         items: list[str] = []
-        lines: list[str] = []
-        block = self.plain_block()
+        block = self.plain_block("dtype")
         for f in self.system.fields:
             lead = ["batch"] if f.length is None else ["batch", str(f.length)]
             shape = (
@@ -295,9 +301,10 @@ class CellCoder:
                 block.expect(value)
                 code = block.aligned(value, f.dims, arithmetic=True)
                 atom = code[0] if code[0].replace(".", "").replace("_", "").isalnum() else f"({code[0]})"
-                text = f"{atom}.to({kind}).expand({shape}).contiguous()"
+                # A copy: a state that is written to must not change a parameter.
+                text = f"{atom}.to({kind}).expand({shape}).clone(memory_format=torch.contiguous_format)"
             items.append(f"{f.name}={text},")
-        return [*lines, *wrap(items, 12)]
+        return wrap(items, 12)
 
     def checks(self) -> list[str]:
         lines: list[str] = []
@@ -500,7 +507,8 @@ class CellCoder:
                 stream = self.system.stream(f.of)
                 if stream.depth == 1:
                     self.helpers.add("_last")
-                    out.append(f"{f.name}=_last(run, {values[f.of]}, state.{f.name})")
+                    shared = ", shared=True" if _shares_memory(stream.expr) else ""
+                    out.append(f"{f.name}=_last(run, {values[f.of]}, state.{f.name}{shared})")
                 else:
                     self.helpers.add("_history")
                     queue = self.queue(stream, block, table)
@@ -555,6 +563,16 @@ class CellCoder:
             taps = f", {p.taps}" if p.taps else ""
             lines.append(f"    {p.name}: [{', '.join(p.shape)}{taps}]{'' if p.learned else ', not learned'}")
         return "\n".join(lines)
+
+
+def _shares_memory(node: Expr) -> bool:
+    """Whether a value may be a view of an input, of a state or of a parameter."""
+    while not isinstance(node, Ref):
+        views = isinstance(node, Apply) and node.op in ("real", "imag", "only", "like", "stop_gradient")
+        if not views and not isinstance(node, Rename | Split | Merge):
+            return False
+        node = node.children[0]
+    return True
 
 
 def _cut(text: str, width: int = 100) -> str:

@@ -310,8 +310,9 @@ class LoopCoder:
     def _targets(self, stream: Stream) -> tuple[list[Expr], list[Expr]]:
         own = {s.name for s in self.loop.streams}
         below = list(walk(stream.expr))
-        targets: list[Expr] = [n for n in below if isinstance(n, Ref) and n.role == "state" and n.name in own]
-        targets += [n for n in below if n in self.names and n.kind != "bool"]
+        past = [n for n in below if isinstance(n, Ref) and n.role == "state" and n.name in own]
+        before = [n for n in below if n in self.names]
+        targets: list[Expr] = [n for n in (*past, *before) if n.kind != "bool"]
         watch: list[Expr] = [n for n in below if isinstance(n, Linear) and n in self.body]
         return targets, watch
 
@@ -481,6 +482,9 @@ class _OverBack:
             ref = self.results[self.running]
             assert isinstance(ref, Ref)
             leaves[ref.name, 0] = d_run
+        else:
+            # Each small step forgets what the ones before it made.
+            body.append(f"{d_run} = torch.zeros_like({d_run})")
         backs = [*(f"{u}[::-1]" for u in micro.names.values()), f"{run}[-2::-1]"]
         if micro.names:
             lines.append(f"for {', '.join([*micro.names, now])} in zip({', '.join(backs)}):")

@@ -294,13 +294,14 @@ def _previous(run: _Run, value: Tensor, initial: Tensor) -> Tensor:
     return initial if len(run.lead) == 1 else _past(run, value, initial.unsqueeze(1), 1)
 
 
-def _last(run: _Run, value: Tensor, initial: Tensor) -> Tensor:
+def _last(run: _Run, value: Tensor, initial: Tensor, shared: bool = False) -> Tensor:
     """`value` at the last token of each sequence, [B, ...]; `initial` for a sequence without tokens.
 
-    A copy: a view would keep the values at all tokens alive as long as the state is.
+    A copy: a view would keep the values at all tokens alive as long as the state is. One token's value is copied only
+    where it is `shared`, a view of what came in.
     """
     if len(run.lead) == 1:
-        return value
+        return value.clone() if shared else value
     if value.shape[1] == 0:
         return initial
     if run.length is None or run.end is None:
