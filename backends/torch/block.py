@@ -556,8 +556,3 @@ def _literal(value: bool | int | float | complex) -> tuple[str, int]:
         return ("math.inf", _ATOM) if value > 0 else ("-math.inf", _SIGN)
     text = repr(value)
     return text, _SIGN if text.startswith("-") else _ATOM
-
-
-def used(roots: Iterable[Expr]) -> list[Ref]:
-    """The references below `roots`, each once, in order of first use."""
-    return [n for n in walk(*roots) if isinstance(n, Ref)]

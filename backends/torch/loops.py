@@ -19,13 +19,12 @@ from .text import several, wrap
 class LoopCode:
     """The text of one loop's functions, and how the equations call it.
 
-    `fixed` are nodes, `weights` names of parameters that follow them; `sizes` and `consts` are dims and consts that the
-    functions take as numbers.
+    `weights` are names of parameters, which follow the loop's fixed values; `sizes` and `consts` dims and consts that
+    the functions take as numbers; `products` the gradients of weights (see `_loop_operator` of the runtime).
     """
 
     name: str
     text: str
-    fixed: tuple[Expr, ...]
     weights: tuple[str, ...]
     sizes: tuple[str, ...]
     consts: tuple[str, ...]
@@ -110,7 +109,6 @@ class LoopCoder:
         return LoopCode(
             self.name,
             "\n\n\n".join(parts),
-            self.loop.fixed,
             self.weights,
             tuple(self.sizes),
             tuple(self.consts),
@@ -505,6 +503,3 @@ def _function(name: str, args: list[str], body: list[str], doc: str) -> str:
     if len(head) > 110:
         head = "\n".join([f"def {name}(", *(f"    {a}," for a in args), "):"])
     return "\n".join([head, f'    """{doc}"""', *wrap(f"    {line}" for line in body)])
-
-
-__all__ = ["LoopCode", "LoopCoder", "Type", "past_name"]
