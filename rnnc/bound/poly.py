@@ -142,14 +142,6 @@ def by_power(p: Poly, atom: int) -> dict[int, dict[Mono, Coef]]:
     return result
 
 
-def substitute(p: Poly, atom: int, value: Poly, squares: Reduce | None = None) -> Poly:
-    """`p` with a polynomial in place of an atom."""
-    result: Poly = {}
-    for exponent, coefficient in sorted(by_power(p, atom).items()):
-        result = add(result, mul(coefficient, power(value, exponent, squares), squares))
-    return result
-
-
 def divide(p: Poly, q: Poly) -> Poly | None:
     """`p / q` where it comes out even."""
     if len(q) > len(p):
