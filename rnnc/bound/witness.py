@@ -20,6 +20,7 @@ from rnnc.bound.invariants import Environment
 from rnnc.bound.ranges import walk_real
 from rnnc.bound.relational import Budget
 from rnnc.ir import Draw, Expr, Ref, walk
+from rnnc.show import expr_text
 
 _PLAIN = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 1.3, -1.3, 3.0, -3.0, 0.1, -0.1, 10.0, -10.0, 30.0, -30.0)
 _LEAST = 500
@@ -192,11 +193,21 @@ class _Search:
                 const = model.cell.const(slot.name)
                 return point(const.value) if const.region is None else self.env.leaf(graph.ref("const", slot.name))
             case "draw":
-                draws = [n for p in model.cell.params for n in walk(p.init) if isinstance(n, Draw)]
-                drawn = next((d for d in draws if str(model.number(d)) == slot.name), None)
+                drawn = self.drawn(slot)
                 return Interval(-INF, INF, True, True) if drawn is None else self.env.leaf(drawn)
             case _:
                 return Interval(-INF, INF, True, True)
+
+    def drawn(self, slot: Slot) -> Draw | None:
+        """What a slot of a param or a buffer is drawn from."""
+        model = self.env.model
+        draws = [n for p in model.cell.params for n in walk(p.init) if isinstance(n, Draw)]
+        return next((d for d in draws if str(model.number(d)) == slot.name), None)
+
+    def title(self, slot: Slot) -> str:
+        """What a slot is called: a draw, which has no name of its own, as the program writes it."""
+        drawn = self.drawn(slot) if slot.kind == "draw" else None
+        return slot.name if drawn is None else expr_text(drawn)
 
     def boolean(self, slot: Slot) -> bool:
         return slot.kind == "input" and self.env.model.cell.input(slot.name).type.kind == "bool"
@@ -305,16 +316,15 @@ class _Search:
             result = complex(value, _middle(imag))
         shown = [(name, at[-len(self.target.shown) + i]) for i, (name, _) in enumerate(self.target.shown)]
         values = tuple((n, number_text(_middle(i))) for n, i in shown) if shown else self.named(numbers)
-        rest = not shown and len({s.name for s in numbers}) > len(values)
+        rest = not shown and len({self.title(s) for s in numbers}) > len(values)
         return Witness(values, result, tokens, self.size, rest)
 
     def named(self, numbers: Numbers) -> tuple[tuple[str, str], ...]:
         """The chosen numbers by name, those that are 0 left out where there are many."""
         tokens: dict[str, dict[int, list[float]]] = {}
         for slot, value in sorted(numbers.items(), key=lambda i: (i[0].token, i[0].index, i[0].part != "real")):
-            if slot.kind != "draw":
-                tokens.setdefault(slot.name, {}).setdefault(slot.token, []).append(value)
-        order = list(dict.fromkeys(s.name for s in numbers if s.kind != "draw"))
+            tokens.setdefault(self.title(slot), {}).setdefault(slot.token, []).append(value)
+        order = list(dict.fromkeys(self.title(s) for s in numbers))
         found = [(n, ", then ".join(_entries(v) for _, v in sorted(tokens[n].items()))) for n in order]
         return tuple(found if len(found) <= _TOLD else [(n, text) for n, text in found if text != "0"])
 
@@ -341,7 +351,8 @@ def _middle(x: Interval) -> float:
 
 
 def number_text(value: complex | float) -> str:
-    """A number for people: three digits."""
+    """A number for people: three digits, or five where three would make a whole number of it: 1.001 is not 1."""
     if isinstance(value, complex):
         return f"{value.real + 0.0:.3g}{value.imag + 0.0:+.3g}j"
-    return f"{value + 0.0:.3g}"
+    text = f"{value + 0.0:.3g}"
+    return f"{value + 0.0:.5g}" if float(text).is_integer() else text
