@@ -272,6 +272,11 @@ def _is_infinite(node: Expr) -> bool:
     return isinstance(node, Lit) and not isinstance(node.value, complex) and math.isinf(node.value)
 
 
+def _varies(node: Expr) -> bool:
+    """Whether gradients may arrive here, for a reference or for the weight of a map."""
+    return isinstance(node, Conv | Linear) or (isinstance(node, Ref) and node.role not in ("const", "size"))
+
+
 class _Guard:
     """Writes `only` on what enters a `where` branch whose derivative may be infinite or NaN (0 * inf is NaN)."""
 
@@ -293,7 +298,7 @@ class _Guard:
 
     def branch(self, root: Expr, condition: Expr) -> Expr:
         """The branch with `only` on the operands of whatever may have an infinite derivative, or NaN, there."""
-        varying = depends([root], [n for n in walk(root) if isinstance(n, Ref) and n.role not in ("const", "size")])
+        varying = depends([root], [n for n in walk(root) if _varies(n)])
         memo: dict[tuple[Expr, Expr], Expr] = {}
 
         def have(node: Expr, mask: Expr) -> Expr | None:

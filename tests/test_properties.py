@@ -104,6 +104,11 @@ CORNERS = {
         g[t] = where(x > 0, softmax[D](log(abs(x)) + g[t-1]), h[t])
         output where(done, 1, linear(log(x + 9) -> D)) + g[t]
         output where(c, linear(log(abs(x) + 0.1) * g[t] -> D), h[t])""",
+    "a map of a number in a branch": """\
+        dim D = 3
+        input x[D]
+        u = tanh(conv[2](2))
+        output x * where(u > 0.5, sqrt(u - 0.5), 1) * where(u < 0.5, log(0.5 - u), 1)""",
     "solutions in a branch": """\
         dim N = 2, M = 2
         input A[N, M], b[N], d[N]: bool
