@@ -137,10 +137,30 @@ def reason(system: System, closure: Closure, *, contracting: bool = False) -> st
             told = [f"not {r.family}: {r.reason}" for r in refusals]
             if blamed := offenders(system, closure):
                 pasts = sorted({f"`{r.name}[t-{r.lag}]`" for node, _ in blamed for r in _pasts(closure, node)})
-                told.append(f"parallel if {_terms(system, blamed)} held no {' or '.join(pasts)}")
+                change = "parallel if" if _separates(system, closure, {n for n, _ in blamed}) else "nearer to it if"
+                told.append(f"{change} {_terms(system, blamed)} held no {' or '.join(pasts)}")
             return "; ".join(told)
         case _:
             return "the value at t does not depend on the one at t-1"
+
+
+def _separates(system: System, closure: Sequential, blamed: set[Expr]) -> bool:
+    """Whether the states of a group come apart once these terms hold none of their pasts."""
+    reads: dict[str, set[str]] = {}
+    for name in closure.group.states:
+        seen: set[Expr] = set()
+        stack = [system.stream(name).expr]
+        while stack:
+            node = stack.pop()
+            if node not in seen and node not in blamed:
+                seen.add(node)
+                stack.extend(node.children)
+        refs = {n.name for n in seen if isinstance(n, Ref) and n.role == "state"}
+        reads[name] = (refs & set(closure.group.states)) - {name}
+    left = set(reads)
+    while free := {n for n in left if not reads[n] & left}:
+        left -= free
+    return not left
 
 
 def _terms(system: System, blamed: Sequence[tuple[Expr, str]]) -> str:

@@ -36,6 +36,9 @@ def expr_text(expr: ir.Expr, names: Mapping[ir.Expr, str] | None = None) -> str:
             out.append(piece)
             continue
         node, needed = piece
+        while isinstance(node, ir.Apply) and node.op in ("only", "like"):
+            # What lowering adds is no part of the language, and changes no value.
+            node = node.args[0]
         if names is not None and node in names:
             out.append(names[node])
             continue

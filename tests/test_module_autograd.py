@@ -248,3 +248,12 @@ def test_parallel_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda x: module(*x)[0], batches))
     agree(got, want, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["mingru", "gru"])
+def test_forward_mode_is_refused_aloud(name: str) -> None:
+    """`torch.func.jvp` would go on with a tangent of 0."""
+    module = make(name)
+    (x,) = draw(name, 1, 4)
+    with pytest.raises(NotImplementedError, match='backend="reference"'):
+        torch.func.jvp(lambda z: module(z)[0], (x,), (torch.ones_like(x),))

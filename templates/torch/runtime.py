@@ -179,7 +179,10 @@ def _layernorm(x: Tensor, dim: int | tuple[int, ...], eps: float) -> Tensor:
 
 def _solve(matrix: Tensor, rhs: Tensor) -> Tensor:
     """The `y` with `matrix @ y = rhs`: [..., N, M] and [..., N] to [..., M]."""
-    return torch.linalg.solve(matrix, rhs.unsqueeze(-1)).squeeze(-1)
+    # Of equal rank, or PyTorch may take one right-hand side for a batch of them.
+    lead = torch.broadcast_shapes(matrix.shape[:-2], rhs.shape[:-1])
+    columns = rhs.expand(*lead, rhs.shape[-1]).unsqueeze(-1)
+    return torch.linalg.solve(matrix.expand(*lead, *matrix.shape[-2:]), columns).squeeze(-1)
 
 
 # --- learned maps ---
@@ -461,6 +464,14 @@ def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Te
     return scan
 
 
+def _reject_tangents(*values: Tensor) -> None:
+    """Forward-mode derivatives would be lost in an operator, and `torch.func.jvp` would not say so."""
+    if torch.compiler.is_compiling():
+        return
+    if any(torch.autograd.forward_ad.unpack_dual(v).tangent is not None for v in values):
+        raise NotImplementedError('no forward-mode derivatives here: construct the cell with backend="reference"')
+
+
 def _affine(
     run: _Run,
     scan: Callable[[Tensor, Tensor, Tensor, bool, Tensor | None], Tensor],
@@ -484,6 +495,7 @@ def _affine(
         b = torch.where(first, a * initial[run.sequence] + b, b)
         a = torch.where(first, 0.0, a)
         initial = torch.zeros_like(initial[:1]) if initial.shape[0] else b.new_zeros((1, *shape[2:]))
+    _reject_tangents(a, b, initial)
     return scan(a, b, initial, contracting, fresh)
 
 
@@ -685,6 +697,7 @@ def _steps(
             past = [x for h in history for x in h.unbind(1)]
             new = loop.step(*hoisted, *fixed, *loop.pack(*fixed), *past, *sizes, *consts)
             return [x.to(h.dtype).expand(run.lead[0], *h.shape[2:]) for x, h in zip(new, history)]
+    _reject_tangents(*hoisted, *fixed, *history)
     return loop.operator(
         list(hoisted), list(fixed), list(history), list(sizes), list(consts), run.lead[1], run.sequence, run.position
     )
