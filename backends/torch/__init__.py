@@ -79,16 +79,21 @@ def _template() -> jinja2.Template:
     return environment.from_string(text)
 
 
+_RUNTIME = ("numbers", "values", "time", "scan", "loop", "module")
+"""The files of `templates/torch/` that generated modules take definitions from, in this order."""
+
+
 @cache
 def _runtime() -> dict[str, str]:
     """The definitions of the runtime by name, in order."""
-    text = (resources.files("rnnc.templates") / "torch" / "runtime.py").read_text(encoding="utf-8")
-    lines = text.split("\n")
     out: dict[str, str] = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            out[node.name] = "\n".join(lines[start - 1 : node.end_lineno])
+    for name in _RUNTIME:
+        text = (resources.files("rnnc.templates") / "torch" / f"{name}.py").read_text(encoding="utf-8")
+        lines = text.split("\n")
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                out[node.name] = "\n".join(lines[start - 1 : node.end_lineno])
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 WIDTH = 120
 
@@ -77,11 +77,10 @@ def _wrap(line: str, width: int) -> list[str]:
     return [head, *body, f"{indent}{tail}"]
 
 
-def _terms(line: str) -> list[str]:
-    """A line cut before the `+` and `-` that stand in no bracket and no string."""
-    depth, quote, start = 0, "", 0
-    parts: list[str] = []
-    for i, ch in enumerate(line):
+def _open(text: str) -> Iterator[tuple[int, str]]:
+    """The characters that stand in no bracket and no string, with their places."""
+    depth, quote = 0, ""
+    for i, ch in enumerate(text):
         if quote:
             quote = "" if ch == quote else quote
         elif ch in "\"'":
@@ -90,7 +89,16 @@ def _terms(line: str) -> list[str]:
             depth += 1
         elif ch in ")]}":
             depth -= 1
-        elif ch in "+-" and depth == 0 and line[start:i].strip() and line[i - 1] + line[i + 1 : i + 2] == "  ":
+        elif depth == 0:
+            yield i, ch
+
+
+def _terms(line: str) -> list[str]:
+    """A line cut before each `+` and `-` between two operands."""
+    start = 0
+    parts: list[str] = []
+    for i, ch in _open(line):
+        if ch in "+-" and line[start:i].strip() and line[i - 1] + line[i + 1 : i + 2] == "  ":
             parts.append(line[start:i].rstrip())
             start = i
     return [*parts, line[start:]]
@@ -116,19 +124,11 @@ def _outer_bracket(line: str) -> tuple[int, int] | None:
 
 
 def _items(text: str) -> list[str]:
-    """Split at commas that stand in no bracket and no string."""
-    depth, quote, start = 0, "", 0
+    """The items of a list, as they stand between its commas."""
+    start = 0
     parts: list[str] = []
-    for i, ch in enumerate(text):
-        if quote:
-            quote = "" if ch == quote else quote
-        elif ch in "\"'":
-            quote = ch
-        elif ch in "([{":
-            depth += 1
-        elif ch in ")]}":
-            depth -= 1
-        elif ch == "," and depth == 0:
+    for i, ch in _open(text):
+        if ch == ",":
             parts.append(text[start:i].strip())
             start = i + 1
     last = text[start:].strip()
