@@ -639,7 +639,11 @@ class Builder:
         return _fill(f"0.6 * {s.name}[t-1] + 0.7 * @ * {read} + @", self.gate(place), self.term(place))
 
     def _weights1(self, s: State, place: Place) -> Expr:
-        return _fill(f"max({s.name}[t-1], @)", self.term(place))
+        # Something new at each token, or both sides may be equal in exact arithmetic only.
+        x = self.inputs[0]
+        over = tuple(d for d in x.dims if d not in s.dims)
+        new = Expr(f"mean{_brackets(over)}({x.name})" if over else x.name, frozenset(x.dims) - frozenset(over))
+        return _fill(f"max({s.name}[t-1], @ + 0.1 * @)", self.term(place), new)
 
     def _weights2(self, s: State, place: Place) -> Expr:
         """What is weighted by exp of something whose running maximum is the state before."""

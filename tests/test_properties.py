@@ -20,11 +20,13 @@ from rnnc.verify import verify, verify_types
 from tests.strategies import Program, programs
 
 
-def examples(count: int) -> settings:
-    """Without shrinking: programs are small, and `rnnc test` shrinks the case."""
+def examples(count: int, new: bool = False) -> settings:
+    """The same programs every time, unless `new`. Nothing shrinks: they are small, and `rnnc test` shrinks the case."""
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
-    return settings(max_examples=count, deadline=None, suppress_health_check=slow, phases=phases)
+    return settings(
+        max_examples=count, deadline=None, suppress_health_check=slow, phases=phases, derandomize=not new, database=None
+    )
 
 
 def agrees(program: Program, cases: int) -> None:
@@ -55,11 +57,18 @@ def test_larger_programs(program: Program) -> None:
     agrees(program, 1)
 
 
+@examples(8)
+@given(programs(2))
+def test_at_the_limits(program: Program) -> None:
+    """The fourth case of each property has inputs that are large, or at the ends of their ranges."""
+    agrees(program, 4)
+
+
 @pytest.mark.slow
-@examples(300)
+@examples(300, new=True)
 @given(programs(3))
 def test_many_programs(program: Program) -> None:
-    agrees(program, 2)
+    agrees(program, 4)
 
 
 # Programs that went wrong once.
