@@ -145,7 +145,7 @@ def reason(system: System, closure: Closure, *, contracting: bool = False) -> st
 
 
 def _separates(system: System, closure: Sequential, blamed: set[Expr]) -> bool:
-    """Whether the states of a group come apart, each updated once a token, when these terms hold none of their pasts."""
+    """Whether the states of a group come apart, each updated once a token, if these terms hold none of their pasts."""
     if any(system.stream(name).over for name in closure.group.states):
         return False
     reads: dict[str, set[str]] = {}
