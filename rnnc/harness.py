@@ -3,8 +3,8 @@
 Goals: the user's own cell, at small random sizes, in every way in which it can be called; a failure is shrunk to the
 smallest case that still shows it. Non-goals: speed; proofs.
 
-Every comparison is with the interpreter in float64. What a case may deviate follows from its own conditioning: the
-error that the interpreter itself makes in float32, scaled to the precision that is tested, and a small floor.
+Every comparison is with the interpreter in float64. What a case may deviate follows from its own conditioning, see
+`rnnc/rounding.py`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from rnnc.ir import Annulus, Cell, Disc, Expr, Input, Interval
+from rnnc.rounding import Comparison, Expected, Tensors
 from rnnc.target import backend
 
 _Singular = cast(type[Exception], torch.linalg.LinAlgError)  # pyright: ignore
-_SLACK = 16.0
-"""Times the interpreter's own error."""
-_FLOOR = 256.0
-"""Roundings that are always allowed."""
 
 
-Tensors = dict[str, Tensor]
 Called = tuple[Tensors, Tensors]
 """Outputs and final states by name."""
 
@@ -89,20 +85,6 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One tensor: its error relative to the largest numbers that it is made of, what is allowed, where it is worst."""
-
-    what: str
-    error: float
-    allowed: float
-    where: str = ""
-
-    @property
-    def failed(self) -> bool:
-        return not self.error <= self.allowed
-
-
-@dataclass(frozen=True)
 class Failure:
     case: Case
     comparison: Comparison
@@ -128,10 +110,12 @@ class Property:
 
 
 class Subject:
-    """What is tested: a cell, and what makes a module of it from sizes and a dtype."""
+    """What is tested: a cell, and what makes a module of it from sizes and a dtype; `dtype` is the finest to test."""
 
-    def __init__(self, cell: Cell, build: Callable[..., Module], device: str = "cpu") -> None:
-        self.cell, self.build, self.device = cell, build, device
+    def __init__(
+        self, cell: Cell, build: Callable[..., Module], device: str = "cpu", dtype: torch.dtype = torch.float64
+    ) -> None:
+        self.cell, self.build, self.device, self.dtype = cell, build, device, dtype
 
     def sizes(self, pick: random.Random) -> dict[str, int]:
         """Small sizes that the cell allows; the declared ones where none are found."""
@@ -167,6 +151,7 @@ def _run(subject: Subject, prop: Property, cases: int, seed: int) -> Result:
             limits=number % 4 == 3,
         )
         case = prop.vary(pick, case)
+        case = replace(case, dtype=max(case.dtype, subject.dtype, key=lambda d: torch.finfo(d).eps))
         found = _worst(subject, prop, case)
         if found is not None and found.failed:
             failure = _shrink(subject, prop, Failure(case, found))
@@ -243,7 +228,7 @@ class _Trial:
         self.subject, self.case, self.cell = subject, case, subject.cell
         self.generator = torch.Generator().manual_seed(case.seed)
         self.oracle = interpreter(self.cell, case.sizes)
-        self.rough = interpreter(self.cell, case.sizes, torch.float32)
+        self.oracles = {torch.float64: self.oracle, torch.float32: interpreter(self.cell, case.sizes, torch.float32)}
         self.params = self.oracle.init_params(self.generator)
         for p in self.cell.params:
             if p.learned:  # so that ones and zeros do not hide what they multiply
@@ -297,8 +282,9 @@ class _Trial:
 
     # --- the module ---
 
-    def module(self, dtype: torch.dtype = torch.float64) -> Module:
+    def module(self, dtype: torch.dtype | None = None) -> Module:
         with _ours():
+            dtype = dtype or self.case.dtype
             module = self.subject.build(**self.case.sizes, device=self.subject.device, dtype=dtype)
             own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
             with torch.no_grad():
@@ -306,8 +292,8 @@ class _Trial:
                     own[name].copy_(value)
         return module
 
-    def given(self, dtype: torch.dtype) -> Tensors:
-        return {n: x.to(self.subject.device, _like(x, dtype)) for n, x in self.inputs.items()}
+    def given(self) -> Tensors:
+        return {n: x.to(self.subject.device, _like(x, self.case.dtype)) for n, x in self.inputs.items()}
 
     def call(self, module: Any, inputs: Tensors, state: Tensors | None = None, **options: Any) -> Called:
         with _ours():
@@ -333,15 +319,28 @@ class _Trial:
 
     # --- the oracle ---
 
-    def expected(self, oracle: Interpreter, inputs: Tensors, params: Tensors, state: Tensors | None = None) -> Called:
-        outputs, final = oracle.run(inputs, params, state)
+    def run_oracle(
+        self, inputs: Tensors, params: Tensors, state: Tensors | None, dtype: torch.dtype, ends: Sequence[int] | None
+    ) -> Called:
+        outputs, final = self.oracles[dtype].run(inputs, params, state, ends)
         return dict(zip((o.name for o in self.cell.outputs), outputs, strict=True)), final
 
-    def reference(self, state: Tensors | None = None) -> tuple[Called, Called]:
-        """Outputs and final states, and the same as float32 gets them."""
-        with torch.no_grad():
-            want = self.expected(self.oracle, self.inputs, self.params, state)
-            return want, self.expected(self.rough, self.inputs, self.params, state)
+    def expected(self, state: Tensors | None = None, ends: Sequence[int] | None = None) -> Expected:
+        """Outputs and final states."""
+
+        def run(dtype: torch.dtype) -> Tensors:
+            with torch.no_grad():
+                return _named(self.run_oracle(self.inputs, self.params, state, dtype, ends))
+
+        return Expected(run, self.case.seed)
+
+
+def _named(called: Called) -> Tensors:
+    return {**_tagged("output", called[0]), **_tagged("final state", called[1])}
+
+
+def _tagged(kind: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {f"{kind} `{name}`": value for name, value in tensors.items()}
 
 
 def _like(value: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -353,64 +352,27 @@ def _like(value: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def compare(what: str, got: Tensor, want: Tensor, rough: Tensor, dtype: torch.dtype) -> Comparison:
-    """`got` beside the oracle's `want`; `rough` is what the oracle makes of it in float32."""
-    if got.shape != want.shape:
-        return Comparison(f"{what}: shape {list(got.shape)} instead of {list(want.shape)}", math.inf, 0.0)
-    wide = torch.complex128 if want.is_complex() else torch.float64
-    got, want, rough = (x.detach().cpu().to(wide) for x in (got, want, rough))
-    # Where the oracle itself has no number, in either precision, nothing can be asked.
-    known = ~(want.isnan() | rough.isnan() | (want.isfinite() != rough.isfinite()))
-    finite = known & want.isfinite()
-    size = want[finite].abs().max().item() if finite.any() else 0.0
-    # How large the numbers are whose rounding the oracle's error in float32 is made of: they may cancel in the end.
-    inner = (rough - want)[finite].abs().max().item() / torch.finfo(torch.float32).eps if finite.any() else 0.0
-    scale = size + inner or 1.0
-    exact = (got == want) | ~known
-    error = torch.where(exact, 0.0, (got - want).abs() / scale).nan_to_num(nan=math.inf, posinf=math.inf)
-    allowed = torch.finfo(dtype).eps * max(_SLACK, (_FLOOR * size + _SLACK * inner) / scale)
-    if not error.numel():
-        return Comparison(what, 0.0, allowed)
-    flat = int(error.argmax())
-    index = [int(i) for i in torch.unravel_index(torch.tensor(flat), error.shape)]
-    values = f"{got.flatten()[flat].item():.6g} instead of {want.flatten()[flat].item():.6g}"
-    return Comparison(what, error.flatten()[flat].item(), allowed, f"{values} at {index}" if index else values)
-
-
-def _pairs(kind: str, got: Tensors, want: Tensors, rough: Tensors, dtype: torch.dtype) -> Iterator[Comparison]:
-    for name in want:
-        if name not in got:
-            yield Comparison(f"{kind} `{name}` is missing", math.inf, 0.0)
-        else:
-            yield compare(f"{kind} `{name}`", got[name], want[name], rough[name], dtype)
-
-
 # --- properties ------------------------------------------------------------------------------------------------------
 
 
 def _outputs(trial: _Trial) -> Iterator[Comparison]:
-    want, rough = trial.reference()
-    got = trial.call(trial.module(), trial.given(torch.float64))
-    yield from _pairs("output", got[0], want[0], rough[0], torch.float64)
+    got = trial.call(trial.module(), trial.given())
+    yield from trial.expected().compare(_named(got), trial.case.dtype, "output")
 
 
 def _states(trial: _Trial) -> Iterator[Comparison]:
-    want, rough = trial.reference(trial.state)
-    got = trial.call(trial.module(), trial.given(torch.float64), trial.state)
-    yield from _pairs("output", got[0], want[0], rough[0], torch.float64)
-    yield from _pairs("final state", got[1], want[1], rough[1], torch.float64)
+    got = trial.call(trial.module(), trial.given(), trial.state)
+    yield from trial.expected(trial.state).compare(_named(got), trial.case.dtype)
 
 
 def _gradients(trial: _Trial) -> Iterator[Comparison]:
-    dtype = trial.case.dtype
-    module = trial.module(dtype)
     learned = [p.name for p in trial.cell.params if p.learned]
     weights: Tensors = {}
 
     def gradients(called: Called, leaves: Tensors) -> Tensors:
         """Of a random weighted sum of all that is returned and has a number."""
         total = torch.zeros((), dtype=torch.float64)
-        for name, value in {**called[0], **{f"{n} (final)": s for n, s in called[1].items()}}.items():
+        for name, value in _named(called).items():
             if value.dtype == torch.bool:
                 continue
             if name not in weights:
@@ -429,86 +391,74 @@ def _gradients(trial: _Trial) -> Iterator[Comparison]:
         own = value.detach().clone().to(_like(value, dtype))
         return own if own.dtype == torch.bool else own.requires_grad_()
 
-    def of_oracle(oracle: Interpreter, real: torch.dtype) -> Tensors:
-        inputs = {n: leaf(x, real) for n, x in trial.inputs.items()}
-        params = {n: leaf(p, real) if n in learned else p for n, p in trial.params.items()}
-        state = {n: leaf(s, real) for n, s in trial.state.items()}
-        called = trial.expected(oracle, inputs, params, state)
-        return gradients(called, {**_tagged("input", inputs), **_tagged("param", params), **_tagged("state", state)})
+    def leaves(inputs: Tensors, params: Mapping[str, Tensor], state: Tensors) -> Tensors:
+        return {
+            **_tagged("gradient of input", inputs),
+            **_tagged("gradient of param", params),
+            **_tagged("gradient of state", state),
+        }
 
-    want, rough = of_oracle(trial.oracle, torch.float64), of_oracle(trial.rough, torch.float32)
-    inputs = {n: leaf(x, dtype) for n, x in trial.given(dtype).items()}
+    def of_oracle(dtype: torch.dtype) -> Tensors:
+        inputs = {n: leaf(x, dtype) for n, x in trial.inputs.items()}
+        params = {n: leaf(p, dtype) if n in learned else p for n, p in trial.params.items()}
+        state = {n: leaf(s, dtype) for n, s in trial.state.items()}
+        return gradients(trial.run_oracle(inputs, params, state, dtype, None), leaves(inputs, params, state))
+
+    expected = Expected(of_oracle, trial.case.seed)
+    dtype, module = trial.case.dtype, trial.module()
+    inputs = {n: leaf(x, dtype) for n, x in trial.given().items()}
     state = {n: leaf(s.to(trial.subject.device), dtype) for n, s in trial.state.items()}
     called = trial.call(module, inputs, state)
     with _ours():
         params = {n: p for n, p in module.named_parameters() if n in learned}
-        got = gradients(called, {**_tagged("input", inputs), **_tagged("param", params), **_tagged("state", state)})
-    yield from _pairs("gradient of", got, want, rough, dtype)
-
-
-def _tagged(kind: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    return {f"{kind} {name}": value for name, value in tensors.items()}
+        got = gradients(called, leaves(inputs, params, state))
+    yield from expected.compare(got, dtype)
 
 
 def _dtypes(trial: _Trial) -> Iterator[Comparison]:
-    dtype = trial.case.dtype
-    want, rough = trial.reference()
-    module = trial.module(torch.float32)
-    got = trial.call(module, trial.given(dtype))
-    given = [x.dtype.to_real() for x in trial.given(dtype).values() if x.dtype != torch.bool]
-    results = reduce(torch.promote_types, given) if given else torch.float32
+    given = trial.given()
+    got = trial.call(trial.module(torch.float32), given)
+    dtypes = [x.dtype.to_real() for x in given.values() if x.dtype != torch.bool]
+    results = reduce(torch.promote_types, dtypes) if dtypes else torch.float32
     computing = torch.float64 if results == torch.float64 else torch.float32
-    for kind, tensors, wanted, expected in (
-        ("output", got[0], want[0], results),
-        ("final state", got[1], want[1], computing),
-    ):
-        for name, value in tensors.items():
-            right = _like(wanted[name], expected)
+    expected = trial.expected()
+    for kind, tensors, real in (("output", got[0], results), ("final state", got[1], computing)):
+        for what, value in _tagged(kind, tensors).items():
+            right = _like(expected.exact[what], real)
             if value.dtype != right:
-                yield Comparison(f"{kind} `{name}`: {value.dtype} instead of {right}", math.inf, 0.0)
+                yield Comparison(f"{what}: {value.dtype} instead of {right}", math.inf, 0.0)
     # The module's params are float32 here, so nothing can be nearer than that.
     coarse = max(results, torch.float32, key=lambda d: torch.finfo(d).eps)
-    yield from _pairs("output", got[0], want[0], rough[0], coarse)
-    yield from _pairs("final state", got[1], want[1], rough[1], torch.float32)
+    yield from expected.compare(_named(got), coarse, "output")
+    yield from expected.compare(_named(got), torch.float32, "final state")
 
 
 def _splits(trial: _Trial) -> Iterator[Comparison]:
-    want, rough = trial.reference()
-    module, given = trial.module(), trial.given(torch.float64)
+    module, given = trial.module(), trial.given()
     parts: list[Tensors] = []
     state: Tensors | None = None
     for start, end in pairwise(_ends(trial.case.pieces)):
         outputs, state = trial.call(module, {n: x[:, start:end] for n, x in given.items()}, state)
         parts.append(outputs)
-    yield from _pairs("output", _joined(parts), want[0], rough[0], torch.float64)
-    yield from _pairs("final state", state or {}, want[1], rough[1], torch.float64)
+    yield from trial.expected().compare(_named((_joined(parts), state or {})), trial.case.dtype)
 
 
 def _steps(trial: _Trial) -> Iterator[Comparison]:
-    want, rough = trial.reference()
-    module, given = trial.module(), trial.given(torch.float64)
+    module, given = trial.module(), trial.given()
     parts: list[Tensors] = []
     state: Tensors | None = None
     for t in range(trial.case.length):
         outputs, state = trial.step(module, {n: x[:, t] for n, x in given.items()}, state)
         parts.append({n: y.unsqueeze(1) for n, y in outputs.items()})
     if state is not None:
-        yield from _pairs("output", _joined(parts), want[0], rough[0], torch.float64)
-        yield from _pairs("final state", state, want[1], rough[1], torch.float64)
+        yield from trial.expected().compare(_named((_joined(parts), state)), trial.case.dtype)
 
 
 def _packed(trial: _Trial) -> Iterator[Comparison]:
     ends = _ends(trial.case.pieces)
-    with torch.no_grad():
-        both: list[Called] = []
-        for oracle in (trial.oracle, trial.rough):
-            outputs, final = oracle.run(trial.inputs, trial.params, cu_seqlens=ends)
-            both.append((dict(zip((o.name for o in trial.cell.outputs), outputs, strict=True)), final))
-    want, rough = both
     lengths = torch.tensor(ends, dtype=torch.int32, device=trial.subject.device)
-    got = trial.call(trial.module(), trial.given(torch.float64), cu_seqlens=lengths)
-    yield from _pairs("output", got[0], want[0], rough[0], torch.float64)
-    yield from _pairs("final state", got[1], want[1], rough[1], torch.float64)
+    got = trial.call(trial.module(), trial.given(), cu_seqlens=lengths)
+    yield from trial.expected(ends=ends).compare(_named(got), trial.case.dtype)
 
 
 def _ends(pieces: Sequence[int]) -> list[int]:

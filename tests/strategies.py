@@ -681,7 +681,7 @@ class Builder:
             found.append(self.text(f"output out{i}x = {expr}", f"output {expr}" if i == 0 else f"output {last}[t]"))
         if not any(f"{s.name}[t]" in line for s in self.states for line in found):
             found.append(f"output seen = {self.states[-1].name}[t]")
-        return found
+        return list(dict.fromkeys(found))
 
 
 _EXPRESSIONS: tuple[Callable[[Builder, Place, int], Expr | None], ...] = (
