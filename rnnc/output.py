@@ -14,11 +14,11 @@ from typing import TextIO, cast
 _DESCRIPTORS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
 
 
-def write(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8. A regular file is replaced in one step and keeps its mode, also behind a symlink;
+def write(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write `content`, text as UTF-8. A regular file is replaced in one step and keeps its mode, also behind a symlink;
     a device, a pipe or a descriptor is written to. Whatever interrupts it, the old file stays and nothing else is left.
     """
-    path, data = Path(path), text.encode("utf-8")
+    path, data = Path(path), content.encode("utf-8") if isinstance(content, str) else content
     try:
         old = path.stat()
     except FileNotFoundError:

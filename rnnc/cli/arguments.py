@@ -23,6 +23,7 @@ examples:
   rnnc explain gla.rnn              how it is computed, and why
   rnnc explain RNN310               what a diagnostic means
   rnnc test gla.rnn                 the compiled cell against the equations as written
+  rnnc bench gla.rnn                how fast it is, beside what it could be
 
 {_STATUS}"""
 
@@ -65,6 +66,18 @@ examples:
 
 Compares outputs, final states and all gradients with the interpreter, which runs the equations as written: at odd
 lengths, in each dtype, with the sequence split, stepped and packed. Needs torch.
+
+{_STATUS}"""
+
+_BENCH = f"""\
+examples:
+  rnnc bench gla.rnn
+  rnnc bench gla.rnn --set D=2048,H=8 --batch 4 --lengths 1024,16384 --dtype bfloat16
+  rnnc bench gla.rnn --backends torch,triton --json gla.json --plot gla.png
+
+Times the cell forward, and forward with backward: by each backend of its module, by torch.compile of a loop over its
+tokens, and by other libraries' scans where they are installed and apply. Numbers are checked against the interpreter
+before anything is timed. GB/s count the bytes that must move: docs/bench.md. Needs torch.
 
 {_STATUS}"""
 
@@ -134,6 +147,36 @@ def parser() -> Parser:
     one.add_argument("--seed", type=int, default=0, metavar="N", help="of the random cases (default: 0)")
     one.add_argument("--backend", default="auto", metavar="NAME", help="the backend to test (default: auto)")
     one.add_argument("--device", default="cpu", metavar="NAME", help="where to run (default: cpu)")
+
+    one = command("bench", "time a compiled program", _BENCH)
+    one.add_argument("file", metavar="FILE", help="a program (`-` for standard input)")
+    _cell(one)
+    _strict(one)
+    one.add_argument("--device", metavar="NAME", help="where to run (default: cuda where there is one, else cpu)")
+    one.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32", help="(default: float32)"
+    )
+    one.add_argument("--batch", type=_positive, default=8, metavar="N", help="sequences in a call (default: 8)")
+    one.add_argument(
+        "--lengths",
+        type=_lengths,
+        default=(256, 1024, 4096),
+        metavar="T,...",
+        help="tokens of a sequence (default: 256,1024,4096)",
+    )
+    one.add_argument(
+        "--set", type=_sizes, default={}, metavar="D=512,...", help="sizes and consts other than the declared ones"
+    )
+    one.add_argument("--backends", type=_names, metavar="NAME,...", help="time only these")
+    one.add_argument(
+        "--seconds",
+        type=_positive,
+        default=60,
+        metavar="N",
+        help="about so long is timed; compiling and checks come on top (default: 60)",
+    )
+    one.add_argument("--json", metavar="OUT", help="write the results there")
+    one.add_argument("--plot", metavar="OUT", help="draw tokens/s over T there, as PNG (needs matplotlib)")
     return main
 
 
@@ -164,3 +207,22 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"not a whole number above 0: {text!r}")
     return int(text)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_positive(part) for part in _names(text)}))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def _sizes(text: str) -> dict[str, int | float]:
+    chosen: dict[str, int | float] = {}
+    for part in _names(text):
+        name, _, value = part.partition("=")
+        try:
+            chosen[name] = int(value) if value.isdecimal() else float(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"not NAME=NUMBER: {part!r}") from None
+    return chosen
