@@ -8,7 +8,7 @@ Non-goals: text. A backend turns the plan into code.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rnnc.adjoint import Adjoint
 from rnnc.closure import Affine, Closure
@@ -47,13 +47,15 @@ class Loop:
     """A group that is stepped: a recurrence of no family, or any update `over` a dim.
 
     `hoisted` are the parts of its updates that need none of its states and differ from token to token; `fixed` those
-    that only parameters decide. Both are computed before the loop.
+    that only parameters decide. Both are computed before the loop. `contracting` says that no eigenvalue of the group
+    exceeds 1 in modulus, so that products of its Jacobians over a segment cannot overflow.
     """
 
     closure: Closure
     streams: tuple[Stream, ...]
     hoisted: tuple[Expr, ...]
     fixed: tuple[Expr, ...]
+    contracting: bool = False
     kernel: str = "loop over tokens"
 
 
@@ -105,7 +107,7 @@ def plan(
         elif not closure.group.recurrent and not streams[0].over:
             steps.append(Pointwise(closure, streams[0]))
         else:
-            steps.append(_loop(closure, streams))
+            steps.append(replace(_loop(closure, streams), contracting=name in contracting))
     return Plan(system, tuple(steps), projections(system, steps))
 
 

@@ -20,21 +20,26 @@ from .text import docstring, wrap
 
 def emit(plans: Sequence[Plan], text: str) -> str:
     """The generated module of all cells of one source: the same bytes for the same source."""
-    runtime = _runtime()
+    return module(plans, text, CellCoder, RUNTIME)
+
+
+def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_files: tuple[str, ...]) -> str:
+    """The module that a coder makes, with the definitions of the runtime that its cells use."""
+    runtime = _runtime(runtime_files)
     cells: list[CellCode] = []
     for plan in plans:
         taken = frozenset(runtime) | frozenset(p.system.cell.name for p in plans)
-        cells.append(CellCoder(plan, taken, sum(len(c.loops) for c in cells)).code())
+        cells.append(coder(plan, taken, sum(len(c.operators) for c in cells)).code())
     digest = hashlib.sha256(text.encode()).hexdigest()
     scans = any(c.scans for c in cells)
-    loops = sum(len(c.loops) for c in cells)
+    operators = "scan" if scans else next((c.operators[0] for c in cells if c.operators), "")
     wanted = {h for c in cells for h in c.helpers}
-    if scans or loops:
+    if operators:
         wanted.add("_free_namespace")
     body = _template().render(
         runtime="\n\n\n".join(_closure(wanted, runtime)),
         namespace=f"rnnc_{digest[:12]}",
-        operators="scan" if scans else "loop_0" if loops else "",
+        operators=operators,
         scans=scans,
         cells=[_view(c) for c in cells],
     )
@@ -79,16 +84,17 @@ def _template() -> jinja2.Template:
     return environment.from_string(text)
 
 
-_RUNTIME = ("numbers", "values", "time", "scan", "loop", "module")
-"""The files of `templates/torch/` that generated modules take definitions from, in this order."""
+RUNTIME = tuple(f"torch/{name}.py" for name in ("numbers", "values", "time", "scan", "loop", "module"))
+"""The files of `templates/` that generated modules take definitions from, in this order."""
 
 
 @cache
-def _runtime() -> dict[str, str]:
+def _runtime(files: tuple[str, ...]) -> dict[str, str]:
     """The definitions of the runtime by name, in order."""
     out: dict[str, str] = {}
-    for name in _RUNTIME:
-        text = (resources.files("rnnc.templates") / "torch" / f"{name}.py").read_text(encoding="utf-8")
+    for name in files:
+        folder, file = name.split("/")
+        text = (resources.files("rnnc.templates") / folder / file).read_text(encoding="utf-8")
         lines = text.split("\n")
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -97,9 +103,8 @@ def _runtime() -> dict[str, str]:
     return out
 
 
-@cache
-def _needs(name: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\b_\w+", _runtime()[name])) & frozenset(_runtime())
+def _needs(code: str, runtime: dict[str, str]) -> frozenset[str]:
+    return frozenset(re.findall(r"\b_\w+", code)) & frozenset(runtime)
 
 
 def _closure(wanted: Iterable[str], runtime: dict[str, str]) -> list[str]:
@@ -110,17 +115,32 @@ def _closure(wanted: Iterable[str], runtime: dict[str, str]) -> list[str]:
         name = stack.pop()
         if name not in found:
             found.add(name)
-            stack.extend(_needs(name))
+            stack.extend(_needs(runtime[name], runtime))
     return [code for name, code in runtime.items() if name in found]
 
 
 def _imports(code: str) -> str:
     """The import statements that the code uses."""
-    plain = [f"import {m}" for m in ("cmath", "itertools", "math") if re.search(rf"\b{m}\.", code)]
+    modules = ("cmath", "contextlib", "itertools", "math", "os")
+    plain = [f"import {m}" for m in modules if re.search(rf"\b{m}\.", code)]
     callables = [n for n in ("Callable", "Sequence") if re.search(rf"\b{n}\b", code)]
     if callables:
         plain.append(f"from collections.abc import {', '.join(callables)}")
+    kernels = "@triton.jit" in code
+    if kernels:
+        plain.append("from types import SimpleNamespace")
     typing = [n for n in ("Any", "NamedTuple") if re.search(rf"\b{n}\b", code)]
     plain.append(f"from typing import {', '.join(typing)}")
     functional = ["import torch.nn.functional as F"] if re.search(r"\bF\.", code) else []
-    return "\n".join([*plain, "", "import torch", *functional, "from torch import Tensor, nn", ""])
+    lines = [*plain, "", "import torch", *functional, "from torch import Tensor, nn", ""]
+    return "\n".join([*lines, *(_TRITON if kernels else [])])
+
+
+_TRITON = """\
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    # The kernels below stay plain functions that nothing calls.
+    triton, tl = SimpleNamespace(jit=lambda function: function), None
+""".split("\n")

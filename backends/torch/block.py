@@ -464,6 +464,10 @@ class Block:
 
     # --- learned maps ---
 
+    def operand(self, node: Expr) -> str:
+        """What a learned map reads."""
+        return self.placed(node, node.dims)
+
     def linear(self, node: Linear) -> str:
         arg, have = node.arg, node.arg.dims
         if not node.ins and not node.transposed:
@@ -472,7 +476,7 @@ class Block:
             return f"({self._permute(f'({product})', [*node.kept, *node.outs], node.dims)})"
         if node.transposed or node.kept:
             return self._general_linear(node)
-        code = self.placed(arg, have) if have == node.ins else self._permute(self.atom(arg), list(have), node.ins)
+        code = self.operand(arg) if have == node.ins else self._permute(_atom(self.operand(arg)), list(have), node.ins)
         extra = [str(len(node.ins))] if len(node.ins) > 1 else []
         call = self.call("_linear", code, self.weight(node.weight), *extra)
         return self._permute(call, list(node.outs), node.dims)
@@ -489,14 +493,13 @@ class Block:
         lead = "..." if per_token(node) else ""
         arg = lead + "".join(source[d] for d in node.arg.dims)
         out = lead + "".join(target[d] for d in node.dims)
-        return self.call(
-            "_contract", f'"{weight},{arg}->{out}"', self.weight(node.weight), self.placed(node.arg, node.arg.dims)
-        )
+        return self.call("_contract", f'"{weight},{arg}->{out}"', self.weight(node.weight), self.operand(node.arg))
 
     def _project(self, projection: Projection) -> None:
         """One product for all maps of a projection, then a name for each."""
         first = projection.maps[0]
-        arg = self._permute(self.placed(first.arg, first.arg.dims), list(first.arg.dims), first.kept + first.ins)
+        arg, want = self.operand(first.arg), first.kept + first.ins
+        arg = arg if first.arg.dims == want else self._permute(_atom(arg), list(first.arg.dims), want)
         targets = [self.names.new(_projected(m, self.hints)) for m in projection.maps]
         shapes = ", ".join(
             f"({', '.join(self.size(d) for d in m.outs)}{',' if len(m.outs) == 1 else ''})" for m in projection.maps
@@ -519,6 +522,10 @@ class Block:
         matrix = self.placed(node.matrix, (*lead, node.row, node.col))
         rhs = self.placed(node.rhs, (*lead, node.row))
         return self._permute(self.call("_solve", matrix, rhs), [*lead, node.row], dims)
+
+
+def _atom(text: str) -> str:
+    return text if re.fullmatch(r"[\w.]+", text) else f"({text})"
 
 
 def _may_vanish(node: Apply) -> bool:

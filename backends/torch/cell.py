@@ -23,7 +23,7 @@ from rnnc.ir import (
     walk,
 )
 from rnnc.lower import Stream
-from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, is_number, per_token
+from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, Step, is_number, per_token
 from rnnc.show import expr_text, region_text
 
 from .block import Block, NameTable
@@ -59,13 +59,22 @@ class CellCode:
     loops: tuple[LoopCode, ...]
     registrations: tuple[str, ...]
     scans: bool
+    operators: tuple[str, ...]
+    """Names of the operators that it registers, the shared scan excepted."""
     helpers: frozenset[str]
+    parts: tuple[str, ...] = ()
+    """Whole definitions that stand before the class."""
+    fused: tuple[str, ...] = ()
+    """The equations once more, by kernels."""
+    fused_kernels: tuple[tuple[str, str], ...] = ()
 
 
 class CellCoder:
-    """Turns one plan into `CellCode`."""
+    """Turns one plan into `CellCode`. Other backends' coders derive from it."""
 
-    def __init__(self, plan: Plan, reserved: frozenset[str], first_loop: int) -> None:
+    block_class: type[Block] = Block
+
+    def __init__(self, plan: Plan, reserved: frozenset[str], first: int) -> None:
         self.plan, self.system, self.cell = plan, plan.system, plan.system.cell
         self.graph = self.system.graph
         self.reserved = reserved | LOCALS
@@ -79,7 +88,7 @@ class CellCoder:
             self.helpers |= {*self.loops[id(step)].helpers, "_steps", "_loop_operator"}
             if not self.loops[id(step)].packs:
                 self.helpers.add("_nothing")
-        self.first_loop = first_loop
+        self.first = first
 
     def code(self) -> CellCode:
         cell = self.cell
@@ -109,6 +118,7 @@ class CellCoder:
             loops,
             tuple(self.registrations(loops)),
             any(isinstance(s, Scan) for s in self.plan.steps),
+            tuple(f"loop_{i}" for i, _ in enumerate(loops, self.first)),
             frozenset(self.helpers),
         )
 
@@ -379,7 +389,7 @@ class CellCoder:
             return f"_pack({len(first.kept)}, {len(first.ins)}, {weights})"
 
         hints = dict(self.system.names)
-        block = Block(
+        block = self.block_class(
             table,
             leaf,
             lambda d: f"self.{d}",
@@ -392,15 +402,7 @@ class CellCoder:
         )
         block.helpers = self.helpers
         self.queues: dict[str, str] = {}
-        roots: list[Expr] = []
-        for step in self.plan.steps:
-            match step:
-                case Scan(closure=c):
-                    roots += [c.a] + ([c.b] if c.b is not None else [])
-                case Pointwise(stream=s):
-                    roots.append(s.expr)
-                case Loop():
-                    roots += [*step.hoisted, *step.fixed]
+        roots = [e for step in self.plan.steps for e in self.roots(step)]
         block.expect(*roots, *(e for _, e in self.system.outputs))
         for node in [n for _, e in self.system.outputs for n in walk(e)] + [n for r in roots for n in walk(r)]:
             if isinstance(node, Conv):
@@ -419,6 +421,16 @@ class CellCoder:
         block.assign(name, outputs)
         block.lines.append(f"return {name}, {self.cell.name}State({', '.join(fields)})")
         return wrap(block.lines, 8)
+
+    def roots(self, step: Step) -> tuple[Expr, ...]:
+        """What PyTorch computes for a step."""
+        match step:
+            case Scan(closure=c):
+                return (c.a,) if c.b is None else (c.a, c.b)
+            case Pointwise(stream=s):
+                return (s.expr,)
+            case Loop():
+                return (*step.hoisted, *step.fixed)
 
     def parameter(self, ref: Ref, block: Block, table: NameTable) -> str:
         """A parameter in the computing dtype; a tap is one slice of a convolution's weight."""
@@ -443,7 +455,7 @@ class CellCoder:
             block.assign(name, f"torch.cat([state.{stream.name}.unsqueeze(1), state.{stream.name}_past], 1)")
         return self.queues[stream.name]
 
-    def step_lines(self, step: Pointwise | Scan | Loop, block: Block, table: NameTable, values: dict[str, str]) -> None:
+    def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
         for name in step.closure.group.states:
             if any(s.name == name for s in self.cell.states):
                 text = expr_text(self.cell.state(name).expr)
@@ -500,12 +512,18 @@ class CellCoder:
         target = names if len(step.streams) > 1 else f"({names},)"
         block.assign(target, f"_steps(run, {code.name}, {', '.join(args)})")
 
+    def last(self, stream: Stream) -> str | None:
+        """The name of a state's value at the last token, where something has computed it."""
+        return None
+
     def final(self, block: Block, table: NameTable, values: dict[str, str], convs: dict[str, str]) -> list[str]:
         out: list[str] = []
         for f in self.system.fields:
             if f.role == "state":
                 stream = self.system.stream(f.of)
-                if stream.depth == 1:
+                if (last := self.last(stream)) is not None:
+                    out.append(f"{f.name}={last}")
+                elif stream.depth == 1:
                     self.helpers.add("_last")
                     shared = ", shared=True" if _shares_memory(stream.expr) else ""
                     out.append(f"{f.name}=_last(run, {values[f.of]}, state.{f.name}{shared})")
@@ -533,7 +551,7 @@ class CellCoder:
 
     def registrations(self, loops: tuple[LoopCode, ...]) -> list[str]:
         lines: list[str] = []
-        for i, code in enumerate(loops, self.first_loop):
+        for i, code in enumerate(loops, self.first):
             pack = f"{code.name}_pack" if code.packs else "_nothing"
             products = several(f"({w}, {quoted(e)}, {n}, {m})" for w, e, n, m in code.products)
             functions = f"{code.name}_step, {code.name}_back, {pack}, {products}"

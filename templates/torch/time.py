@@ -22,6 +22,7 @@ class _Run(NamedTuple):
     position: Tensor | None = None
     length: Tensor | None = None
     end: Tensor | None = None
+    cu_seqlens: Tensor | None = None
 
 
 def _check_packing(cu_seqlens: Tensor, batch: int, total: int, values: bool) -> None:
@@ -52,7 +53,7 @@ def _packed(like: Tensor, cu_seqlens: Tensor) -> _Run:
     tokens = torch.arange(total, device=cu_seqlens.device)
     sequence = torch.searchsorted(cu_seqlens, tokens, right=True) - 1
     length = cu_seqlens[1:] - cu_seqlens[:-1]
-    return _Run((1, total), like, sequence, tokens - cu_seqlens[sequence], length, cu_seqlens[1:])
+    return _Run((1, total), like, sequence, tokens - cu_seqlens[sequence], length, cu_seqlens[1:], cu_seqlens)
 
 
 def _along(mask: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,285 @@
+"""The backward kernels: the adjoint recurrence, derived in the IR, and the gradients of what a kernel reads."""
+
+from __future__ import annotations
+
+from rnnc.derive import pull_back
+from rnnc.ir import Expr, Ref, walk
+from rnnc.plan import is_number
+
+from .kernel import Base, KernelCoder, Leaf, Lines
+from .tile import Tile, Tiles, align
+
+
+class BackwardCoder:
+    """Lines of the backward of one kernel.
+
+    With `λ[t]` the gradient of a state after all of its uses, and `μ[t]` what flows from token `t` into the state of
+    the token before: `λ[t] = g[t] + μ[t+1]` and `μ[t] = a'[t] λ[t] + p[t]`, where `g` and `p` come from what is written
+    for token `t` and `a'` is the derivative of the update. Where tokens are composed, the scan is one over `μ`, and the
+    tokens of a tile are read from the last to the first.
+    """
+
+    def __init__(self, coder: KernelCoder) -> None:
+        self.coder, self.graph = coder, coder.graph
+        self.tiled = coder.tiled_back
+        self.axes = "ts" if self.tiled else ""
+        graph = self.graph
+        self.arriving = [
+            None if r.kind == "bool" else graph.ref("input", f"arriving {i}", r.type)
+            for i, r in enumerate(coder.results)
+        ]
+        self.kept = [
+            graph.ref("input", f"kept {s.name}", s.type) if kept else None
+            for s, kept in zip(coder.streams, coder.kernel.kept, strict=True)
+        ]
+        self.adjoint = [graph.ref("input", f"λ {s.name}", s.type) for s in coder.streams]
+        outputs: dict[Expr, Expr] = {}
+        for r, d in zip(coder.results, self.arriving, strict=True):
+            if d is not None:
+                outputs[r] = self.plus(outputs.get(r), d) or d
+        found = pull_back(graph, outputs, (*coder.now, *coder.prev))
+        self.g = [self.plus(found.get(n), k) for n, k in zip(coder.now, self.kept, strict=True)]
+        self.p = [found.get(n) for n in coder.prev]
+        self.elements = self._elements() if self.tiled or coder.kernel.scan else []
+        learned = [x for x in (*coder.tokens, *coder.fixed) if x.learns]
+        roots = [r for r in dict.fromkeys(coder.roots.values()) if r.kind != "bool"]
+        whole = dict(outputs)
+        for update, d in zip(coder.updates, self.adjoint, strict=True):
+            whole[update] = self.plus(whole.get(update), d) or d
+        self.found = pull_back(graph, whole, (*(x.ref for x in learned if x.token), *roots, *coder.prev))
+        self.token_gradients = {x: self.found[x.ref] for x in learned if x.token and x.ref in self.found}
+        self.root_gradients = {r: self.found[r] for r in roots if r in self.found}
+        self.sums = {r: graph.ref("input", f"sum {i}", r.type) for i, r in enumerate(self.root_gradients)}
+        ends: dict[Expr, Expr] = {e: self.sums[r] for e, r in coder.roots.items() if r in self.sums}
+        fixed = pull_back(graph, ends, [x.ref for x in learned if not x.token]) if ends else {}
+        coder.expect_numbers([*self.found.values(), *fixed.values(), *(e for x in self.elements for e in x if e)])
+        self.fixed_gradients = {x: fixed[x.ref] for x in learned if not x.token and x.ref in fixed}
+
+    def plus(self, x: Expr | None, y: Expr | None) -> Expr | None:
+        if x is None or y is None:
+            return x if y is None else y
+        return self.graph.apply("add", x, y)
+
+    def _elements(self) -> list[tuple[Expr, Expr | None]]:
+        """The coefficients of the scan over `μ`."""
+        coder, graph = self.coder, self.graph
+        out: list[tuple[Expr, Expr | None]] = []
+        for k, prev in enumerate(coder.prev):
+            if coder.coefficients:
+                a = coder.coefficients[k][0]
+                a = graph.apply("conj", a) if a.kind == "complex" else a
+            else:
+                a = pull_back(graph, {coder.updates[k]: graph.lit(1.0)}, (prev,)).get(prev, graph.lit(0.0))
+            g = self.g[k]
+            out.append((a, self.plus(None if g is None else graph.apply("mul", a, g), self.p[k])))
+        return out
+
+    # --- what is read ---
+
+    def needs_past(self, exprs: list[Expr]) -> bool:
+        below = set(walk(*exprs))
+        return any(n in below for n in (*self.coder.prev, *self.coder.now))
+
+    def read(self, tiles: Tiles, exprs: list[Expr], initial: list[Tile]) -> None:
+        """Lines that load the tokens' values: inputs, the states before, and the gradients that arrive."""
+        coder = self.coder
+        needed = set(walk(*exprs))
+        wanted = [k for k, n in enumerate(coder.now) if n in needed]
+        if wanted:
+            needed |= set(walk(*coder.updates))
+        coder.read_tokens(tiles, self.tiled, list(needed))
+        for k, (r, d) in enumerate(zip(coder.results, self.arriving, strict=True)):
+            if d is not None and d in needed:
+                dims, name = coder.kernel.results[k].dims, f"d_{coder.result_names[k]}"
+                base = coder.token_row(self.tiled, dims)
+                tiles.values[d] = coder.load(tiles, name, f"{name}_ptr", base, dims, r.kind)
+        for k, (stream, name) in enumerate(zip(coder.streams, coder.state_names, strict=True)):
+            d, base = self.kept[k], coder.token_row(self.tiled, coder.dims)
+            if d is not None and d in needed:
+                tiles.values[d] = coder.load(
+                    tiles, f"d_{name}_kept", f"d_{name}_ptr", base, coder.dims, stream.type.kind
+                )
+            if coder.prev[k] not in needed:
+                continue
+            if coder.stored:
+                earlier = Base("token - 1", self.axes, base.size, 3, "t > 0")
+                past = coder.load(tiles, f"{name}_saved", f"{name}_ptr", earlier, coder.dims, stream.type.kind)
+                axes = self.axes + coder.state_axes
+                start = align("t == 0", Tile(("t == 0",), self.axes, 0), axes) if self.axes else "t == 0"
+                pairs = zip(initial[k].parts, past.parts, strict=True)
+                parts = tuple(f"tl.where({start}, {align(i, initial[k], axes)}, {p})" for i, p in pairs)
+                tiles.values[coder.prev[k]] = tiles.assign(f"{name}_past", Tile(parts, axes))
+            else:
+                parts = tuple(f"tl.load({at})" for at in coder.scratch(k))
+                tiles.values[coder.prev[k]] = tiles.assign(f"{name}_past", Tile(parts, coder.state_axes))
+        tiles.expect(*exprs, *(coder.updates[k] for k in wanted))
+        for k in wanted:
+            value = coder.whole(tiles, coder.updates[k], coder.streams[k], self.axes + coder.state_axes)
+            tiles.values[coder.now[k]] = tiles.assign(coder.state_names[k], value)
+
+    def again(self, holes: Lines, tiles: Tiles) -> None:
+        """Lines that compute the states before each token of a chunk again."""
+        coder = self.coder
+        inside = coder.tiles()
+        inside.names, inside.values = tiles.names, dict(tiles.values)
+        states = coder.states(inside, "{}_before", "{}_starts_ptr", coder.row(coder.dims, "(chunk + i)"))
+        holes.chunk = inside.take()
+        coder.read_tokens(inside, False, coder.updates)
+        inside.values.update(zip(coder.prev, states, strict=True))
+        inside.expect(*coder.updates)
+        for k, state in enumerate(states):
+            for at, part in zip(coder.scratch(k), state.parts, strict=True):
+                inside.lines.append(f"tl.store({at}, {part})")
+        made = [
+            inside.assign(f"{n}_after", coder.whole(inside, update, stream, coder.state_axes))
+            for n, update, stream in zip(coder.state_names, coder.updates, coder.streams, strict=True)
+        ]
+        for state, value in zip(states, made, strict=True):
+            coder.carried(inside, state, value)
+        holes.again = inside.take()
+
+    # --- the kernels ---
+
+    def backward(self) -> Lines:
+        coder = self.coder
+        holes, tiles = Lines(), coder.tiles()
+        holes.setup = coder.setup(tiles)
+        elements = [e for pair in self.elements for e in pair if e is not None] if self.tiled else []
+        flows = [] if self.tiled else [self.found[n] for n in coder.prev if n in self.found]
+        gradients = [*self.token_gradients.values(), *self.root_gradients.values()]
+        exprs = [*elements, *(g for g in self.g if g is not None), *flows, *gradients]
+        past = self.needs_past(exprs)
+        row = coder.sequence_row()
+        initial = coder.states(tiles, "{}_initial", "{}_initial_ptr", row) if past and coder.stored else []
+        flowing = coder.states(tiles, "d_{}_later", "d_{}_last_ptr", row)
+        totals: dict[Ref, Tile] = {}
+        for root in self.root_gradients:
+            axes = "nc" if set(root.dims) & set(coder.kernel.inner) else "c"
+            zeros = (f"tl.zeros({coder.shape(axes)}, F)",) * (2 if root.kind == "complex" else 1)
+            totals[root] = tiles.assign(f"d_{self.root_name(root)}_sum", Tile(zeros, axes))
+        holes.before = tiles.take()
+        if self.elements:
+            holes.before += coder.enter(tiles, flowing, True)
+        if past and not coder.stored:
+            self.again(holes, tiles)
+        self.read(tiles, exprs, initial)
+        for k, name in enumerate(coder.state_names):
+            later = flowing[k]
+            if self.tiled:
+                prefix = coder.prefix(k)
+                a, m = self.elements[k]
+                one = coder.element(tiles, f"{prefix}a", a, coder.streams[k], "1.0")
+                add = coder.element(tiles, f"{prefix}m", m, coder.streams[k], "0.0")
+                _, before = coder.walked(tiles, prefix, one, add, flowing[k], True)
+                assert before is not None
+                later = tiles.assign(f"{prefix}later", before)
+            tiles.values[self.adjoint[k]] = self.total(tiles, k, later, name)
+        for x, node in self.token_gradients.items():
+            self.write(tiles, x, node, coder.row(coder.slot(x), "token", self.axes))
+        for root, node in self.root_gradients.items():
+            self.add(tiles, totals[root], node)
+        if not self.tiled:
+            made = [
+                tiles.assign(f"d_{name}_past", coder.whole(tiles, self.found.get(n), stream, coder.state_axes))
+                for name, n, stream in zip(coder.state_names, coder.prev, coder.streams, strict=True)
+            ]
+            for state, value in zip(flowing, made, strict=True):
+                coder.carried(tiles, state, value)
+        holes.loop = tiles.take()
+        coder.keep(tiles, "d_{}_initial_ptr", row, flowing)
+        holes.after = tiles.take()
+        tiles.values.update({self.sums[root]: total for root, total in totals.items()})
+        tiles.expect(*self.fixed_gradients.values())
+        for x, node in self.fixed_gradients.items():
+            self.write(tiles, x, node, coder.row(coder.slot(x), "program_row"))
+        holes.sums = tiles.take()
+        holes.arguments = self.arguments(whole=True)
+        return holes
+
+    def carry(self) -> Lines:
+        """Lines of the kernel that composes a segment's tokens, from the last to the first."""
+        coder = self.coder
+        holes, tiles = Lines(), coder.tiles()
+        holes.setup = coder.setup(tiles)
+        exprs = [e for pair in self.elements for e in pair if e is not None]
+        past = self.needs_past(exprs)
+        row = coder.sequence_row()
+        initial = coder.states(tiles, "{}_initial", "{}_initial_ptr", row) if past and coder.stored else []
+        sums = coder.segment_sums(tiles)
+        holes.before = tiles.take()
+        if past and not coder.stored:
+            self.again(holes, tiles)
+        self.read(tiles, exprs, initial)
+        for k, ((a, m), stream) in enumerate(zip(self.elements, coder.streams, strict=True)):
+            prefix = coder.prefix(k)
+            if self.tiled:
+                one = coder.element(tiles, f"{prefix}a", a, stream, "1.0")
+                add = coder.element(tiles, f"{prefix}m", m, stream, "0.0")
+                one, add, _, _ = coder.compose(tiles, one, add, False)
+                one, add, _, _ = coder.stretches(tiles, prefix, one, add)
+                one, add = coder.edge(one), coder.edge(add)
+            else:
+                one, add = (coder.whole(tiles, e, stream, coder.state_axes) for e in (a, m))
+            one, add = tiles.assign(f"{prefix}a_all", one), tiles.assign(f"{prefix}m_all", add)
+            coder.add_segment(tiles, sums[k], one, add)
+        holes.loop = tiles.take()
+        holes.after = coder.store_segment(tiles, sums)
+        holes.arguments = self.arguments(whole=False)
+        return holes
+
+    def root_name(self, root: Ref) -> str:
+        coder = self.coder
+        expr = next(e for e, r in coder.roots.items() if r is root)
+        leaf = next((x for x in coder.fixed if x.ref is expr), None)
+        return leaf.name if leaf else coder.hints.get(expr, "fixed")
+
+    def total(self, tiles: Tiles, k: int, later: Tile, name: str) -> Tile:
+        """`λ`: what arrives here and what flows from the next token."""
+        g, coder = self.g[k], self.coder
+        if g is None:
+            return later
+        axes = self.axes + coder.state_axes
+        parts = tiles.pair(g, axes, 3) if coder.streams[k].type.kind == "complex" else tiles.aligned(g, axes, 3)
+        sums = tuple(f"{x} + {y}" for x, y in zip(parts, later.parts, strict=True))
+        return tiles.assign(f"d_{name}", Tile(sums, axes, 3))
+
+    def write(self, tiles: Tiles, leaf: Leaf, node: Expr, base: Base) -> None:
+        """Store a gradient, summed over the lanes if the leaf has no entry for each."""
+        coder = self.coder
+        dims = coder.slot(leaf)
+        _, place = coder.offset(dims)
+        lanes = "c" in place
+        axes = base.axes + place if lanes else base.axes + place + "c"
+        parts = tiles.pair(node, axes, 0) if leaf.node.kind == "complex" else tiles.aligned(node, axes, 0)
+        if not lanes:
+            if "c" not in tiles.tile(node).axes or is_number(node):
+                parts = tuple(f"tl.broadcast_to({p}, {coder.shape(axes)})" for p in parts)
+            mask = align("real_lane", Tile(("real_lane",), "c"), axes)
+            parts = tuple(f"tl.sum(tl.where({mask}, {p}, 0.0), {len(axes) - 1})" for p in parts)
+        coder.store(tiles, f"d_{leaf.name}_ptr", base, dims, leaf.node.kind, parts)
+
+    def add(self, tiles: Tiles, total: Tile, node: Expr) -> None:
+        """Sum a gradient over the tokens."""
+        axes = self.axes + total.axes
+        pair = len(total.parts) == 2
+        parts = tiles.pair(node, axes, 0) if pair else tiles.aligned(node, axes, 0)
+        if self.tiled:
+            live = align("live", Tile(("live",), "ts"), axes)
+            parts = tuple(f"tl.sum(tl.sum(tl.where({live}, {p}, 0.0), 0), 0)" for p in parts)
+        tiles.lines.extend(f"{name} += {part}" for name, part in zip(total.parts, parts, strict=True))
+
+    def arguments(self, whole: bool) -> list[str]:
+        """The parameters of a backward kernel; the host passes them in this order."""
+        coder = self.coder
+        names = coder.state_names
+        lines = [*coder.inputs(), *coder.pointers(f"{n}_initial" for n in names)]
+        lines += coder.pointers(n if coder.stored else f"{n}_starts" for n in names)
+        found = zip((*coder.result_names, *names), (*self.arriving, *self.kept), strict=True)
+        lines += coder.pointers(f"d_{n}" for n, d in found if d is not None)
+        if whole:
+            lines += coder.pointers(f"d_{n}_last" for n in names)
+            lines += coder.pointers(f"d_{x.name}" for x in (*self.token_gradients, *self.fixed_gradients))
+            lines += coder.pointers(f"d_{n}_initial" for n in names)
+        if self.elements:
+            lines += coder.carries()
+        return [*lines, *([] if coder.stored else ["scratch_ptr,"]), *coder.constants()]

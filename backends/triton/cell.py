@@ -1,0 +1,229 @@
+"""One cell of a plan as the parts of its class, recurrences whose entries do not mix being fused kernels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from importlib import resources
+
+import jinja2
+
+from rnnc.fuse import Kernel, fuse
+from rnnc.ir import Expr, Linear, Ref
+from rnnc.lower import Stream
+from rnnc.plan import Plan, Step
+from rnnc.show import expr_text
+
+from ..torch.block import Block, NameTable
+from ..torch.cell import CellCode, CellCoder
+from ..torch.text import quoted, several, wrap
+from .adjoint import BackwardCoder
+from .forward import ForwardCoder
+from .kernel import KernelCoder, Leaf, Lines
+
+
+class FusedBlock(Block):
+    """Expressions around the kernels: learned maps run in the dtype `low`, everything else in the computing one."""
+
+    def operand(self, node: Expr) -> str:
+        if node.kind == "complex":
+            return super().operand(node)
+        text = self.raw(node)
+        return f"{text if text.replace('.', '').replace('_', '').isalnum() else f'({text})'}.to(low)"
+
+    def raw(self, node: Expr) -> str:
+        """Code of a node in the dtype that it has."""
+        if isinstance(node, Ref) and node.role == "input":
+            return self.leaf(node)
+        if isinstance(node, Linear) and node.kind != "complex":
+            return self.variable(node)
+        return self.aligned_code(node, node.dims)
+
+    def nested(self, node: Expr) -> tuple[str, int]:
+        text, strength = super().nested(node)
+        narrow = (isinstance(node, Linear) or (isinstance(node, Ref) and node.role == "input")) and node.kind == "real"
+        return (f"{text}.to(dtype)", 10) if narrow else (text, strength)
+
+
+class FusedCellCoder(CellCoder):
+    """`CellCoder` whose class has kernels too, where the plan has something for them."""
+
+    block_class = Block
+
+    def __init__(self, plan: Plan, reserved: frozenset[str], first: int) -> None:
+        super().__init__(plan, reserved | {"low", "out"}, first)
+        self.kernels_of = fuse(plan)
+        self.fusing: dict[int, Kernel] = {}
+        self.done: set[int] = set()
+        self.lasts: dict[str, str] = {}
+        self.coders = [
+            KernelCoder(self.system, k, f"_{self.cell.name}_{'_'.join(s.name for s in k.streams)}")
+            for k in self.kernels_of
+        ]
+        self.backwards = [BackwardCoder(c) for c in self.coders]
+
+    def code(self) -> CellCode:
+        code = super().code()
+        if not self.kernels_of:
+            return code
+        self.fusing = {id(step): k for k in self.kernels_of for step in k.steps}
+        self.block_class = FusedBlock
+        names = self.input_names
+        fused = self.equations()
+        assert self.input_names == names
+        parts = tuple(self.kernel_text(b) for b in self.backwards)
+        first = self.first + len(code.operators)
+        operators = tuple(f"fused_{i}" for i, _ in enumerate(self.coders, first))
+        registrations = [self.registration(b, name) for b, name in zip(self.backwards, operators, strict=True)]
+        base = "_FusedCell" if code.base == "_Cell" else f"_FusedCell, {code.base}"
+        self.helpers |= {"_FusedCell", "_fused_operator", "_kernel"}
+        return replace(
+            code,
+            base=base,
+            parts=parts,
+            fused=tuple(fused),
+            fused_kernels=tuple((", ".join(s.name for s in c.streams), _kind(c)) for c in self.coders),
+            registrations=(*code.registrations, *(line for r in registrations for line in r)),
+            operators=(*code.operators, *operators),
+            helpers=frozenset(self.helpers),
+        )
+
+    # --- the equations by kernels ---
+
+    def roots(self, step: Step) -> tuple[Expr, ...]:
+        kernel = self.fusing.get(id(step))
+        if kernel is None:
+            return super().roots(step)
+        return (*kernel.inputs, *kernel.fixed) if step is kernel.steps[0] else ()
+
+    def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
+        kernel = self.fusing.get(id(step))
+        if kernel is None:
+            super().step_lines(step, block, table, values)
+            return
+        if step is not kernel.steps[0]:
+            return
+        assert isinstance(block, FusedBlock)
+        coder = self.coders[self.kernels_of.index(kernel)]
+        for s in kernel.streams:
+            block.lines.append(_cut(f"# {s.name}[t] = {expr_text(self.cell.state(s.name).expr)}" if s.declared else ""))
+        tokens = [block.raw(n) for n in kernel.inputs]
+        fixed = [block.aligned_code(n, n.dims) for n in kernel.fixed]
+        initial = [f"state.{s.name}" for s in kernel.streams]
+        sizes = ", ".join(f"self.{d}" for d in coder.dims)
+        args = [f"[{', '.join(x)}]" for x in (tokens, fixed, initial)] + [f"[{sizes}]", "out"]
+        if coder.number_names:
+            args.append(f"[{', '.join(self.scalars(block, coder))}]")
+        made: list[str] = []
+        for node in kernel.results:
+            made.append(table.new(self.system.names.get(node) or self.output_of(node)))
+            block.variables[node] = made[-1]
+        for s, kept in zip(kernel.streams, kernel.kept, strict=True):
+            made.append(table.new(s.name) if kept else "_")
+            if kept:
+                values[s.name] = made[-1]
+        for s in kernel.streams:
+            self.lasts[s.name] = table.new(f"{s.name}_last")
+            made.append(self.lasts[s.name])
+        block.assign(", ".join(made), f"_kernel(run, {coder.name}, {', '.join(args)})")
+
+    def scalars(self, block: Block, coder: KernelCoder) -> list[str]:
+        """Code of the numbers that a kernel is given."""
+        out: list[str] = []
+        for node in coder.number_names:
+            text = block.number(node)[0]
+            out += [f"({text}).real", f"({text}).imag"] if node.kind == "complex" else [f"float({text})"]
+        return out
+
+    def output_of(self, node: Expr) -> str:
+        return next((name for name, e in self.system.outputs if e is node), "result")
+
+    def last(self, stream: Stream) -> str | None:
+        return self.lasts.get(stream.name) if self.fusing else None
+
+    # --- the kernels ---
+
+    def kernel_text(self, backward: BackwardCoder) -> str:
+        coder = backward.coder
+        forward = ForwardCoder(coder)
+        view = {
+            "name": coder.name,
+            "doc": _doc(coder),
+            "outer": coder.outer,
+            "inner": coder.kernel.inner,
+            "stored": coder.stored,
+            "tiled": coder.tiled,
+            "tiled_back": coder.tiled_back,
+            "forward": _wrapped(forward.forward()),
+            "carry": _wrapped(forward.carry()) if coder.kernel.scan else None,
+            "backward": _wrapped(backward.backward()),
+            "carry_back": _wrapped(backward.carry()) if backward.elements else None,
+        }
+        self.helpers |= coder.functions
+        return _template().render(k=view).strip("\n")
+
+    def registration(self, backward: BackwardCoder, operator: str) -> list[str]:
+        """Lines that register a kernel as an operator."""
+        coder, k = backward.coder, backward.coder.kernel
+        found = {*backward.token_gradients, *backward.fixed_gradients}
+
+        def slots(leaves: list[Leaf]) -> str:
+            return several(_dims(coder.slot(x)) if x in found else "None" for x in leaves)
+
+        fields = {
+            "forward": f"{coder.name}_forward",
+            "backward": f"{coder.name}_backward",
+            "carry": f"{coder.name}_carry" if k.scan else "None",
+            "carry_back": f"{coder.name}_carry_back" if backward.elements else "None",
+            "tiled": str(coder.tiled),
+            "tiled_back": str(coder.tiled_back),
+            "dims": _dims(coder.dims),
+            "outer": _dims(coder.outer),
+            "block": _dims(coder.block),
+            "inner": _dims(k.inner),
+            "tokens": several(_dims(x.node.dims) for x in coder.tokens),
+            "token_slots": slots(coder.tokens),
+            "fixed": several(_dims(x.node.dims) for x in coder.fixed),
+            "fixed_slots": slots(coder.fixed),
+            "results": several(
+                several([_dims(r.dims), quoted(r.kind), str(w)]) for r, w in zip(k.results, k.wide_results, strict=True)
+            ),
+            "kept": several(map(str, k.kept)),
+            "wide": several(map(str, k.wide)),
+            "stored": str(coder.stored),
+        }
+        lines = [f"{coder.name} = _fused_operator(", "    _OPERATORS,", f"    {quoted(operator)},", "    _Fused("]
+        lines += [w for name, value in fields.items() for w in wrap([f"        {name}={value},"])]
+        return [*lines, "    ),", ")"]
+
+
+def _kind(coder: KernelCoder) -> str:
+    if coder.tiled:
+        return "fused scan over tiles of tokens"
+    return "fused scan over tokens in registers" if coder.kernel.scan else "fused loop over tokens"
+
+
+def _doc(coder: KernelCoder) -> str:
+    texts = [f"{s.name}[t] = {expr_text(s.expr, coder.system.names)}" for s in coder.streams]
+    return _cut("; ".join(texts)).replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _cut(text: str, width: int = 100) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _dims(dims: tuple[str, ...]) -> str:
+    return several(quoted(d) for d in dims)
+
+
+def _wrapped(lines: Lines) -> dict[str, list[str]]:
+    indents = {"loop": 12, "again": 12, "chunk": 8}
+    return {hole: wrap(items, indents.get(hole, 8)) for hole, items in lines.holes().items()}
+
+
+@cache
+def _template() -> jinja2.Template:
+    text = (resources.files("rnnc.templates") / "triton" / "kernel.py.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(text)

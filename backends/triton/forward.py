@@ -1,0 +1,113 @@
+"""The forward kernels: the recurrence over tokens, and what a segment of them composes to."""
+
+from __future__ import annotations
+
+from rnnc.ir import Expr, Ref, walk
+
+from .kernel import KernelCoder, Lines
+from .tile import Tile, Tiles
+
+
+class ForwardCoder:
+    """Lines of the forward of one kernel."""
+
+    def __init__(self, coder: KernelCoder) -> None:
+        self.coder = coder
+
+    def forward(self) -> Lines:
+        coder = self.coder
+        holes, tiles = Lines(), coder.tiles()
+        holes.setup = coder.setup(tiles)
+        states = coder.states(tiles, "{}_before", "{}_initial_ptr", coder.sequence_row())
+        holes.before = tiles.take()
+        if coder.kernel.scan:
+            holes.before += coder.enter(tiles, states, False)
+        if not coder.stored:
+            coder.keep(tiles, "{}_starts_ptr", coder.row(coder.dims, "(chunk + i)"), states)
+            holes.chunk = tiles.take()
+        after = self.tile(tiles, states) if coder.tiled else self.token(tiles, states)
+        for k, result in enumerate(coder.results):
+            place = coder.kernel.results[k].dims
+            base = coder.token_row(coder.tiled, place)
+            _, axes = coder.at("", base, place, "real")
+            parts = tiles.pair(result, axes, 0) if result.kind == "complex" else tiles.aligned(result, axes, 0, False)
+            coder.store(tiles, f"{coder.result_names[k]}_ptr", base, place, result.kind, parts)
+        if coder.stored:
+            coder.keep(tiles, "{}_ptr", coder.token_row(coder.tiled, coder.dims), after)
+        if not coder.tiled:
+            for state, value in zip(states, after, strict=True):
+                coder.carried(tiles, state, value)
+        holes.loop = tiles.take()
+        coder.keep(tiles, "{}_last_ptr", coder.sequence_row(), states)
+        holes.after = tiles.take()
+        names = coder.state_names
+        outs = [
+            *coder.result_names,
+            *(n if coder.stored else f"{n}_starts" for n in names),
+            *(f"{n}_last" for n in names),
+        ]
+        holes.arguments = [*coder.inputs(), *coder.pointers(f"{n}_initial" for n in names), *coder.pointers(outs)]
+        holes.arguments += [*(coder.carries() if coder.kernel.scan else []), *coder.constants()]
+        return holes
+
+    def coefficients(self) -> list[Expr]:
+        return [e for pair in self.coder.coefficients for e in pair if e is not None]
+
+    def tile(self, tiles: Tiles, states: list[Tile]) -> list[Tile]:
+        """Lines for a tile of tokens side by side; the states after each."""
+        coder = self.coder
+        coder.read_tokens(tiles, True, [*self.coefficients(), *coder.results])
+        tiles.expect(*self.coefficients(), *coder.results)
+        below = set(walk(*coder.results))
+        out: list[Tile] = []
+        for k, (stream, (a, b)) in enumerate(zip(coder.streams, coder.coefficients, strict=True)):
+            prefix = coder.prefix(k)
+            one = coder.element(tiles, f"{prefix}a", a, stream, "1.0")
+            add = coder.element(tiles, f"{prefix}b", b, stream, "0.0")
+            after, before = coder.walked(tiles, prefix, one, add, states[k], coder.prev[k] in below)
+            name = coder.state_names[k]
+            if before is not None:
+                tiles.values[coder.prev[k]] = tiles.assign(f"{name}_past", before)
+            out.append(tiles.assign(name, after))
+            tiles.values[coder.now[k]] = out[-1]
+        return out
+
+    def token(self, tiles: Tiles, states: list[Tile]) -> list[Tile]:
+        """Lines for one token; the states after it."""
+        coder = self.coder
+        coder.read_tokens(tiles, False, [*coder.updates, *coder.results])
+        tiles.values.update(zip(coder.prev, states, strict=True))
+        tiles.expect(*coder.updates, *coder.results)
+        out: list[Tile] = []
+        for k, (stream, update) in enumerate(zip(coder.streams, coder.updates, strict=True)):
+            out.append(tiles.assign(coder.state_names[k], coder.whole(tiles, update, stream, coder.state_axes)))
+            tiles.values[coder.now[k]] = out[-1]
+            if not isinstance(update, Ref):
+                tiles.values.setdefault(update, out[-1])
+        return out
+
+    def carry(self) -> Lines:
+        """Lines of the kernel that composes the tokens of a segment."""
+        coder = self.coder
+        holes, tiles = Lines(), coder.tiles()
+        holes.setup = coder.setup(tiles)
+        sums = coder.segment_sums(tiles)
+        holes.before = tiles.take()
+        coder.read_tokens(tiles, coder.tiled, self.coefficients())
+        tiles.expect(*self.coefficients())
+        for k, (stream, (a, b)) in enumerate(zip(coder.streams, coder.coefficients, strict=True)):
+            prefix = coder.prefix(k)
+            if coder.tiled:
+                one = coder.element(tiles, f"{prefix}a", a, stream, "1.0")
+                add = coder.element(tiles, f"{prefix}b", b, stream, "0.0")
+                one, add, _, _ = coder.compose(tiles, one, add, False)
+                one, add, _, _ = coder.stretches(tiles, prefix, one, add)
+                one, add = coder.edge(one), coder.edge(add)
+            else:
+                one, add = (coder.whole(tiles, e, stream, coder.state_axes) for e in (a, b))
+            one, add = tiles.assign(f"{prefix}a_all", one), tiles.assign(f"{prefix}b_all", add)
+            coder.add_segment(tiles, sums[k], one, add)
+        holes.loop = tiles.take()
+        holes.after = coder.store_segment(tiles, sums)
+        holes.arguments = [*coder.inputs(), *coder.carries(), *coder.constants()]
+        return holes

@@ -1,0 +1,535 @@
+"""One fused kernel as the parts of its text: what it reads, computes and writes, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rnnc.fuse import Kernel, updates
+from rnnc.ir import Expr, Linear, Ref, Type, walk
+from rnnc.lower import Stream, System
+from rnnc.plan import Scan, is_number, per_token
+
+from ..torch.block import NameTable
+from .tile import AXES, Tile, Tiles, align, folded, literal, numbers
+
+FRAME = frozenset(
+    "tl triton float range F T BT BS BC BN VEC CHUNK WIDTH INNER ROWS BLOCKS PACKED SEGMENTED STAGES cu_seqlens "
+    "scratch_ptr program program_row sequence sequences segment row block lane channel inner real_lane real_inner "
+    "real_state real live first length span begin end count chunk step stretch tokens token t i k s slot".split()
+)
+POINTERS = ("ptr", "initial_ptr", "last_ptr", "starts_ptr", "carry_a_ptr", "carry_b_ptr")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A value that a kernel reads: the node that PyTorch computes, and what stands for it in the kernel's expressions.
+
+    The stand-in has all channels, so that derivatives are summed over them last.
+    """
+
+    node: Expr
+    ref: Ref
+    name: str
+    token: bool
+    learns: bool
+
+
+@dataclass(frozen=True)
+class Base:
+    """A row of memory: its index, with axes and strength of its own, and how far rows are apart.
+
+    `mask` says where it exists, for one that may not.
+    """
+
+    index: str
+    axes: str
+    size: str
+    binds: int = 6
+    mask: str = ""
+
+
+@dataclass
+class Lines:
+    """The holes of one kernel."""
+
+    arguments: list[str] = field(default_factory=list[str])
+    setup: list[str] = field(default_factory=list[str])
+    before: list[str] = field(default_factory=list[str])
+    chunk: list[str] = field(default_factory=list[str])
+    again: list[str] = field(default_factory=list[str])
+    loop: list[str] = field(default_factory=list[str])
+    after: list[str] = field(default_factory=list[str])
+    sums: list[str] = field(default_factory=list[str])
+
+    def holes(self) -> dict[str, list[str]]:
+        return dict(vars(self))
+
+
+class KernelCoder:
+    """What the forward and the backward of one `Kernel` share."""
+
+    def __init__(self, system: System, kernel: Kernel, name: str) -> None:
+        self.system, self.kernel, self.name = system, kernel, name
+        self.graph = system.graph
+        self.streams = kernel.streams
+        self.dims = self.streams[0].type.dims
+        # Tokens of a tile side by side, composed; else one after the other, whole segments of them side by side still.
+        self.tiled = kernel.scan and not kernel.inner
+        self.tiled_back = not kernel.inner and not kernel.coupled and all(s.contracting for s in kernel.steps)
+        # Where the values of states serve nothing else, the state that enters each chunk is enough for the backward.
+        self.stored = self.tiled_back or any(kernel.kept)
+        self.names = NameTable(FRAME)
+        self.outer, self.block = self._split()
+        self.sizes = {d: self.names.new(d) for d in self.dims}
+        self.fixed = [self.leaf(n, False) for n in kernel.fixed]
+        self.tokens = [self.leaf(n, True) for n in kernel.inputs]
+        self.roots: dict[Expr, Ref] = {}
+        self.of = {leaf.node: leaf.ref for leaf in (*self.tokens, *self.fixed)}
+        self.done: dict[Expr, Expr] = {}
+        self.prev = [self.graph.ref("state", s.name, s.type, 1) for s in self.streams]
+        self.now = [self.graph.ref("state", s.name, s.type, 0) for s in self.streams]
+        self.coefficients, self.updates = self._updates()
+        self.results = [self.inside(r) for r in kernel.results]
+        self.number_names: dict[Expr, tuple[str, ...]] = {}
+        self.expect_numbers([*self.updates, *self.results, *self.roots])
+        self.state_names = [self.names.new(s.name) for s in self.streams]
+        self.result_names = [self.names.new(system.names.get(r) or self._output(r)) for r in kernel.results]
+        read = [f"{x.name}_{part}" for x in (*self.tokens, *self.fixed) for part in ("ptr", "row")]
+        written = [f"{n}_{part}" for n in (*self.state_names, *self.result_names) for part in POINTERS]
+        self.taken = FRAME | {*read, *written, *self.sizes.values()}
+        self.hints: dict[Expr, str] = {}
+        for node, hint in system.names.items():
+            inner = self.done.get(node)
+            if inner is not None and inner.children:
+                self.hints.setdefault(inner, hint)
+            if not per_token(node) and node.children:
+                self.hints.setdefault(self._fixed_inside(node), hint)
+        self.functions: set[str] = set()
+
+    def expect_numbers(self, roots: Iterable[Expr]) -> None:
+        """Name the scalars below `roots` that the host computes."""
+        for n in numbers(roots):
+            if n in self.number_names:
+                continue
+            wanted = self.system.names.get(n) or (n.name if isinstance(n, Ref) else "number")
+            parts = [f"{wanted}_re", f"{wanted}_im"] if n.kind == "complex" else [wanted]
+            self.number_names[n] = tuple(self.names.new(p) for p in parts)
+
+    def _output(self, node: Expr) -> str:
+        return next((name for name, e in self.system.outputs if e is node), "result")
+
+    # --- the kernel's expressions ---
+
+    def leaf(self, node: Expr, token: bool) -> Leaf:
+        wanted = self.system.names.get(node) or "value"
+        if isinstance(node, Ref):
+            wanted = node.name if node.lag == 0 else f"{node.name.removesuffix('_past')}_before"
+        elif isinstance(node, Linear) and node not in self.system.names:
+            wanted = f"{node.weight.removesuffix('_weight')}_in"
+        name = self.names.new(wanted)
+        learns = node.kind != "bool" and not (isinstance(node, Ref) and node.role == "buffer")
+        return Leaf(node, self.graph.ref("input", f"in {name}", self.spread(node)), name, token, learns)
+
+    def spread(self, node: Expr) -> Type:
+        """The type of a node that is spread over all channels, and over all inner entries if over any."""
+        inner = self.kernel.inner if set(node.dims) & set(self.kernel.inner) else ()
+        return Type(self.graph.sort((*self.kernel.channels, *inner)), node.kind)
+
+    def inside(self, root: Expr) -> Expr:
+        """An expression over stand-ins; what only parameters decide is one stand-in for each greatest part."""
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if node in self.done:
+                stack.pop()
+                continue
+            if node in self.of:
+                ref = self.done[node] = self.of[node]
+                if not per_token(node):
+                    self.roots[ref] = ref
+            elif is_number(node) or isinstance(node, Ref):
+                self.done[node] = node
+            elif not per_token(node):
+                inner = self._fixed_inside(node)
+                ref = self.graph.ref("input", f"root {len(self.roots)}", self.spread(node))
+                self.roots[inner] = ref
+                self.done[node] = ref
+            elif waiting := [c for c in node.children if c not in self.done]:
+                stack.extend(waiting)
+                continue
+            else:
+                self.done[node] = self.graph.rebuild(node, tuple(self.done[c] for c in node.children))
+            stack.pop()
+        return self.done[root]
+
+    def _fixed_inside(self, root: Expr) -> Expr:
+        done: dict[Expr, Expr] = {}
+        for node in walk(root):
+            if node in self.of:
+                done[node] = self.of[node]
+            elif is_number(node) or not node.children:
+                done[node] = node
+            else:
+                done[node] = self.graph.rebuild(node, tuple(done[c] for c in node.children))
+        return done[root]
+
+    def _updates(self) -> tuple[list[tuple[Expr, Expr | None]], list[Expr]]:
+        """Coefficients of the scans, and the new value of each state in terms of values one token ago."""
+        graph = self.graph
+        coefficients: list[tuple[Expr, Expr | None]] = []
+        made: list[Expr] = []
+        for step in self.kernel.steps:
+            if isinstance(step, Scan):
+                a, *b = (self.inside(e) for e in updates(step))
+                prev = self.prev[len(made)]
+                coefficients.append((a, b[0] if b else None))
+                product = graph.apply("mul", a, prev)
+                made.append(graph.apply("add", product, b[0]) if b else product)
+            else:
+                exprs = {s.name: self.inside(s.expr) for s in step.streams}
+                fresh: dict[Expr, Expr] = {}
+                for s in step.streams:
+                    # In the order in which a step computes them: what is read of this token is there already.
+                    for node in walk(exprs[s.name]):
+                        if node in fresh:
+                            continue
+                        children = tuple(fresh[c] for c in node.children)
+                        fresh[node] = graph.rebuild(node, children) if children else node
+                    value = fresh[exprs[s.name]]
+                    fresh[graph.ref("state", s.name, s.type, 0)] = value
+                    made.append(value)
+        return coefficients, made
+
+    # --- places in memory ---
+
+    def _split(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The channels as outer dims, of which a program has one entry, and those along its threads.
+
+        An input that lacks the last dims has its gradient summed over them: within a program, then.
+        """
+        channels = self.kernel.channels
+        lacking: list[int] = []
+        for node in (*self.kernel.inputs, *self.kernel.fixed):
+            have = [i for i, d in enumerate(channels) if d in node.dims]
+            if have and have[-1] < len(channels) - 1 and node.kind != "bool":
+                lacking.append(have[-1] + 1)
+        at = max(lacking, default=0)
+        return channels[:at], channels[at:]
+
+    def offset(self, dims: tuple[str, ...]) -> tuple[str, str]:
+        """Where an entry of something with these dims (`*` for the program's block) stands, and the axes of that."""
+        groups = [("channel", self.kernel.channels, "c"), ("lane", self.block, "c"), ("row", self.outer, "")]
+        groups.append(("inner", self.kernel.inner, "n"))
+        terms: list[tuple[str, str]] = []
+        i = 0
+        while i < len(dims):
+            name, size, axes = self._coordinate(dims[i]), 1, "n" if dims[i] in self.kernel.inner else "c"
+            if dims[i] in self.outer or dims[i] == "*":
+                axes = ""
+            for group, members, group_axes in groups:
+                if members and dims[i : i + len(members)] == members:
+                    name, size, axes = group, len(members), group_axes
+                    break
+            i += size
+            stride = self.product(dims[i:])
+            terms.append((name if stride == "1" else f"{_atom(name)} * {stride}", axes))
+        axes = "".join(a for a in AXES if any(a in x for _, x in terms))
+        parts = [align(t, Tile((t,), a, 6 if t.isidentifier() else 4), axes) for t, a in terms]
+        return " + ".join(parts) or "0", axes
+
+    def _coordinate(self, dim: str) -> str:
+        if dim == "*":
+            return "block"
+        inner = dim in self.kernel.inner
+        dims, index = (self.kernel.inner, "inner") if inner else (self.block, "lane")
+        if dim in self.outer:
+            dims, index = self.outer, "row"
+        after = self.product(dims[dims.index(dim) + 1 :])
+        text = index if after == "1" else f"{index} // ({after})" if " " in after else f"{index} // {after}"
+        return text if dims[0] == dim else f"{text} % {self.sizes[dim]}"
+
+    def product(self, dims: Iterable[str]) -> str:
+        return " * ".join("BLOCKS" if d == "*" else self.sizes[d] for d in dims) or "1"
+
+    def mask(self, axes: str) -> str:
+        """What is real of a tile with these axes, by the names that the template gives it."""
+        names = {"": "", "n": "real_inner", "c": "real_lane", "nc": "real_state", "ts": "live", "tsc": "real"}
+        return names[axes]
+
+    def at(self, pointer: str, base: Base | None, dims: tuple[str, ...], kind: str) -> tuple[list[str], str]:
+        """Addresses of the parts of a value with these dims, and their axes."""
+        text, axes = self.offset(dims)
+        if base is not None:
+            whole = "".join(a for a in AXES if a in axes + base.axes)
+            row = align(base.index, Tile((base.index,), base.axes, base.binds), whole, 0 if base.size == "1" else 4)
+            row = row if base.size == "1" else f"{row} * {base.size}"
+            text = (
+                row
+                if text == "0"
+                else f"{row} + {align(text, Tile((text,), axes, 6 if text.isidentifier() else 3), whole, 3)}"
+            )
+            axes = whole
+        if axes == "tsc":
+            # Orders the layout: channels along lanes, stretches along warps, the tokens of one in one thread.
+            text = f"tl.max_contiguous({text}, [1, 2, BC])"
+        if kind != "complex":
+            return [f"{pointer} + {text}"], axes
+        return [f"{pointer} + 2 * ({text})", f"{pointer} + 2 * ({text}) + 1"], axes
+
+    def load(
+        self, tiles: Tiles, wanted: str, pointer: str, base: Base | None, dims: tuple[str, ...], kind: str
+    ) -> Tile:
+        addresses, axes = self.at(pointer, base, dims, kind)
+        mask = self.mask(axes)
+        if base is not None and base.mask:
+            # For a row that may not exist.
+            real = align(base.mask, Tile((base.mask,), base.axes, 2), axes, 2)
+            mask = f"{mask} & {real}" if mask else real
+        masked = f", mask={mask}, other=0" if mask else ""
+        cast = "tl.int1" if kind == "bool" else "F"
+        return tiles.assign(wanted, Tile(tuple(f"tl.load({a}{masked}).to({cast})" for a in addresses), axes))
+
+    def store(
+        self,
+        tiles: Tiles,
+        pointer: str,
+        base: Base | None,
+        dims: tuple[str, ...],
+        kind: str,
+        parts: tuple[str, ...],
+    ) -> None:
+        addresses, axes = self.at(pointer, base, dims, kind)
+        mask = self.mask(axes)
+        for address, part in zip(addresses, parts, strict=True):
+            tiles.lines.append(f"tl.store({address}, {part}{f', mask={mask}' if mask else ''})")
+
+    def row(self, dims: tuple[str, ...], index: str, axes: str = "", binds: int = 6) -> Base:
+        """A row of memory that holds one value of these dims for each index."""
+        size = self.product(dims)
+        return Base(index, axes, size if size.isidentifier() or size == "1" else f"({size})", binds)
+
+    def token_row(self, tiled: bool, dims: tuple[str, ...]) -> Base:
+        return self.row(dims, "token", "ts" if tiled else "")
+
+    def sequence_row(self) -> Base:
+        return self.row(self.dims, "sequence")
+
+    @property
+    def state_axes(self) -> str:
+        return "nc" if self.kernel.inner else "c"
+
+    def shape(self, axes: str) -> str:
+        sizes = [{"t": "BT", "s": "BS", "n": "BN", "c": "BC"}[a] for a in axes]
+        return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+    # --- what all kernels do ---
+
+    def tiles(self) -> Tiles:
+        def number(node: Expr) -> tuple[str, ...]:
+            value = folded(node)
+            return self.number_names[node] if value is None else literal(value)
+
+        taken = self.taken | {n for names in self.number_names.values() for n in names}
+        found = Tiles(NameTable(taken), self.hints, number, "INNER")
+        found.functions = self.functions
+        return found
+
+    def setup(self, tiles: Tiles) -> list[str]:
+        """Lines before the loop: parameters, and what only they decide."""
+        for x in self.fixed:
+            tiles.values[x.ref] = self.load(tiles, x.name, f"{x.name}_ptr", None, x.node.dims, x.node.kind)
+        tiles.expect(*self.roots)
+        for expr, ref in self.roots.items():
+            if expr is not ref:
+                tiles.values[ref] = tiles.name(expr)
+        return tiles.take()
+
+    def read_tokens(self, tiles: Tiles, tiled: bool, used: Iterable[Expr]) -> None:
+        """Lines that load what `used` needs of each token."""
+        used = set(walk(*used))
+        for x in self.tokens:
+            if x.ref in used:
+                base = Base("token", "ts" if tiled else "", f"{x.name}_row")
+                tiles.values[x.ref] = self.load(tiles, x.name, f"{x.name}_ptr", base, x.node.dims, x.node.kind)
+
+    def whole(self, tiles: Tiles, node: Expr | None, stream: Stream, axes: str) -> Tile:
+        """A value with all of the axes, in the kind of a state."""
+        pair = stream.type.kind == "complex"
+        if node is None:
+            return Tile((f"tl.zeros({self.shape(axes)}, F)",) * (1 + pair), axes)
+        parts = tiles.pair(node, axes, 0) if pair else tiles.aligned(node, axes, 0)
+        if is_number(node):
+            parts = tuple(f"tl.full({self.shape(axes)}, {p}, F)" for p in parts)
+        elif tiles.tile(node).axes != axes:
+            parts = tuple(f"tl.broadcast_to({p}, {self.shape(axes)})" for p in parts)
+        return Tile(tuple(f"tl.zeros({self.shape(axes)}, F)" if p == "0.0" else p for p in parts), axes)
+
+    def element(self, tiles: Tiles, wanted: str, node: Expr | None, stream: Stream, dead: str) -> Tile:
+        """One coefficient for all tokens of a tile; `dead` where there are none."""
+        axes = "ts" + self.state_axes
+        value = self.whole(tiles, node, stream, axes)
+        if node is not None:
+            live = align("live", Tile(("live",), "ts"), axes)
+            parts = tuple(f"tl.where({live}, {p}, {x})" for p, x in zip(value.parts, (dead, "0.0"), strict=False))
+            value = Tile(parts, axes)
+        return tiles.assign(wanted, value)
+
+    def compose(self, tiles: Tiles, a: Tile, b: Tile, previous: bool) -> tuple[Tile, Tile, Tile | None, Tile | None]:
+        """The scan along the first axis: coefficients up to each entry, and, if asked, up to the one before."""
+        pair = len(a.parts) == 2
+        function = f"_tl_{'complex_' if pair else ''}affine{'_previous' if previous else ''}"
+        self.functions.add(function)
+        items, targets = [*a.parts, *b.parts], [*a.parts, *b.parts]
+        if previous:
+            one, zero = f"tl.full({self.shape(a.axes)}, 1.0, F)", f"tl.zeros({self.shape(a.axes)}, F)"
+            p, q = (tuple(tiles.names.new(n) for n in (x, f"{x}_im")[: 1 + pair]) for x in "pq")
+            items += [one, zero][: 1 + pair] + [zero] * (1 + pair)
+            targets += [*p, *q]
+            tiles.lines.append(f"{', '.join(targets)} = tl.associative_scan(({', '.join(items)}), 0, {function})")
+            return a, b, Tile(p, a.axes), Tile(q, a.axes)
+        tiles.lines.append(f"{', '.join(targets)} = tl.associative_scan(({', '.join(items)}), 0, {function})")
+        return a, b, None, None
+
+    def applied(self, a: Tile, state: Tile, b: Tile) -> Tile:
+        """`a * state + b`; the state may lack leading axes."""
+        axes = a.axes
+        s = tuple(align(p, state, axes) for p in state.parts)
+        if len(a.parts) == 1:
+            return Tile((f"{a.parts[0]} * {s[0]} + {b.parts[0]}",), axes, 3)
+        (ar, ai), (br, bi) = a.parts, b.parts
+        return Tile((f"{ar} * {s[0]} - {ai} * {s[1]} + {br}", f"{ar} * {s[1]} + {ai} * {s[0]} + {bi}"), axes, 3)
+
+    def edge(self, tile: Tile) -> Tile:
+        """The last entry along the first axis."""
+        index, size = ("step", "BT") if tile.axes[0] == "t" else ("stretch", "BS")
+        at = align(index, Tile((index,), tile.axes[0]), tile.axes)
+        return Tile(tuple(f"tl.sum(tl.where({at} == {size} - 1, {p}, 0.0), 0)" for p in tile.parts), tile.axes[1:])
+
+    def stretches(self, tiles: Tiles, name: str, a: Tile, b: Tile) -> tuple[Tile, Tile, Tile, Tile]:
+        """The stretches of a tile composed: coefficients up to each stretch, and up to the one before."""
+        a = tiles.assign(f"{name}a_stretch", self.edge(a))
+        b = tiles.assign(f"{name}b_stretch", self.edge(b))
+        a, b, p, q = self.compose(tiles, a, b, True)
+        assert p is not None and q is not None
+        return a, b, p, q
+
+    def walked(
+        self, tiles: Tiles, name: str, a: Tile, b: Tile, state: Tile, previous: bool
+    ) -> tuple[Tile, Tile | None]:
+        """The states after each token of a tile, and before; moves `state` on."""
+        a, b, p, q = self.compose(tiles, a, b, previous)
+        a2, b2, p2, q2 = self.stretches(tiles, name, a, b)
+        entering = tiles.assign(f"{name}entering", self.applied(p2, state, q2))
+        after = self.applied(a, entering, b)
+        before = None if p is None or q is None else self.applied(p, entering, q)
+        moved = tiles.assign(f"{name}leaving", self.applied(a2, state, b2))
+        self.carried(tiles, state, self.edge(moved))
+        return after, before
+
+    def carried(self, tiles: Tiles, names: Tile, value: Tile) -> None:
+        """Assign to variables that the loop carries, all at once."""
+        tiles.lines.append(f"{', '.join(names.parts)} = {', '.join(value.parts)}")
+
+    def states(self, tiles: Tiles, wanted: str, pointer: str, base: Base) -> list[Tile]:
+        """One load for each state."""
+        return [
+            self.load(tiles, wanted.format(n), pointer.format(n), base, self.dims, s.type.kind)
+            for n, s in zip(self.state_names, self.streams, strict=True)
+        ]
+
+    def keep(self, tiles: Tiles, pointer: str, base: Base, values: Iterable[Tile]) -> None:
+        """One store for each state."""
+        for name, stream, value in zip(self.state_names, self.streams, values, strict=True):
+            self.store(tiles, pointer.format(name), base, self.dims, stream.type.kind, value.parts)
+
+    def enter(self, tiles: Tiles, states: list[Tile], reverse: bool) -> list[str]:
+        """Lines that take states over the segments before (in a backward: after)."""
+        bounds = "tl.num_programs(1) - 1, segment, -1" if reverse else "0, segment"
+        inside = Tiles(NameTable(tiles.names.taken), {}, tiles.number, "INNER")
+        base = self.row(self.dims, "slot")
+        loaded = [self.states(inside, f"{{}}_{x}", f"{{}}_carry_{x}_ptr", base) for x in "ab"]
+        for state, a, b in zip(states, *loaded, strict=True):
+            self.carried(inside, state, self.applied(a, state, b))
+        return [
+            "if SEGMENTED:",
+            f"    for s in range({bounds}):",
+            "        slot = (s * sequences + sequence).to(tl.int64)",
+            *(f"        {x}" for x in inside.lines),
+        ]
+
+    def segment_sums(self, tiles: Tiles) -> list[tuple[Tile, Tile]]:
+        """The coefficients of no token."""
+        sums: list[tuple[Tile, Tile]] = []
+        one, zero = f"tl.full({self.shape(self.state_axes)}, 1.0, F)", f"tl.zeros({self.shape(self.state_axes)}, F)"
+        for name, stream in zip(self.state_names, self.streams, strict=True):
+            n = 2 if stream.type.kind == "complex" else 1
+            a = tiles.assign(f"{name}_product", Tile((one, zero)[:n], self.state_axes))
+            sums.append((a, tiles.assign(f"{name}_sum", Tile((zero, zero)[:n], self.state_axes))))
+        return sums
+
+    def add_segment(self, tiles: Tiles, sums: tuple[Tile, Tile], a: Tile, b: Tile) -> None:
+        """Coefficients of what follows, after those so far."""
+        product, total = sums
+        self.carried(tiles, total, self.applied(a, total, b))
+        if len(a.parts) == 2:
+            (ar, ai), (pr, pi) = a.parts, product.parts
+            value = Tile((f"{ar} * {pr} - {ai} * {pi}", f"{ar} * {pi} + {ai} * {pr}"), product.axes)
+            self.carried(tiles, product, value)
+        else:
+            self.carried(tiles, product, Tile((f"{a.parts[0]} * {product.parts[0]}",), product.axes))
+
+    def store_segment(self, tiles: Tiles, sums: list[tuple[Tile, Tile]]) -> list[str]:
+        base = self.row(self.dims, "slot")
+        self.keep(tiles, "{}_carry_a_ptr", base, [a for a, _ in sums])
+        self.keep(tiles, "{}_carry_b_ptr", base, [b for _, b in sums])
+        return ["slot = (segment * sequences + sequence).to(tl.int64)", *tiles.take()]
+
+    # --- parameters ---
+
+    def pointers(self, names: Iterable[str]) -> list[str]:
+        return [f"{n}_ptr," for n in names]
+
+    def inputs(self) -> list[str]:
+        lines = [line for x in self.tokens for line in (f"{x.name}_ptr,", f"{x.name}_row,")]
+        return [*lines, *self.pointers(x.name for x in self.fixed)]
+
+    def carries(self) -> list[str]:
+        return self.pointers(f"{n}_carry_{x}" for n in self.state_names for x in "ab")
+
+    def constants(self) -> list[str]:
+        names = [*self.sizes.values(), *(n for names in self.number_names.values() for n in names)]
+        return ["cu_seqlens,", "T,", *(f"{n}: tl.constexpr," for n in names)]
+
+    def scratch(self, k: int) -> list[str]:
+        """Addresses of one state in the memory that a program has for a chunk: one for each part."""
+        stream = self.streams[k]
+        parts = sum(2 if s.type.kind == "complex" else 1 for s in self.streams)
+        before = sum(2 if s.type.kind == "complex" else 1 for s in self.streams[:k])
+        inner = "BN * BC" if self.kernel.inner else "BC"
+        lanes = (
+            "tl.arange(0, BN)[:, None] * BC + tl.arange(0, BC)[None, :]" if self.kernel.inner else "tl.arange(0, BC)"
+        )
+        out: list[str] = []
+        for i in range(2 if stream.type.kind == "complex" else 1):
+            size = f"{parts} * {inner}" if parts > 1 else inner
+            at = f"scratch_ptr + (slot * CHUNK + k) * ({size}) + {before + i} * ({inner}) + {lanes}"
+            out.append(at if before + i else at.replace(f"0 * ({inner}) + ", ""))
+        return out
+
+    def prefix(self, k: int) -> str:
+        """What the names of one of several states begin with."""
+        return "" if len(self.streams) == 1 else f"{self.state_names[k]}_"
+
+    def slot(self, leaf: Leaf) -> tuple[str, ...]:
+        """Dims of the memory that holds a leaf's gradient before what it lacks is summed; `*` for blocks of lanes."""
+        dims = leaf.node.dims
+        inner = self.kernel.inner if set(dims) & set(self.kernel.inner) else ()
+        if set(dims) == {*self.kernel.channels, *inner}:
+            return dims
+        block = self.block if set(dims) & set(self.block) else ("*",)
+        return (*self.outer, *block, *inner)
+
+
+def _atom(text: str) -> str:
+    return text if text.isidentifier() else f"({text})"

@@ -1,0 +1,359 @@
+"""Expressions of the IR as Triton code over tiles.
+
+A value has some of the axes `t` (tokens in a row), `s` (stretches of such tokens), `n` (the inner dims, flattened) and
+`c` (channels), in this order; what lacks an axis is broadcast where it meets one that has it. A complex value is a pair
+of real tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from rnnc.ir import Apply, Expr, Lit, Reduce, Ref, walk
+from rnnc.plan import is_number
+
+from ..torch.block import NameTable
+
+AXES = "tsnc"
+_COMPARE, _BITOR, _BITAND, _SUM, _PRODUCT, _SIGN, _ATOM = range(7)
+_INFIX: Mapping[str, tuple[str, int]] = {
+    "add": ("+", _SUM),
+    "sub": ("-", _SUM),
+    "mul": ("*", _PRODUCT),
+    "div": ("/", _PRODUCT),
+    "eq": ("==", _COMPARE),
+    "ne": ("!=", _COMPARE),
+    "lt": ("<", _COMPARE),
+    "le": ("<=", _COMPARE),
+    "gt": (">", _COMPARE),
+    "ge": (">=", _COMPARE),
+    "and": ("&", _BITAND),
+    "or": ("|", _BITOR),
+}
+_CALLS: Mapping[str, str] = {
+    **{op: f"tl.{op}" for op in ("exp", "log", "sin", "cos", "erf", "abs", "sqrt")},
+    **{op: f"_tl_{op}" for op in ("sigmoid", "logsigmoid", "softplus", "tanh", "log1p", "expm1", "silu", "gelu")},
+    **{op: f"_tl_{op}" for op in ("relu", "sign", "logaddexp", "pow")},
+    "max": "_tl_maximum",
+    "min": "_tl_minimum",
+}
+_COMPLEX_CALLS = frozenset({"exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh"})
+WIDTH = 76
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Code of a value: one part, or the real and the imaginary one; how strongly the parts bind, and the axes."""
+
+    parts: tuple[str, ...]
+    axes: str = ""
+    binds: int = _ATOM
+
+
+class Tiles:
+    """Collects lines that compute nodes. `values` holds those that have a name; `number` is the code of a scalar.
+
+    `sizes` is the number of inner entries, by which a sum of what lacks that axis is multiplied.
+    """
+
+    def __init__(
+        self,
+        names: NameTable,
+        hints: Mapping[Expr, str],
+        number: Callable[[Expr], tuple[str, ...]],
+        inner_size: str,
+    ) -> None:
+        self.names, self.hints, self.number, self.inner_size = names, hints, number, inner_size
+        self.values: dict[Expr, Tile] = {}
+        self.lines: list[str] = []
+        self.uses: Counter[Expr] = Counter()
+        self.counted: set[Expr] = set()
+        self.functions: set[str] = set()
+
+    def expect(self, *roots: Expr) -> None:
+        """Count uses below `roots`, so that what is used twice gets a name."""
+        stack = list(roots)
+        self.uses.update(roots)
+        while stack:
+            node = stack.pop()
+            if node not in self.counted and node not in self.values:
+                self.counted.add(node)
+                self.uses.update(node.children)
+                stack.extend(node.children)
+
+    def take(self) -> list[str]:
+        """The lines so far; the names stay."""
+        lines, self.lines = self.lines, []
+        return lines
+
+    # --- values ---
+
+    def tile(self, root: Expr) -> Tile:
+        """Code of a node; makes the lines that it needs."""
+        for node in self._below(root):
+            if node in self.values or is_number(node) or not self._named(node):
+                continue
+            self.name(node)
+        return self._get(root)
+
+    def _below(self, root: Expr) -> list[Expr]:
+        """The nodes that are not there yet, operands first."""
+        out: list[Expr] = []
+        seen: set[Expr] = set()
+        stack: list[tuple[Expr, bool]] = [(root, False)]
+        while stack:
+            node, ready = stack.pop()
+            if ready:
+                out.append(node)
+            elif node not in seen and node not in self.values and not is_number(node):
+                seen.add(node)
+                stack.append((node, True))
+                stack.extend((c, False) for c in reversed(node.children))
+        return out
+
+    def _named(self, node: Expr) -> bool:
+        if isinstance(node, Ref):
+            raise AssertionError(f"no tile for {node.name}")
+        if node in self.hints or self.uses[node] > 1:
+            return True
+        if node.kind == "complex":
+            # Both parts of an operand are used more than once by all but sums.
+            return not (isinstance(node, Apply) and node.op in ("add", "sub", "neg"))
+        return len(self.build(node).parts[0]) > WIDTH
+
+    def name(self, node: Expr, wanted: str | None = None) -> Tile:
+        """The variable that holds a node."""
+        if node in self.values:
+            return self.values[node]
+        tile = self.tile(node) if not self._named(node) else self.build(node)
+        if node in self.values:
+            return self.values[node]
+        name = wanted or self.hints.get(node) or "value"
+        self.values[node] = self.assign(name, tile)
+        return self.values[node]
+
+    def assign(self, wanted: str, tile: Tile) -> Tile:
+        """New variables for a tile."""
+        if len(tile.parts) == 1:
+            names = (self.names.new(wanted),)
+            self.lines.append(f"{names[0]} = {tile.parts[0]}")
+        else:
+            names = tuple(self.names.new(f"{wanted}_{part}") for part in ("re", "im"))
+            if tile.parts[1]:
+                self.lines.extend(f"{n} = {p}" for n, p in zip(names, tile.parts, strict=True))
+            else:
+                self.lines.append(f"{', '.join(names)} = {tile.parts[0]}")
+        return Tile(names, tile.axes)
+
+    def _get(self, node: Expr) -> Tile:
+        return self.values[node] if node in self.values else self.build(node)
+
+    def aligned(self, node: Expr, axes: str, binds: int = 0, arithmetic: bool = True) -> tuple[str, ...]:
+        """The parts of a node as operands of something with `axes`, binding at least as strongly as asked.
+
+        A boolean becomes a number in arithmetic.
+        """
+        tile = self.tile(node)
+        if arithmetic and node.kind == "bool" and not is_number(node):
+            tile = Tile(tuple(f"{_atom(p, tile.binds)}.to(F)" for p in tile.parts), tile.axes)
+        return tuple(align(p, tile, axes, binds) for p in tile.parts)
+
+    def pair(self, node: Expr, axes: str, binds: int = _ATOM) -> tuple[str, str]:
+        """The real and imaginary parts of a node that may be real."""
+        parts = self.aligned(node, axes, binds)
+        return (parts[0], parts[1]) if len(parts) == 2 else (parts[0], "0.0")
+
+    def axes(self, nodes: Iterable[Expr]) -> str:
+        found = {a for n in nodes for a in self.tile(n).axes}
+        return "".join(a for a in AXES if a in found)
+
+    def build(self, node: Expr) -> Tile:
+        """Code of one node over its operands."""
+        if is_number(node):
+            parts = self.number(node)
+            return Tile(parts, "", _SIGN if any(p.startswith("-") for p in parts) else _ATOM)
+        match node:
+            case Apply() if node.kind == "complex" or any(a.kind == "complex" for a in node.args):
+                return self._complex(node)
+            case Apply():
+                return self._real(node)
+            case Reduce(arg=arg):
+                return self._sum(arg)
+            case _:
+                raise TypeError(f"no tile for {type(node).__name__}")
+
+    def _sum(self, arg: Expr) -> Tile:
+        tile = self.tile(arg)
+        if "n" not in tile.axes:
+            return Tile(tuple(f"{self.inner_size} * {_atom(p, tile.binds)}" for p in tile.parts), tile.axes, _PRODUCT)
+        axes = tile.axes
+        parts = self.aligned(arg, axes)
+        mask = f"real_inner[{', '.join(':' if a == 'n' else 'None' for a in axes)}]" if axes != "n" else "real_inner"
+        sums = tuple(f"tl.sum(tl.where({mask}, {p}, 0.0), {axes.index('n')})" for p in parts)
+        return Tile(sums, axes.replace("n", ""))
+
+    # --- real numbers ---
+
+    def _real(self, node: Apply) -> Tile:
+        op, args = node.op, node.args
+        if op == "like" or op == "only" or op in ("stop_gradient", "real", "conj"):
+            return self.tile(args[0])
+        axes = self.axes(args)
+        if op == "imag":
+            return Tile(("0.0",))
+        if op in ("and", "or", "not"):
+            parts = [self.aligned(a, axes, _ATOM, arithmetic=False)[0] for a in args]
+            return Tile((f"~{parts[0]}",), axes, _SIGN) if op == "not" else self._join(op, parts, axes)
+        if op in _INFIX:
+            binds = _INFIX[op][1]
+            compared = binds == _COMPARE
+            left = self.aligned(args[0], axes, binds + compared)[0]
+            return self._join(op, [left, self.aligned(args[1], axes, binds + 1)[0]], axes)
+        if op == "neg":
+            return Tile((f"-{self.aligned(args[0], axes, _ATOM)[0]}",), axes, _SIGN)
+        if op == "square":
+            value = self.name(args[0]) if not is_number(args[0]) and args[0].kind != "bool" else self.tile(args[0])
+            part = align(value.parts[0], value, axes, _ATOM)
+            return Tile((f"{part} * {part}",), axes, _PRODUCT)
+        if op == "rsqrt":
+            return Tile((f"1.0 / tl.sqrt({self.aligned(args[0], axes)[0]})",), axes, _PRODUCT)
+        if op == "where":
+            return Tile((self._where(node, axes, lambda n: self.aligned(n, axes, 0, node.kind != "bool")[0]),), axes)
+        # A Python number as an argument would be taken for one of float32.
+        parts = [f"tl.full((), {self.tile(a).parts[0]}, F)" if is_number(a) else self.aligned(a, axes)[0] for a in args]
+        return Tile((self.call(_CALLS[op], *parts),), axes)
+
+    def _join(self, op: str, parts: list[str], axes: str) -> Tile:
+        return Tile((f"{parts[0]} {_INFIX[op][0]} {parts[1]}",), axes, _INFIX[op][1])
+
+    def _where(self, node: Apply, axes: str, part: Callable[[Expr], str]) -> str:
+        condition, yes, no = node.args
+        texts = [part(yes), part(no)]
+        if is_number(yes) and is_number(no) and node.kind != "bool":
+            # Two Python numbers would be chosen between in float32.
+            texts[0] = f"tl.full((), {texts[0]}, F)"
+        return f"tl.where({self.aligned(condition, axes, 0, arithmetic=False)[0]}, {', '.join(texts)})"
+
+    def call(self, function: str, *args: str) -> str:
+        if function.startswith("_"):
+            self.functions.add(function)
+        return f"{function}({', '.join(args)})"
+
+    # --- complex numbers ---
+
+    def _complex(self, node: Apply) -> Tile:
+        op, args = node.op, node.args
+        if op in ("stop_gradient", "only", "like"):
+            return self.tile(args[0])
+        if op in ("real", "imag"):
+            tile = self.tile(args[0])
+            return Tile((tile.parts[0 if op == "real" else 1],), tile.axes, tile.binds)
+        axes = self.axes(args)
+        match op:
+            case "conj":
+                re, im = self.pair(args[0], axes)
+                # Not `-im`, which Triton computes as 0 - im: the sign of a zero chooses the side of a branch cut.
+                return Tile((re, f"{im} * -1.0"), axes, _PRODUCT)
+            case "neg":
+                return Tile(tuple(f"-{p}" for p in self.pair(args[0], axes)), axes, _SIGN)
+            case "add" | "sub":
+                left, right = self.pair(args[0], axes, _SUM), self.pair(args[1], axes, _SUM + 1)
+                return Tile(tuple(_sum(op, x, y) for x, y in zip(left, right, strict=True)), axes, _SUM)
+            case "mul" | "div" if args[1].kind != "complex":
+                (by,) = self.aligned(args[1], axes, _ATOM)
+                sign = _INFIX[op][0]
+                return Tile(tuple(f"{p} {sign} {by}" for p in self.pair(args[0], axes, _PRODUCT)), axes, _PRODUCT)
+            case "mul" if args[0].kind != "complex":
+                (by,) = self.aligned(args[0], axes, _PRODUCT)
+                return Tile(tuple(f"{by} * {p}" for p in self.pair(args[1], axes)), axes, _PRODUCT)
+            case "mul" | "square":
+                (a, b), (c, d) = self.pair(args[0], axes), self.pair(args[-1], axes)
+                return Tile((f"{a} * {c} - {b} * {d}", f"{a} * {d} + {b} * {c}"), axes, _SUM)
+            case "eq" | "ne":
+                (a, b), (c, d) = self.pair(args[0], axes, _SUM), self.pair(args[1], axes, _SUM)
+                sign, join = ("==", "&") if op == "eq" else ("!=", "|")
+                return Tile((f"({a} {sign} {c}) {join} ({b} {sign} {d})",), axes, _BITAND if op == "eq" else _BITOR)
+            case "where":
+                first = self._where(node, axes, lambda n: self.pair(n, axes, 0)[0])
+                return Tile((first, self._where(node, axes, lambda n: self.pair(n, axes, 0)[1])), axes)
+            case "abs":
+                return Tile((self.call("_tl_complex_abs", *self.pair(args[0], axes)),), axes)
+            case "div" | "pow":
+                call = self.call(f"_tl_complex_{op}", *self.full(args[0], axes), *self.full(args[1], axes))
+                return Tile((call, ""), axes)
+            case _ if op in _COMPLEX_CALLS:
+                return Tile((self.call(f"_tl_complex_{op}", *self.full(args[0], axes)), ""), axes)
+            case _:
+                raise TypeError(f"no complex {op}")
+
+    def full(self, node: Expr, axes: str) -> tuple[str, str]:
+        """Both parts as tiles of the same axes, for a function."""
+        re, im = self.pair(node, axes, 0)
+        if is_number(node):
+            re, im = f"tl.full((), {re}, F)", f"tl.full((), {im}, F)"
+        elif node.kind != "complex":
+            im = f"tl.zeros_like({re})"
+        return re, im
+
+
+def _sum(op: str, x: str, y: str) -> str:
+    if y == "0.0":
+        return x
+    if x == "0.0":
+        return y if op == "add" else f"-{y}" if y.replace("_", "").isalnum() else f"-({y})"
+    return f"{x} {_INFIX[op][0]} {y}"
+
+
+def _atom(text: str, binds: int) -> str:
+    return text if binds == _ATOM else f"({text})"
+
+
+def align(text: str, tile: Tile, axes: str, binds: int = 0) -> str:
+    """One part of a tile with the axes that it lacks added."""
+    if not tile.axes or tile.axes == axes:
+        return text if tile.binds >= binds else f"({text})"
+    missing = set(axes) - set(tile.axes)
+    if not missing:
+        return text if tile.binds >= binds else f"({text})"
+    index = ", ".join(":" if a in tile.axes else "None" for a in axes)
+    return f"{_atom(text, tile.binds)}[{index}]"
+
+
+def literal(value: bool | int | float | complex) -> tuple[str, ...]:
+    """A literal of the language as its parts."""
+    if isinstance(value, complex):
+        return (*literal(value.real), *literal(value.imag))
+    if isinstance(value, float) and math.isinf(value):
+        return ('float("inf")',) if value > 0 else ('-float("inf")',)
+    return (repr(value),)
+
+
+def folded(node: Expr) -> bool | int | float | complex | None:
+    """The value of a number that is literals, added, subtracted or multiplied; else None."""
+    match node:
+        case Lit(value=value):
+            return value
+        case Apply(op="neg", args=(x,)):
+            value = folded(x)
+            return None if value is None else -value
+        case Apply(op="add" | "sub" | "mul" as op, args=(x, y)):
+            left, right = folded(x), folded(y)
+            if left is None or right is None:
+                return None
+            return left + right if op == "add" else left - right if op == "sub" else left * right
+        case _:
+            return None
+
+
+def numbers(roots: Iterable[Expr]) -> list[Expr]:
+    """The scalars that the host must compute, where something that is none uses them."""
+    found: dict[Expr, None] = {}
+    roots = list(roots)
+    for node in walk(*roots):
+        if not is_number(node):
+            found.update((c, None) for c in node.children if is_number(c))
+    found.update((r, None) for r in roots if is_number(r))
+    return [n for n in found if folded(n) is None]

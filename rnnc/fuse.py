@@ -1,0 +1,279 @@
+"""Plan → Kernels: which recurrences a backend computes with everything elementwise around them in one kernel.
+
+Goals: find the recurrences whose entries do not mix, join those that can run together, and draw the border of each
+kernel: what it reads for each token (pre-activations rather than gates), what only parameters decide, what it writes.
+Non-goals: how the kernel walks through time, and its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from rnnc.derive import depends
+from rnnc.ir import OPS, Apply, Conv, Expr, Linear, Reduce, Ref, walk
+from rnnc.lower import Stream
+from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, per_token
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """States whose entries do not mix, computed together, and all that is elementwise around them.
+
+    The states' dims come apart into `channels`, laid along threads, and `inner`, which `results` sum over (the states
+    stay in registers then). `inputs` differ from token to token, `fixed` do not; both are computed before the kernel.
+    `results` are written for each token beside the states that are `kept`, those whose values something else needs.
+    `wide` says of each state whether its kept values enter further computations, and so keep the computing dtype, and
+    `wide_results` of each result.
+    """
+
+    steps: tuple[Scan | Loop, ...]
+    channels: tuple[str, ...]
+    inner: tuple[str, ...]
+    inputs: tuple[Expr, ...]
+    fixed: tuple[Expr, ...]
+    results: tuple[Expr, ...]
+    kept: tuple[bool, ...]
+    wide: tuple[bool, ...]
+    wide_results: tuple[bool, ...]
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        return tuple(s for step in self.steps for s in _streams(step))
+
+    @property
+    def scan(self) -> bool:
+        """Whether all states are affine in their past and do not grow there: tokens are composed, not stepped."""
+        return all(_scans(s) for s in self.steps)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether states need each other."""
+        return any(len(_streams(s)) > 1 for s in self.steps)
+
+
+def _streams(step: Step) -> tuple[Stream, ...]:
+    return step.streams if isinstance(step, Loop) else (step.stream,)
+
+
+def _scans(step: Step) -> bool:
+    # Products of coefficients overflow where states need not: without the proof that they cannot, tokens are stepped.
+    return isinstance(step, Scan) and step.contracting
+
+
+def updates(step: Scan | Loop) -> tuple[Expr, ...]:
+    """What a step computes: the coefficients of a scan, the new values of a loop."""
+    if isinstance(step, Scan):
+        return (step.closure.a,) if step.closure.b is None else (step.closure.a, step.closure.b)
+    return tuple(s.expr for s in step.streams)
+
+
+def fuse(plan: Plan) -> tuple[Kernel, ...]:
+    """The kernels of a plan, in the order of their first step."""
+    return _Fusion(plan).kernels()
+
+
+class _Fusion:
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.system = plan, plan.system
+        self.place = {s.name: i for i, step in enumerate(plan.steps) for s in _streams(step)}
+        self.recurrent = {s.name for step in plan.steps if not isinstance(step, Pointwise) for s in _streams(step)}
+        self.made = self._made()
+
+    def _made(self) -> set[Expr]:
+        """What PyTorch computes in any case: the operands of learned maps and convolutions."""
+        roots = [e for step in self.plan.steps for e in _exprs(step)] + [e for _, e in self.system.outputs]
+        return {c for n in walk(*roots) if isinstance(n, Linear | Conv) for c in n.children}
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        joined: list[tuple[int, list[Scan | Loop]]] = []
+        for i, step in enumerate(self.plan.steps):
+            if not self.fits(step):
+                continue
+            assert isinstance(step, Scan | Loop)
+            home = next((members for at, members in joined if self.joins(step, at, members)), None)
+            if home is None:
+                joined.append((i, [step]))
+            else:
+                home.append(step)
+        taken = {id(s) for _, members in joined for s in members}
+        others: list[Expr] = [e for _, e in self.system.outputs] + [c.arg for c in self.system.convs.values()]
+        others += [e for step in self.plan.steps if id(step) not in taken for e in _exprs(step)]
+        borders = [self.border([e for s in members for e in updates(s)], _names(members)) for _, members in joined]
+        out: list[Kernel] = []
+        for k, (at, members) in enumerate(joined):
+            around = others + [e for j, b in enumerate(borders) if j != k for e in b]
+            out.append(self.kernel(at, members, around))
+        return self.read(out, others)
+
+    def read(self, kernels: list[Kernel], others: list[Expr]) -> tuple[Kernel, ...]:
+        """The kernels without results that nothing reads: a later kernel may have computed them again."""
+        while True:
+            made = {r for k in kernels for r in k.results}
+            stack = others + [e for k in kernels for e in (*k.inputs, *k.fixed)]
+            seen: set[Expr] = set()
+            while stack:
+                node = stack.pop()
+                if node not in seen:
+                    seen.add(node)
+                    stack.extend(() if node in made else node.children)
+            if made <= seen:
+                return tuple(kernels)
+            for i, k in enumerate(kernels):
+                results = tuple(r for r in k.results if r in seen)
+                wide = tuple(w for r, w in zip(k.results, k.wide_results, strict=True) if r in seen)
+                read = self.border([*(e for s in k.steps for e in updates(s)), *results], _names(k.steps))
+                inputs, fixed = (tuple(n for n in read if per_token(n) is token) for token in (True, False))
+                kernels[i] = replace(k, results=results, wide_results=wide, inputs=inputs, fixed=fixed)
+
+    # --- what fits, and together ---
+
+    def fits(self, step: Step) -> bool:
+        """Whether no entry of the states reaches another one, and the kernel has all operations."""
+        if isinstance(step, Pointwise):
+            return False
+        streams = _streams(step)
+        dims = streams[0].type.dims
+        if any(s.over or s.depth != 1 or s.type.kind == "bool" or s.type.dims != dims for s in streams) or not dims:
+            return False
+        if isinstance(step, Scan):
+            return True
+        if any(s.type.kind == "complex" for s in streams) and len(streams) > 1:
+            return False
+        exprs = updates(step)
+        own = [n for n in walk(*exprs) if isinstance(n, Ref) and n.name in _names([step])]
+        return all(isinstance(n, Ref) or elementwise(n) for n in depends(exprs, own))
+
+    def joins(self, step: Scan | Loop, at: int, members: list[Scan | Loop]) -> bool:
+        """Whether a scan can run in the kernel that `members` make at place `at`."""
+        if not all(_scans(s) for s in (step, *members)):
+            return False
+        same = _streams(step)[0].type.dims == _streams(members[0])[0].type.dims
+        return same and all(self.available(e, at) for e in updates(step))
+
+    def available(self, node: Expr, at: int) -> bool:
+        """Whether a value can be computed before the step at place `at`."""
+        stack, seen = [node], set[Expr]()
+        while stack:
+            root = stack.pop()
+            for n in walk(root):
+                if n in seen or not isinstance(n, Ref) or n.role != "state":
+                    continue
+                seen.add(n)
+                if n.name not in self.recurrent:
+                    stack.append(self.system.stream(n.name).expr)
+                elif self.place[n.name] >= at:
+                    return False
+        return True
+
+    # --- the border ---
+
+    def border(self, exprs: Iterable[Expr], own: set[str]) -> list[Expr]:
+        """What a kernel with the states `own` reads to compute `exprs`."""
+        exprs = list(exprs)
+        mine = depends(exprs, [n for n in walk(*exprs) if isinstance(n, Ref) and n.role == "state" and n.name in own])
+        found: dict[Expr, None] = {}
+        stack = list(reversed(exprs))
+        seen: set[Expr] = set()
+        while stack:
+            node = stack.pop()
+            if node in seen or is_number(node):
+                continue
+            seen.add(node)
+            if isinstance(node, Ref) and node in mine:
+                continue
+            if node in mine or (elementwise(node) and node not in self.made):
+                stack.extend(reversed(node.children))
+            else:
+                found[node] = None
+        return list(found)
+
+    def kernel(self, at: int, members: list[Scan | Loop], around: list[Expr]) -> Kernel:
+        streams = [s for step in members for s in _streams(step)]
+        own = _names(members)
+        dims = streams[0].type.dims
+        sources = [n for n in walk(*around) if isinstance(n, Ref) and n.role == "state" and n.name in own]
+        reach = depends(around, sources)
+        inner: tuple[str, ...] = ()
+        edge = self.frontier(at, own, dims, (), around, reach)
+        for node in walk(*around):
+            if isinstance(node, Reduce) and node.op == "sum" and node in reach and set(node.over) < set(dims):
+                tried = self.frontier(at, own, dims, node.over, around, reach)
+                if not any(isinstance(n, Ref) or set(n.dims) & set(node.over) for n in tried):
+                    inner, edge = node.over, tried
+                    break
+        results = tuple(n for n in edge if not isinstance(n, Ref))
+        needed = {n.name for n in edge if isinstance(n, Ref)}
+        read = self.border([*(e for s in members for e in updates(s)), *results], own)
+        return Kernel(
+            tuple(members),
+            tuple(d for d in dims if d not in inner),
+            inner,
+            tuple(n for n in read if per_token(n)),
+            tuple(n for n in read if not per_token(n)),
+            results,
+            tuple(s.name in needed for s in streams),
+            tuple(self.wide({n for n in sources if n.name == s.name}, around) for s in streams),
+            tuple(self.wide({r}, around) for r in results),
+        )
+
+    def frontier(
+        self,
+        at: int,
+        own: set[str],
+        dims: tuple[str, ...],
+        inner: tuple[str, ...],
+        around: list[Expr],
+        reach: set[Expr],
+    ) -> list[Expr]:
+        """The last values that the kernel can compute of what depends on its states, in order."""
+        inside: set[Expr] = set()
+        for node in walk(*around):
+            if node not in reach:
+                continue
+            if isinstance(node, Ref):
+                if node.lag <= 1:
+                    inside.add(node)
+            elif (
+                (elementwise(node) or (isinstance(node, Reduce) and node.op == "sum" and node.over == inner))
+                and set(node.dims) <= set(dims)
+                and all(c in inside if c in reach else self.available(c, at) for c in node.children)
+                and not (isinstance(node, Apply) and node.op in _VIEWS and isinstance(node.args[0], Ref))
+            ):
+                inside.add(node)
+        edge: dict[Expr, None] = {}
+        for node in walk(*around):
+            if node in reach and isinstance(node, Ref) and node not in inside:
+                edge[node] = None
+            if node not in inside:
+                edge.update((c, None) for c in node.children if c in inside)
+        edge.update((n, None) for n in around if n in inside)
+        return list(edge)
+
+    def wide(self, nodes: set[Expr], around: list[Expr]) -> bool:
+        """Whether one of `nodes` enters anything but outputs as they are and learned maps."""
+        outputs = {e for _, e in self.system.outputs}
+        read = any(any(c in nodes for c in n.children) and not isinstance(n, Linear) for n in walk(*around))
+        return read or any(n in nodes and n not in outputs for n in around)
+
+
+_VIEWS = frozenset({"real", "imag"})
+
+
+def elementwise(node: Expr) -> bool:
+    """Whether a kernel computes the node from its operands, entry by entry."""
+    return isinstance(node, Apply) and node.op in OPS
+
+
+def _names(steps: Iterable[Scan | Loop]) -> set[str]:
+    return {s.name for step in steps for s in _streams(step)}
+
+
+def _exprs(step: Step) -> tuple[Expr, ...]:
+    match step:
+        case Pointwise(stream=s):
+            return (s.expr,)
+        case Scan():
+            return updates(step)
+        case Loop():
+            return (*step.hoisted, *step.fixed)

@@ -1,0 +1,374 @@
+"""Fused kernels as operators: shapes, launches, and what autograd keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..torch.numbers import _complex_of
+from ..torch.scan import _reject_tangents
+from ..torch.time import _Run
+
+
+class _Fused(NamedTuple):
+    """The kernels of one group of states, and the shapes of what they read and write.
+
+    dims: all dims of the states, in the order of their layout; `outer`, `block` and `inner` say how a kernel uses them.
+    A slot holds a gradient before it is summed over what its owner lacks; `*` is a program's share of `block`.
+    """
+
+    forward: Any
+    backward: Any
+    carry: Any
+    """Composes the tokens of a segment, where they compose; else None."""
+    carry_back: Any
+    tiled: bool
+    """Whether the forward takes a tile of tokens at a time; else one after the other."""
+    tiled_back: bool
+    dims: tuple[str, ...]
+    outer: tuple[str, ...]
+    block: tuple[str, ...]
+    inner: tuple[str, ...]
+    tokens: tuple[tuple[str, ...], ...]
+    """Dims of the inputs that differ from token to token."""
+    token_slots: tuple[tuple[str, ...] | None, ...]
+    fixed: tuple[tuple[str, ...], ...]
+    """Dims of the inputs that do not."""
+    fixed_slots: tuple[tuple[str, ...] | None, ...]
+    results: tuple[tuple[tuple[str, ...], str, bool], ...]
+    """Dims and kind of what is written for each token beside the states, and whether it keeps the computing dtype."""
+    kept: tuple[bool, ...]
+    """Whether a state's values at all tokens are used outside."""
+    wide: tuple[bool, ...]
+    """Whether they keep the computing dtype."""
+    stored: bool
+    """Whether the backward reads those values; else the states that enter each chunk, and computes the rest again."""
+    chunk: int = 32
+    """Tokens of a chunk."""
+
+
+class _Tile(NamedTuple):
+    """How a kernel is launched: channels of a program and of a thread, and tokens of a tile, as stretches of tokens."""
+
+    channels: int
+    vector: int
+    tokens: int
+    stretches: int
+    warps: int
+    stages: int
+
+    @property
+    def unit(self) -> int:
+        return self.tokens * self.stretches
+
+
+def _tile(tiled: bool, back: bool, width: int, inner: int, itemsize: int) -> _Tile:
+    """The configuration for a kernel at these sizes and this width of numbers.
+
+    With tiles, channels lie along the lanes, stretches along the warps, and a stretch is in one thread: no data crosses
+    lanes but for one small scan a tile. Loads of less than 4 bytes would not be pipelined.
+    """
+    if tiled:
+        vector = 1 if itemsize == 8 else 2
+        return _Tile(_lanes(32 * vector, width), vector, 8, 4, 4, 3 if back else 4)
+    warps = max(1, min(8, triton.next_power_of_2(inner) // (16 if back else 32)))
+    vector = 2 if itemsize == 2 and inner == 1 else 1
+    return _Tile(_lanes(32 * vector, width), vector, 1, 1, warps, 2)
+
+
+def _lanes(wanted: int, width: int) -> int:
+    return min(wanted, triton.next_power_of_2(width))
+
+
+def _segments(device: torch.device, programs: int, tokens: int, unit: int) -> int:
+    """Into how many segments time is cut: one where the programs fill the device, else what fills it."""
+    units = 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+    return 1 if programs >= units else max(1, min(4 * units // programs, tokens // (2 * unit), 64))
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Real numbers as they are, complex ones as pairs: what a pointer leads to."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x.resolve_neg()
+
+
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """`x` [B, T, ...] with its tokens a fixed distance apart and each one's entries side by side; the distance."""
+    steps, wanted = 1, []
+    for n in reversed(x.shape[2:]):
+        wanted.append(steps)
+        steps *= n
+    inside = all(s == w or n == 1 for s, w, n in zip(x.stride()[2:], reversed(wanted), x.shape[2:]))
+    row = x.stride(0) if x.shape[1] == 1 else x.stride(1)
+    regular = x.shape[0] == 1 or x.shape[1] == 1 or x.stride(0) == row * x.shape[1]
+    return (x, row) if inside and regular and row >= steps else (x.contiguous(), steps)
+
+
+class _Call(NamedTuple):
+    """The sizes of one call."""
+
+    size: dict[str, int]
+    lead: tuple[int, int]
+    sequences: int
+    width: int
+    inner: int
+    rows: int
+    dtype: torch.dtype
+    out: torch.dtype
+    packed: bool
+
+
+def _call(
+    fused: _Fused, initial: Sequence[Tensor], lead: Sequence[int], sizes: Sequence[int], out: torch.dtype, packed: bool
+) -> _Call:
+    size = dict(zip(fused.dims, sizes))
+    width, inner, rows = (math.prod(size[d] for d in dims) for dims in (fused.block, fused.inner, fused.outer))
+    dtype = torch.float64 if initial[0].dtype in (torch.float64, torch.complex128) else torch.float32
+    batch, steps = lead
+    return _Call(size, (batch, steps), initial[0].shape[0], width, inner, rows, dtype, out, packed)
+
+
+def _per_token(call: _Call, dims: tuple[str, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
+    return like.new_empty((*call.lead, *(call.size[d] for d in dims)), dtype=dtype)
+
+
+def _outputs(fused: _Fused, call: _Call, initial: Sequence[Tensor]) -> list[Tensor]:
+    """Memory for what the forward writes: results, then the states' values or starts, then the last states."""
+    made: list[Tensor] = []
+    for dims, kind, wide in fused.results:
+        real = call.dtype if wide else call.out
+        dtype = {"real": real, "complex": _complex_of(call.dtype), "bool": torch.bool}[kind]
+        made.append(_per_token(call, dims, dtype, initial[0]))
+    for state, wide in zip(initial, fused.wide):
+        if fused.stored:
+            narrow = not wide and not state.is_complex()
+            made.append(_per_token(call, fused.dims, call.out if narrow else state.dtype, state))
+        else:
+            chunks = call.lead[0] * call.lead[1] // fused.chunk + call.sequences
+            made.append(state.new_empty((chunks, *state.shape[1:])))
+    return [*made, *(torch.empty_like(s, memory_format=torch.contiguous_format) for s in initial)]
+
+
+class _Launch(NamedTuple):
+    """How one direction is launched."""
+
+    tile: _Tile
+    blocks: int
+    programs: int
+    segments: int
+    constants: dict[str, Any]
+
+
+def _launch(fused: _Fused, call: _Call, back: bool, device: torch.device) -> _Launch:
+    tiled = fused.tiled_back if back else fused.tiled
+    tile = _tile(tiled, back, call.width, call.inner, min(call.dtype.itemsize, call.out.itemsize))
+    blocks = -(-call.width // tile.channels)
+    programs = call.sequences * call.rows * blocks
+    unit = tile.unit if tiled else fused.chunk
+    tokens = call.lead[0] * call.lead[1] // max(call.sequences, 1)
+    composes = (fused.carry_back if back else fused.carry) is not None
+    segments = _segments(device, programs, tokens, unit) if composes and programs else 1
+    constants: dict[str, Any] = {"F": tl.float64 if call.dtype == torch.float64 else tl.float32}
+    constants |= {"WIDTH": call.width, "BLOCKS": blocks, "BC": tile.channels, "VEC": tile.vector}
+    constants |= {"PACKED": call.packed, "STAGES": tile.stages}
+    if fused.outer:
+        constants["ROWS"] = call.rows
+    if fused.inner:
+        constants |= {"INNER": call.inner, "BN": triton.next_power_of_2(call.inner)}
+    if tiled:
+        constants |= {"BT": tile.tokens, "BS": tile.stretches}
+    elif not fused.stored:
+        constants["CHUNK"] = fused.chunk
+    return _Launch(tile, blocks, programs, segments, constants)
+
+
+def _start(launch: _Launch, kernel: Any, pointers: Sequence[Any], numbers: Sequence[Any], segmented: bool) -> None:
+    """Launch one kernel. `segmented`: whether it can take states over segments."""
+    constants = launch.constants | ({"SEGMENTED": launch.segments > 1} if segmented else {})
+    kernel[launch.programs, launch.segments](*pointers, *numbers, **constants, num_warps=launch.tile.warps)
+
+
+def _coefficients(launch: _Launch, initial: Sequence[Tensor]) -> list[Tensor]:
+    """Memory for the composed coefficients of each segment."""
+    count = launch.segments if launch.segments > 1 else 0
+    return [_flat(s.new_empty((count, *s.shape))) for s in initial for _ in "ab"]
+
+
+def _scratch(fused: _Fused, launch: _Launch, call: _Call, initial: Sequence[Tensor]) -> list[Tensor]:
+    """Memory for the states of one chunk in each program, where a backward computes them again."""
+    if fused.stored:
+        return []
+    state = launch.constants["BC"] * launch.constants.get("BN", 1) * sum(1 + s.is_complex() for s in initial)
+    return [initial[0].new_empty((launch.programs * launch.segments * fused.chunk * state,), dtype=call.dtype)]
+
+
+def _slot(
+    call: _Call, blocks: int, dims: tuple[str, ...], slot: tuple[str, ...], lead: Sequence[int], like: Tensor
+) -> Tensor:
+    """Memory for a gradient before it is summed."""
+    whole = slot == dims and len(lead) == 2
+    real = call.dtype if not like.is_complex() else _complex_of(call.dtype)
+    shape = (*lead, *(blocks if d == "*" else call.size[d] for d in slot))
+    return like.new_empty(shape, dtype=like.dtype if whole else real)
+
+
+def _gathered(dims: tuple[str, ...], slot: tuple[str, ...], memory: Tensor, like: Tensor, lead: int) -> Tensor:
+    """The gradient of something with `dims` from its slot, whose first axes are `lead` of tokens or programs."""
+    over = [i for i, d in enumerate(slot, lead) if d not in dims]
+    if lead == 1:
+        over = [0, *over]
+    if over:
+        memory = memory.sum(over)
+    left = [d for d in slot if d in dims]
+    first = 2 if lead == 2 else 0
+    memory = memory.permute(*range(first), *(first + left.index(d) for d in dims))
+    return memory.to(like.dtype).contiguous()
+
+
+def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., list[Tensor]]:
+    """Registers a fused kernel and its backward.
+
+    Saved for the backward: what the kernel reads, and the states' values (or those at the starts of its chunks).
+    """
+    arguments = (
+        "Tensor[] tokens, Tensor[] fixed, Tensor[] initial, Tensor? cu_seqlens, SymInt[] lead, int[] sizes, "
+        "float[] numbers, ScalarType out"
+    )
+
+    def read(tokens: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Any]:
+        pointers: list[Any] = []
+        for x in tokens:
+            x, row = _rows(x)
+            pointers += [_flat(x), row]
+        return [*pointers, *(_flat(x.contiguous()) for x in fixed)]
+
+    @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor[]")
+    def forward(tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
+        call = _call(fused, initial, lead, sizes, out, cu_seqlens is not None)
+        made = _outputs(fused, call, initial)
+        initial = [s.contiguous() for s in initial]
+        if math.prod(call.lead) == 0 or call.sequences == 0:
+            for last, first in zip(made[-len(initial) :], initial):
+                last.copy_(first)
+            return made
+        launch = _launch(fused, call, False, initial[0].device)
+        inputs, rest = read(tokens, fixed), [cu_seqlens, call.lead[1], *sizes, *numbers]
+        carries = _coefficients(launch, initial) if fused.carry is not None else []
+        with _on(initial[0].device):
+            if launch.segments > 1:
+                _start(launch, fused.carry, [*inputs, *carries], rest, False)
+            pointers = [*inputs, *map(_flat, initial), *map(_flat, made), *carries]
+            _start(launch, fused.forward, pointers, rest, fused.carry is not None)
+        return made
+
+    @forward.register_fake
+    def _(tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
+        return _outputs(fused, _call(fused, initial, lead, sizes, out, cu_seqlens is not None), initial)
+
+    @torch.library.custom_op(
+        f"{namespace}::{name}_backward",
+        mutates_args=(),
+        schema=f"(Tensor[] grads, Tensor[] last_grads, Tensor[] saved, {arguments}) -> Tensor[]",
+    )
+    def backward(grads, last_grads, saved, tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
+        call = _call(fused, initial, lead, sizes, out, cu_seqlens is not None)
+        of_tokens = zip(tokens, fused.tokens, fused.token_slots)
+        of_fixed = zip(fixed, fused.fixed, fused.fixed_slots)
+        owners = [
+            (x, dims, slot, axes)
+            for axes, owned in ((2, of_tokens), (1, of_fixed))
+            for x, dims, slot in owned
+            if slot is not None
+        ]
+        if math.prod(call.lead) == 0 or call.sequences == 0:
+            return [*(torch.zeros_like(x).contiguous() for x, *_ in owners), *(g.clone() for g in last_grads)]
+        initial = [s.contiguous() for s in initial]
+        launch = _launch(fused, call, True, initial[0].device)
+        programs = (call.sequences * launch.segments,)
+        slots = [
+            _slot(call, launch.blocks, dims, slot, call.lead if axes == 2 else programs, x)
+            for x, dims, slot, axes in owners
+        ]
+        d_initial = [torch.empty_like(s) for s in initial]
+        arriving = [_flat(g.contiguous()) for g in grads]
+        inputs = [*read(tokens, fixed), *map(_flat, initial), *map(_flat, saved), *arriving]
+        rest = [*_scratch(fused, launch, call, initial), cu_seqlens, call.lead[1], *sizes, *numbers]
+        carries = _coefficients(launch, initial) if fused.carry_back is not None else []
+        with _on(initial[0].device):
+            if launch.segments > 1:
+                _start(launch, fused.carry_back, [*inputs, *carries], rest, False)
+            last = [_flat(g.contiguous()) for g in last_grads]
+            pointers = [*inputs, *last, *map(_flat, slots), *map(_flat, d_initial), *carries]
+            _start(launch, fused.backward, pointers, rest, fused.carry_back is not None)
+        made = [_gathered(dims, slot, memory, x, axes) for memory, (x, dims, slot, axes) in zip(slots, owners)]
+        return [*made, *d_initial]
+
+    @backward.register_fake
+    def _(grads, last_grads, saved, tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
+        owners = [x for x, slot in zip((*tokens, *fixed), _slots(fused)) if slot is not None]
+        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*owners, *initial)]
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        tokens, fixed, initial, cu_seqlens, ctx.lead, ctx.sizes, ctx.numbers, ctx.out = inputs
+        saved = output[len(fused.results) : len(fused.results) + len(initial)]
+        ctx.counts = (len(tokens), len(fixed), len(initial), len(saved))
+        ctx.made = [(x.shape, x.dtype) for x in output]
+        ctx.save_for_backward(*tokens, *fixed, *initial, *saved, *([] if cu_seqlens is None else [cu_seqlens]))
+
+    def gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+        values = iter(ctx.saved_tensors)
+        tokens, fixed, initial, saved = ([next(values) for _ in range(n)] for n in ctx.counts)
+        cu_seqlens = next(values, None)
+        full = [
+            initial[0].new_zeros(shape, dtype=dtype) if g is None else g for g, (shape, dtype) in zip(grads, ctx.made)
+        ]
+        results, states = len(fused.results), len(initial)
+        arriving = [g for g, (_, kind, _) in zip(full, fused.results) if kind != "bool"]
+        arriving += [g for g, kept in zip(full[results : results + states], fused.kept) if kept]
+        call = (tokens, fixed, initial, cu_seqlens, ctx.lead, ctx.sizes, ctx.numbers, ctx.out)
+        found = iter(backward(arriving, full[results + states :], saved, *call))
+        made = [None if slot is None else next(found) for slot in _slots(fused)]
+        # PyTorch takes an empty list for one of tensors.
+        lists = (None if n else [] for n in (ctx.lead, ctx.sizes, ctx.numbers))
+        return made[: len(tokens)], made[len(tokens) :], list(found), None, *lists, None
+
+    forward.register_autograd(gradient, setup_context=save)
+    return forward
+
+
+def _slots(fused: _Fused) -> tuple[tuple[str, ...] | None, ...]:
+    return (*fused.token_slots, *fused.fixed_slots)
+
+
+def _on(device: torch.device) -> Any:
+    """Where kernels are launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on tensors of any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _kernel(
+    run: _Run,
+    operator: Callable[..., list[Tensor]],
+    tokens: Sequence[Tensor],
+    fixed: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    sizes: Sequence[int],
+    out: torch.dtype,
+    numbers: Sequence[float] = (),
+) -> list[Tensor]:
+    """A fused kernel over whole or packed sequences."""
+    _reject_tangents(*tokens, *fixed, *initial)
+    return operator(
+        list(tokens), list(fixed), list(initial), run.cu_seqlens, list(run.lead), list(sizes), list(numbers), out
+    )

@@ -1,0 +1,72 @@
+"""What generated classes with fused kernels share."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ..torch.module import _Cell
+from ..torch.time import _check_packing, _packed, _Run
+
+
+def _interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on tensors of any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _product_dtype(out: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of learned maps: that of the outputs, or autocast's."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return out
+
+
+class _FusedCell(_Cell):
+    """A cell with Triton kernels for some or all of its recurrences, over sequences; one token is PyTorch's.
+
+    A subclass has `_fused(run, dtype, low, out, inputs, state)`: the equations by kernels, with learned maps in `low`
+    and what kernels write in `out`.
+    """
+
+    _backends = ("auto", "triton", "torch", "reference")
+    _fused_kernels: dict[str, str]
+
+    @property
+    def plan(self) -> dict[str, str]:
+        """Which kernel computes each group of states, where Triton runs."""
+        if self.backend in ("torch", "reference"):
+            return super().plan
+        return super().plan | {states: f"triton: {kernel}" for states, kernel in self._fused_kernels.items()}
+
+    def _runs_kernels(self, device: torch.device) -> bool:
+        if self.backend in ("torch", "reference"):
+            return False
+        runs = tl is not None and (device.type == "cuda" or _interpreted())
+        if self.backend == "triton" and not runs:
+            why = "Triton is not installed" if tl is None else f"Triton runs on a GPU, and the inputs are on {device}"
+            raise RuntimeError(f'backend="triton": {why} (TRITON_INTERPRET=1 runs its interpreter anywhere)')
+        return runs
+
+    def _sequences(self, values: tuple[Tensor, ...], state: Any, cu_seqlens: Tensor | None) -> tuple[Any, Any]:
+        if not isinstance(values[0], Tensor) or not self._runs_kernels(values[0].device):
+            return super()._sequences(values, state, cu_seqlens)
+        inputs, dtype, out = self._prepare(values, "BT")
+        batch, steps = count, _ = inputs[0].shape[:2]
+        run = _Run((batch, steps), inputs[0])
+        if cu_seqlens is not None:
+            _check_packing(cu_seqlens, batch, steps, self.validate)
+            count = cu_seqlens.shape[0] - 1
+            run = _packed(inputs[0], cu_seqlens)
+        # Kernels and products read 16-bit numbers as they came.
+        inputs = [v if v.dtype in (torch.float16, torch.bfloat16) else x for v, x in zip(values, inputs)]
+        state = self._state(state, count, dtype, inputs[0].device)
+        low = _product_dtype(out, inputs[0].device)
+        outputs, state = self._fused(run, dtype, low, out, *inputs, state)
+        return self._result(outputs, out), state
+
+    def _fused(self, run: _Run, *inputs: Any) -> tuple[tuple[Tensor, ...], Any]:
+        raise NotImplementedError
