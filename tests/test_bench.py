@@ -63,7 +63,7 @@ def bench(
     return {f"{row.contender} {row.direction}": row for row in run.rows if row.length == max(lengths)}
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def test_a_table_json_and_a_plot(gated: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +154,7 @@ def test_an_interrupt_leaves_the_old_file(option: str, gated: Path) -> None:
     assert target.read_text() == "old" and sorted(os.listdir(gated.parent)) == ["gated.rnn", "out"]
 
 
-# --- who is timed -----------------------------------------------------------------------------------------------------
+# --- who is timed ----------------------------------------------------------------------------------------------------
 
 
 def test_what_computes_something_else_is_not_timed(
@@ -231,7 +231,7 @@ def test_bytes_of_parameters_and_of_hidden_states() -> None:
     assert rows["torch both"].bytes - rows["torch forward"].bytes == tokens * (33 + 40 + 8 + 32) + 2 * weight
 
 
-# --- peers ------------------------------------------------------------------------------------------------------------
+# --- peers -----------------------------------------------------------------------------------------------------------
 
 
 def straight(a: Tensor, b: Tensor) -> Tensor:
@@ -268,3 +268,43 @@ def test_a_peer_that_is_missing_is_said(name: str, monkeypatch: pytest.MonkeyPat
     found = importlib.import_module
     monkeypatch.setattr("rnnc.bench.peers.import_module", missing)
     assert bench(GATED, name)[f"{name} both"].reason == "not installed"
+
+
+# --- benchmarks/ -----------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_on_a_cpu(tmp_path: Path) -> None:
+    target = tmp_path / "lru.json"
+    command = [sys.executable, ROOT / "benchmarks" / "lru.py", "--device", "cpu", "--quick", "--json", target]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads(target.read_text())["cases"]
+    results = {result["name"]: result for result in case["results"]}
+    assert case["forward_bytes"] == 2 * 64 * 16 * 8 * 2 + 2 * 16 * 4
+    for name in ("rnnc torch", "torch.fft convolution"):
+        own = results[name]
+        assert own["reason"] == "" and own["error_forward"] < 1e-5 and max(own["error_gradients"]) < 1e-4
+        assert own["backward"]["percent_of_copy"] == pytest.approx(
+            100 * case["backward_bytes"] / own["backward"]["ms"] / 1e6 / case["copy"]
+        )
+        assert f"| {name} | {own['forward']['ms']:.4g} | " in done.stdout
+    missing = results["accelerated-scan (Triton, complex)"]
+    assert "forward" not in missing and f"| {missing['name']} | {missing['reason']} |" in done.stdout
+
+
+def test_a_wrong_or_late_peer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    harness: Any = importlib.import_module("harness")
+
+    def broken() -> Callable[..., Tensor]:
+        return lambda zx, c: straight(1 - torch.sigmoid(zx), torch.sigmoid(zx.detach()) * c)
+
+    case = harness.Case(harness.CELLS / "mingru.rnn", 2, 8, {"D": 4}, torch.float32)
+    for seconds, said in ((60.0, "wrong: relative error of the gradient"), (0.0, "no time left")):
+        run = harness.Run("test", torch.device("cpu"), None, seconds)
+        run.check(case, [harness.Peer("broken", broken)])
+        (record,) = run.found["cases"]
+        assert record["results"][-1]["reason"].startswith(said)
+        run.time(case, [harness.Peer("broken", broken)], record)
+        assert "forward" not in record["results"][-1]
