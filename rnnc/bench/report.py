@@ -60,7 +60,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"{where}, torch {about['torch']}; a copy moves {copy['gb_per_s']:.1f} GB/s"
     rows: list[dict[str, Any]] = found["results"]
     timed = {row["contender"] for row in rows if not row["reason"]}
-    wide = max(len(row["contender"]) for row in rows)
+    wide = max(len(name) for name in (*(row["contender"] for row in rows), *_TITLES.values()))
     for direction, title in _TITLES.items():
         shown = [row for row in rows if row["direction"] == direction and row["contender"] in timed]
         if shown:
