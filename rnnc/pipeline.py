@@ -116,7 +116,7 @@ def _one(
     return Compilation(tree_cell, cell, system, groups, closures, analysis, planned, told)
 
 
-def module_text(compilations: Sequence[Compilation], source: Source, target: str = "torch") -> str:
-    """The generated file of these cells, from one source."""
+def module_text(compilations: Sequence[Compilation], source: Source, target: str = "triton") -> str:
+    """The generated file of these cells, from one source: with Triton kernels, or with PyTorch alone ("torch")."""
     plans = [c.plan for c in compilations if c.plan is not None]
     return backend(target).emit(plans, source.text)

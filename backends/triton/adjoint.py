@@ -7,7 +7,7 @@ from rnnc.ir import Expr, Ref, walk
 from rnnc.plan import is_number
 
 from .kernel import Base, KernelCoder, Leaf, Lines
-from .tile import Tile, Tiles, align
+from .tile import Tile, Tiles, align, shape
 
 
 class BackwardCoder:
@@ -155,7 +155,7 @@ class BackwardCoder:
         totals: dict[Ref, Tile] = {}
         for root in self.root_gradients:
             axes = "nc" if set(root.dims) & set(coder.kernel.inner) else "c"
-            zeros = (f"tl.zeros({coder.shape(axes)}, F)",) * (2 if root.kind == "complex" else 1)
+            zeros = (f"tl.zeros({shape(axes)}, F)",) * (2 if root.kind == "complex" else 1)
             totals[root] = tiles.assign(f"d_{self.root_name(root)}_sum", Tile(zeros, axes))
         holes.before = tiles.take()
         if self.elements:
@@ -253,7 +253,7 @@ class BackwardCoder:
         parts = tiles.pair(node, axes, 0) if leaf.node.kind == "complex" else tiles.aligned(node, axes, 0)
         if not lanes:
             if "c" not in tiles.tile(node).axes or is_number(node):
-                parts = tuple(f"tl.broadcast_to({p}, {coder.shape(axes)})" for p in parts)
+                parts = tuple(f"tl.broadcast_to({p}, {shape(axes)})" for p in parts)
             mask = align("real_lane", Tile(("real_lane",), "c"), axes)
             parts = tuple(f"tl.sum(tl.where({mask}, {p}, 0.0), {len(axes) - 1})" for p in parts)
         coder.store(tiles, f"d_{leaf.name}_ptr", base, dims, leaf.node.kind, parts)

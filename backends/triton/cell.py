@@ -125,7 +125,7 @@ class FusedCellCoder(CellCoder):
         for s in kernel.streams:
             self.lasts[s.name] = table.new(f"{s.name}_last")
             made.append(self.lasts[s.name])
-        block.assign(", ".join(made), f"_kernel(run, {coder.name}, {', '.join(args)})")
+        block.assign(", ".join(made), f"_kernel(run, {coder.name}_kernel, {', '.join(args)})")
 
     def scalars(self, block: Block, coder: KernelCoder) -> list[str]:
         """Code of the numbers that a kernel is given."""
@@ -192,7 +192,12 @@ class FusedCellCoder(CellCoder):
             "wide": several(map(str, k.wide)),
             "stored": str(coder.stored),
         }
-        lines = [f"{coder.name} = _fused_operator(", "    _OPERATORS,", f"    {quoted(operator)},", "    _Fused("]
+        lines = [
+            f"{coder.name}_kernel = _fused_operator(",
+            "    _OPERATORS,",
+            f"    {quoted(operator)},",
+            "    _Fused(",
+        ]
         lines += [w for name, value in fields.items() for w in wrap([f"        {name}={value},"])]
         return [*lines, "    ),", ")"]
 

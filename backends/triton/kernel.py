@@ -11,7 +11,7 @@ from rnnc.lower import Stream, System
 from rnnc.plan import Scan, is_number, per_token
 
 from ..torch.block import NameTable
-from .tile import AXES, Tile, Tiles, align, folded, literal, numbers
+from .tile import AXES, Tile, Tiles, align, folded, literal, numbers, shape
 
 FRAME = frozenset(
     "tl triton float range F T BT BS BC BN VEC CHUNK WIDTH INNER ROWS BLOCKS PACKED SEGMENTED STAGES cu_seqlens "
@@ -284,7 +284,7 @@ class KernelCoder:
         mask = self.mask(axes)
         if base is not None and base.mask:
             # For a row that may not exist.
-            real = align(base.mask, Tile((base.mask,), base.axes, 2), axes, 2)
+            real = align(base.mask, Tile((base.mask,), base.axes, 0), axes, 4)
             mask = f"{mask} & {real}" if mask else real
         masked = f", mask={mask}, other=0" if mask else ""
         cast = "tl.int1" if kind == "bool" else "F"
@@ -318,10 +318,6 @@ class KernelCoder:
     @property
     def state_axes(self) -> str:
         return "nc" if self.kernel.inner else "c"
-
-    def shape(self, axes: str) -> str:
-        sizes = [{"t": "BT", "s": "BS", "n": "BN", "c": "BC"}[a] for a in axes]
-        return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
     # --- what all kernels do ---
 
@@ -357,13 +353,13 @@ class KernelCoder:
         """A value with all of the axes, in the kind of a state."""
         pair = stream.type.kind == "complex"
         if node is None:
-            return Tile((f"tl.zeros({self.shape(axes)}, F)",) * (1 + pair), axes)
+            return Tile((f"tl.zeros({shape(axes)}, F)",) * (1 + pair), axes)
         parts = tiles.pair(node, axes, 0) if pair else tiles.aligned(node, axes, 0)
         if is_number(node):
-            parts = tuple(f"tl.full({self.shape(axes)}, {p}, F)" for p in parts)
+            parts = tuple(f"tl.full({shape(axes)}, {p}, F)" for p in parts)
         elif tiles.tile(node).axes != axes:
-            parts = tuple(f"tl.broadcast_to({p}, {self.shape(axes)})" for p in parts)
-        return Tile(tuple(f"tl.zeros({self.shape(axes)}, F)" if p == "0.0" else p for p in parts), axes)
+            parts = tuple(f"tl.broadcast_to({p}, {shape(axes)})" for p in parts)
+        return Tile(tuple(f"tl.zeros({shape(axes)}, F)" if p == "0.0" else p for p in parts), axes)
 
     def element(self, tiles: Tiles, wanted: str, node: Expr | None, stream: Stream, dead: str) -> Tile:
         """One coefficient for all tokens of a tile; `dead` where there are none."""
@@ -382,7 +378,7 @@ class KernelCoder:
         self.functions.add(function)
         items, targets = [*a.parts, *b.parts], [*a.parts, *b.parts]
         if previous:
-            one, zero = f"tl.full({self.shape(a.axes)}, 1.0, F)", f"tl.zeros({self.shape(a.axes)}, F)"
+            one, zero = f"tl.full({shape(a.axes)}, 1.0, F)", f"tl.zeros({shape(a.axes)}, F)"
             p, q = (tuple(tiles.names.new(n) for n in (x, f"{x}_im")[: 1 + pair]) for x in "pq")
             items += [one, zero][: 1 + pair] + [zero] * (1 + pair)
             targets += [*p, *q]
@@ -461,7 +457,7 @@ class KernelCoder:
     def segment_sums(self, tiles: Tiles) -> list[tuple[Tile, Tile]]:
         """The coefficients of no token."""
         sums: list[tuple[Tile, Tile]] = []
-        one, zero = f"tl.full({self.shape(self.state_axes)}, 1.0, F)", f"tl.zeros({self.shape(self.state_axes)}, F)"
+        one, zero = f"tl.full({shape(self.state_axes)}, 1.0, F)", f"tl.zeros({shape(self.state_axes)}, F)"
         for name, stream in zip(self.state_names, self.streams, strict=True):
             n = 2 if stream.type.kind == "complex" else 1
             a = tiles.assign(f"{name}_product", Tile((one, zero)[:n], self.state_axes))

@@ -222,9 +222,26 @@ class Tiles:
             return Tile((f"1.0 / tl.sqrt({self.aligned(args[0], axes)[0]})",), axes, _PRODUCT)
         if op == "where":
             return Tile((self._where(node, axes, lambda n: self.aligned(n, axes, 0, node.kind != "bool")[0]),), axes)
+        if op == "pow" and (text := self._power(args[0], folded(args[1]), axes)):
+            return Tile((text,), axes, _PRODUCT)
         # A Python number as an argument would be taken for one of float32.
-        parts = [f"tl.full((), {self.tile(a).parts[0]}, F)" if is_number(a) else self.aligned(a, axes)[0] for a in args]
+        parts = [
+            f"tl.full({shape(axes)}, {self.tile(a).parts[0]}, F)" if is_number(a) else self.aligned(a, axes)[0]
+            for a in args
+        ]
         return Tile((self.call(_CALLS[op], *parts),), axes)
+
+    def _power(self, base: Expr, exponent: object, axes: str) -> str | None:
+        """Powers that are cheaper than the general one."""
+        if is_number(base) or exponent not in (2, 3, 0.5, -0.5, -1):
+            return None
+        if base.kind == "real" and exponent in (2, 3):
+            self.name(base)
+        (part,) = self.aligned(base, axes, _ATOM)
+        if exponent in (2, 3):
+            return " * ".join([part] * (2 if exponent == 2 else 3))
+        root = part if exponent == -1 else f"tl.sqrt({part})"
+        return root if exponent == 0.5 else f"1.0 / {root}"
 
     def _join(self, op: str, parts: list[str], axes: str) -> Tile:
         return Tile((f"{parts[0]} {_INFIX[op][0]} {parts[1]}",), axes, _INFIX[op][1])
@@ -293,7 +310,7 @@ class Tiles:
         """Both parts as tiles of the same axes, for a function."""
         re, im = self.pair(node, axes, 0)
         if is_number(node):
-            re, im = f"tl.full((), {re}, F)", f"tl.full((), {im}, F)"
+            re, im = f"tl.full({shape(axes)}, {re}, F)", f"tl.full({shape(axes)}, {im}, F)"
         elif node.kind != "complex":
             im = f"tl.zeros_like({re})"
         return re, im
@@ -320,6 +337,12 @@ def align(text: str, tile: Tile, axes: str, binds: int = 0) -> str:
         return text if tile.binds >= binds else f"({text})"
     index = ", ".join(":" if a in tile.axes else "None" for a in axes)
     return f"{_atom(text, tile.binds)}[{index}]"
+
+
+def shape(axes: str) -> str:
+    """The shape of a tile with these axes."""
+    sizes = [{"t": "BT", "s": "BS", "n": "BN", "c": "BC"}[a] for a in axes]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
 def literal(value: bool | int | float | complex) -> tuple[str, ...]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -79,13 +77,18 @@ def _tile(tiled: bool, back: bool, width: int, inner: int, itemsize: int) -> _Ti
     if tiled:
         vector = 1 if itemsize == 8 else 2
         return _Tile(_lanes(32 * vector, width), vector, 8, 4, 4, 3 if back else 4)
-    warps = max(1, min(8, triton.next_power_of_2(inner) // (16 if back else 32)))
+    warps = max(1, min(8, _power_of_two(inner) // (16 if back else 32)))
     vector = 2 if itemsize == 2 and inner == 1 else 1
     return _Tile(_lanes(32 * vector, width), vector, 1, 1, warps, 2)
 
 
 def _lanes(wanted: int, width: int) -> int:
-    return min(wanted, triton.next_power_of_2(width))
+    return min(wanted, _power_of_two(width))
+
+
+def _power_of_two(n: int) -> int:
+    """The least one that is not smaller."""
+    return 1 << (n - 1).bit_length()
 
 
 def _segments(device: torch.device, programs: int, tokens: int, unit: int) -> int:
@@ -181,7 +184,7 @@ def _launch(fused: _Fused, call: _Call, back: bool, device: torch.device) -> _La
     if fused.outer:
         constants["ROWS"] = call.rows
     if fused.inner:
-        constants |= {"INNER": call.inner, "BN": triton.next_power_of_2(call.inner)}
+        constants |= {"INNER": call.inner, "BN": _power_of_two(call.inner)}
     if tiled:
         constants |= {"BT": tile.tokens, "BS": tile.stretches}
     elif not fused.stored:
@@ -350,11 +353,6 @@ def _slots(fused: _Fused) -> tuple[tuple[str, ...] | None, ...]:
 def _on(device: torch.device) -> Any:
     """Where kernels are launched."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, on tensors of any device."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _kernel(
