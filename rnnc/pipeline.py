@@ -111,7 +111,7 @@ def _one(
     for c in closures:
         if isinstance(c, Affine):
             adjoints[c.group.states[0]] = adjoint(system, c)
-    contracting = [c.group.states[0] for c in closures if isinstance(c, Affine) and analysis.contracting(c)]
+    contracting = [c.group.states[0] for c in closures if analysis.contracting(c)]
     planned = plan(system, closures, adjoints, contracting)
     return Compilation(tree_cell, cell, system, groups, closures, analysis, planned, told)
 
