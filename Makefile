@@ -2,7 +2,7 @@
 # interrupted, or whose pins changed, is done again.
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo docs lint format test test-full clean
+.PHONY: setup demo docs lint format test test-full bench clean
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -38,15 +38,26 @@ format: setup
 docs: setup
 	$(PY) docs/make_codes.py
 
-# One thread of torch in each of two processes. A kind of test that needs a process of its own (interpreted Triton,
-# compiled Triton, a GPU) gets a line of its own here, above the main one, whose closing lines are the run's.
+# One thread of torch in each of two processes. Interpreted and compiled Triton do not mix in one process, and neither
+# mixes with the main run, whose closing lines are the last. `rnnc bench` on a GPU: see benchmarks/gpu.sh.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+COMPILED := tests/test_triton_compile.py
+INTERPRETED := $(filter-out $(COMPILED) tests/test_triton_gpu.py,$(wildcard tests/test_triton_*.py))
+
+define tests
+TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED) -m "triton and ($(1))"
+$(PYTEST) $(COMPILED) -m "triton and ($(1))"
+$(PYTEST) -m "not triton and ($(1))"
+endef
 
 test: lint
-	$(PYTEST)
+	$(call tests,not slow)
 
 test-full: lint
-	$(PYTEST) -m "slow or not slow"
+	$(call tests,slow or not slow)
+
+bench: setup
+	@mkdir -p demo/bench && OUT=demo/bench PYTHON=$(abspath $(PY)) bash benchmarks/gpu.sh
 
 clean:
 	rm -rf $(VENV) demo dist build .pytest_cache .ruff_cache .hypothesis

@@ -2,7 +2,8 @@
 prints as it is and keeps stable (fields may be added):
 
     version, file
-    groups       of all cells: states, family, certificate (empty for none), kernel, reason
+    groups       of all cells: states, family, certificate, kernel, triton (the fused kernel on a GPU), reason; empty
+                 where there is none
     cells        for each: name, doc, dims, consts; inputs, outputs, state, parameters, each with name, shape, kind (and
                  range, learned); groups, as above; claims: claim, status, reason, missing; ranges: name, range;
                  spectra: states, spectrum; notes
@@ -19,6 +20,7 @@ from rnnc.bound import Analysis, spectrum_text
 from rnnc.closure import Affine, Closure, Sequential
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
+from rnnc.fuse import fuse
 from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
@@ -45,6 +47,7 @@ def report(source: Source, compilations: Sequence[Compilation]) -> Report:
 
 def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
     # An output that is just a state or a definition bears its name, and its range.
+    fused = {s.name: k.form for k in fuse(plan) for s in k.streams}
     known = {**analysis.outputs, **analysis.inputs, **analysis.definitions, **analysis.states}
     return {
         "name": cell.name,
@@ -64,7 +67,7 @@ def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
             {**_value(p.name, (*p.shape, *([str(p.taps)] if p.taps else [])), p.kind), "learned": p.learned}
             for p in cell.params
         ],
-        "groups": [_group(plan.system, step, names) for step, names in _steps(plan)],
+        "groups": [_group(plan.system, step, names, fused) for step, names in _steps(plan)],
         "claims": [
             {"claim": v.claim, "status": v.status, "reason": v.reason, "missing": v.missing} for v in analysis.verdicts
         ],
@@ -111,13 +114,14 @@ def _steps(plan: Plan) -> Iterator[tuple[Step, list[str]]]:
             yield step, names
 
 
-def _group(system: System, step: Step, names: list[str]) -> Report:
+def _group(system: System, step: Step, names: list[str], fused: Mapping[str, str]) -> Report:
     closure = step.closure
     return {
         "states": names,
         "family": closure.family,
         "certificate": closure.certificate if isinstance(closure, Affine) else "",
         "kernel": step.kernel,
+        "triton": fused.get(names[0], ""),
         "reason": reason(system, closure, contracting=isinstance(step, Scan) and step.contracting),
     }
 

@@ -47,13 +47,42 @@ class Kernel:
         return all(_scans(s) for s in self.steps)
 
     @property
-    def coupled(self) -> bool:
-        """Whether states need each other."""
-        return any(len(_streams(s)) > 1 for s in self.steps)
+    def tiled(self) -> bool:
+        """Whether a tile of tokens is taken at a time, and composed; else one token after the other, all of the tile's
+        entries being wanted for the states that stay in registers."""
+        return self.scan and not self.inner
+
+    @property
+    def tiled_back(self) -> bool:
+        """The same of the backward. Its recurrence is affine whatever the forward is; tokens are composed where it was
+        proved that products of its coefficients cannot overflow."""
+        coupled = any(len(_streams(s)) > 1 for s in self.steps)
+        return not self.inner and not coupled and all(s.contracting for s in self.steps)
+
+    @property
+    def stored(self) -> bool:
+        """Whether the backward reads the states of all tokens. Where nothing else needs them, those that enter each
+        chunk of tokens are enough."""
+        return self.tiled_back or any(self.kept)
+
+    @property
+    def form(self) -> str:
+        """How the kernel walks through time, in words."""
+        return _form(self.tiled, self.scan)
+
+    @property
+    def form_back(self) -> str:
+        return _form(self.tiled_back, self.scan)
 
 
 def _streams(step: Step) -> tuple[Stream, ...]:
     return step.streams if isinstance(step, Loop) else (step.stream,)
+
+
+def _form(tiled: bool, scan: bool) -> str:
+    if tiled:
+        return "fused scan over tiles of tokens"
+    return "fused scan, token after token in segments" if scan else "fused loop over tokens"
 
 
 def _scans(step: Step) -> bool:
@@ -79,6 +108,8 @@ class _Fusion:
         self.place = {s.name: i for i, step in enumerate(plan.steps) for s in _streams(step)}
         self.recurrent = {s.name for step in plan.steps if not isinstance(step, Pointwise) for s in _streams(step)}
         self.made = self._made()
+        self.written: set[Expr] = set()
+        """Results of earlier kernels whose states are not there to compute them again."""
 
     def _made(self) -> set[Expr]:
         """What PyTorch computes in any case: the operands of learned maps and convolutions."""
@@ -182,7 +213,7 @@ class _Fusion:
             seen.add(node)
             if isinstance(node, Ref) and node in mine:
                 continue
-            if node in mine or (elementwise(node) and node not in self.made):
+            if node in mine or (elementwise(node) and node not in self.made and node not in self.written):
                 stack.extend(reversed(node.children))
             else:
                 found[node] = None
@@ -205,6 +236,8 @@ class _Fusion:
         results = tuple(n for n in edge if not isinstance(n, Ref))
         needed = {n.name for n in edge if isinstance(n, Ref)}
         read = self.border([*(e for s in members for e in updates(s)), *results], own)
+        if any(s.name not in needed for s in streams):
+            self.written |= set(results)
         return Kernel(
             tuple(members),
             tuple(d for d in dims if d not in inner),

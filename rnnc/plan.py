@@ -15,7 +15,6 @@ from rnnc.closure import Affine, Closure
 from rnnc.derive import depends
 from rnnc.ir import Apply, Conv, Expr, Linear, Lit, Reduce, Ref, walk
 from rnnc.lower import Stream, System
-from rnnc.show import expr_text
 
 
 @dataclass(frozen=True)
@@ -173,30 +172,3 @@ def projections(system: System, steps: Iterable[Step]) -> dict[Expr, Projection]
             if len(maps) > 1:
                 out.update(dict.fromkeys(maps, Projection(tuple(maps))))
     return out
-
-
-def plan_text(plan: Plan) -> str:
-    """The plan for `--emit plan`."""
-    lines = [f"plan {plan.system.cell.name}"]
-    for step in plan.steps:
-        match step:
-            case Pointwise(stream=s):
-                lines.append(f"  {s.name}: {step.kernel}")
-                lines.append(f"    {s.name}[t] = {expr_text(s.expr)}")
-            case Scan(stream=s, closure=c):
-                lines.append(f"  {s.name}: {step.kernel}{', in segments' if step.contracting else ''}")
-                lines.append(f"    a = {expr_text(c.a)}")
-                lines.append(f"    b = {'0' if c.b is None else expr_text(c.b)}")
-                back = step.adjoint.closure
-                lines.append(f"    backward: λ[t] = a' * λ[t+1] + g[t] with a' = {expr_text(back.a)} one token later")
-                lines.append(f"    gradient of a: {expr_text(step.adjoint.to_a)}, of b: {expr_text(step.adjoint.to_b)}")
-            case Loop():
-                lines.append(f"  {', '.join(s.name for s in step.streams)}: {step.kernel}")
-                lines.extend(f"    before, for all tokens: {expr_text(e)}" for e in step.hoisted)
-                lines.extend(f"    before, once: {expr_text(e)}" for e in step.fixed)
-    seen: set[int] = set()
-    for p in plan.projections.values():
-        if id(p) not in seen:
-            seen.add(id(p))
-            lines.append(f"  one product of {expr_text(p.maps[0].arg)}: {', '.join(m.weight for m in p.maps)}")
-    return "\n".join(lines) + "\n"

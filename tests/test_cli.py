@@ -269,7 +269,7 @@ def test_explain_as_json(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capfd.readouterr().out)
     assert report["groups"]
     for group in report["groups"]:
-        assert list(group) == ["states", "family", "certificate", "kernel", "reason"]
+        assert list(group) == ["states", "family", "certificate", "kernel", "triton", "reason"]
         assert group["family"] and group["kernel"] and group["states"]
         assert group["reason"] if group["family"] == "sequential" else group["certificate"] or group["family"] == "none"
     assert main(["explain", str(path)]) == 0

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from rnnc.pipeline import compile_source, module_text
-from rnnc.plan import Loop, Plan, plan_text
+from rnnc.plan import Loop, Plan
 from rnnc.show import expr_text
+from rnnc.show_plan import plan_text
 from rnnc.source import Source
 
 ROOT = Path(__file__).resolve().parent.parent

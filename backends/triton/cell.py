@@ -82,7 +82,7 @@ class FusedCellCoder(CellCoder):
             base=base,
             parts=parts,
             fused=tuple(fused),
-            fused_kernels=tuple((", ".join(s.name for s in c.streams), _kind(c)) for c in self.coders),
+            fused_kernels=tuple((", ".join(s.name for s in c.streams), c.kernel.form) for c in self.coders),
             registrations=(*code.registrations, *(line for r in registrations for line in r)),
             operators=(*code.operators, *operators),
             helpers=frozenset(self.helpers),
@@ -200,12 +200,6 @@ class FusedCellCoder(CellCoder):
         ]
         lines += [w for name, value in fields.items() for w in wrap([f"        {name}={value},"])]
         return [*lines, "    ),", ")"]
-
-
-def _kind(coder: KernelCoder) -> str:
-    if coder.tiled:
-        return "fused scan over tiles of tokens"
-    return "fused scan over tokens in registers" if coder.kernel.scan else "fused loop over tokens"
 
 
 def _doc(coder: KernelCoder) -> str:

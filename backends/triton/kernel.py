@@ -74,11 +74,7 @@ class KernelCoder:
         self.graph = system.graph
         self.streams = kernel.streams
         self.dims = self.streams[0].type.dims
-        # Tokens of a tile side by side, composed; else one after the other, whole segments of them side by side still.
-        self.tiled = kernel.scan and not kernel.inner
-        self.tiled_back = not kernel.inner and not kernel.coupled and all(s.contracting for s in kernel.steps)
-        # Where the values of states serve nothing else, the state that enters each chunk is enough for the backward.
-        self.stored = self.tiled_back or any(kernel.kept)
+        self.tiled, self.tiled_back, self.stored = kernel.tiled, kernel.tiled_back, kernel.stored
         self.names = NameTable(FRAME)
         self.outer, self.block = self._split()
         self.sizes = {d: self.names.new(d) for d in self.dims}

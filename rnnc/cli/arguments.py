@@ -122,6 +122,12 @@ def parser() -> Parser:
         metavar="STAGE,...",
         help=f"print these instead of writing the module, to OUT where given: {', '.join(STAGES)}",
     )
+    one.add_argument(
+        "--target",
+        choices=("triton", "torch"),
+        default="triton",
+        help="PyTorch, and Triton kernels for what has them; or PyTorch alone (default: triton)",
+    )
     _cell(one)
     _strict(one)
 

@@ -103,18 +103,19 @@ def _text(
     if emit == ("module",):
         from rnnc.pipeline import module_text
 
-        return module_text(compilations, source), said
+        return module_text(compilations, source, chosen.target), said
     parts: list[tuple[Stage, Compilation]] = [(stage, each) for stage in emit for each in compilations]
     if len(parts) == 1 and not many:
-        return product(emit[0], compilations[0], source), said
+        return product(emit[0], compilations[0], source, chosen.target), said
     where = f" ({source.name})" if many else ""
     texts = (
-        f"# {stage} of {each.tree.name.text}{where}\n{product(stage, each, source).rstrip()}\n" for stage, each in parts
+        f"# {stage} of {each.tree.name.text}{where}\n{product(stage, each, source, chosen.target).rstrip()}\n"
+        for stage, each in parts
     )
     return "\n".join(texts) + "\n", said
 
 
-def product(stage: Stage, made: Compilation, source: Source) -> str:
+def product(stage: Stage, made: Compilation, source: Source, target: str) -> str:
     """The text form of what a stage made."""
     match stage:
         case "tree":
@@ -137,11 +138,11 @@ def product(stage: Stage, made: Compilation, source: Source) -> str:
             assert made.analysis is not None
             return analysis_text(made.analysis)
         case "plan":
-            from rnnc.plan import plan_text
+            from rnnc.show_plan import plan_text
 
             assert made.plan is not None
             return plan_text(made.plan)
         case "module":
             from rnnc.pipeline import module_text
 
-            return module_text((made,), source)
+            return module_text((made,), source, target)

@@ -57,6 +57,8 @@ def _cell_lines(cell: Mapping[str, Any], color: bool) -> Iterator[str]:
         yield ""
     for group in cell["groups"]:
         yield f"  {paint(', '.join(group['states']), 'bold', color)}: {group['kernel']} (family: {group['family']})"
+        if group["triton"]:
+            yield f"      on a GPU: {group['triton']}"
         for text in (f"why: {group['reason']}", group["certificate"] and f"certificate: {group['certificate']}"):
             yield from wrap(text, 110, initial_indent="      ", subsequent_indent="        ", break_on_hyphens=False)
     yield from _section("claims", [(c["claim"], _verdict(c)) for c in cell["claims"]], color)

@@ -231,7 +231,7 @@ def _gathered(dims: tuple[str, ...], slot: tuple[str, ...], memory: Tensor, like
         memory = memory.sum(over)
     left = [d for d in slot if d in dims]
     first = 2 if lead == 2 else 0
-    memory = memory.permute(*range(first), *(first + left.index(d) for d in dims))
+    memory = memory.permute([*range(first), *(first + left.index(d) for d in dims)])
     return memory.to(like.dtype).contiguous()
 
 

@@ -1,0 +1,53 @@
+"""The plan as text, for `--emit plan`."""
+
+from __future__ import annotations
+
+from rnnc.fuse import Kernel, fuse
+from rnnc.plan import Loop, Plan, Pointwise, Scan
+from rnnc.show import expr_text
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan for `--emit plan`."""
+    lines = [f"plan {plan.system.cell.name}"]
+    for step in plan.steps:
+        match step:
+            case Pointwise(stream=s):
+                lines.append(f"  {s.name}: {step.kernel}")
+                lines.append(f"    {s.name}[t] = {expr_text(s.expr)}")
+            case Scan(stream=s, closure=c):
+                lines.append(f"  {s.name}: {step.kernel}{', in segments' if step.contracting else ''}")
+                lines.append(f"    a = {expr_text(c.a)}")
+                lines.append(f"    b = {'0' if c.b is None else expr_text(c.b)}")
+                back = step.adjoint.closure
+                lines.append(f"    backward: λ[t] = a' * λ[t+1] + g[t] with a' = {expr_text(back.a)} one token later")
+                lines.append(f"    gradient of a: {expr_text(step.adjoint.to_a)}, of b: {expr_text(step.adjoint.to_b)}")
+            case Loop():
+                lines.append(f"  {', '.join(s.name for s in step.streams)}: {step.kernel}")
+                lines.extend(f"    before, for all tokens: {expr_text(e)}" for e in step.hoisted)
+                lines.extend(f"    before, once: {expr_text(e)}" for e in step.fixed)
+    for kernel in fuse(plan):
+        lines.extend(f"  {line}" for line in _kernel(kernel))
+    seen: set[int] = set()
+    for p in plan.projections.values():
+        if id(p) not in seen:
+            seen.add(id(p))
+            lines.append(f"  one product of {expr_text(p.maps[0].arg)}: {', '.join(m.weight for m in p.maps)}")
+    return "\n".join(lines) + "\n"
+
+
+def _kernel(kernel: Kernel) -> list[str]:
+    """What a fused kernel reads, writes and keeps."""
+    names = [s.name for s in kernel.streams]
+    where = f"channels {', '.join(kernel.channels)}" + (
+        f"; {', '.join(kernel.inner)} in registers" if kernel.inner else ""
+    )
+    lines = [f"{', '.join(names)}, on a GPU: {kernel.form}, {where}"]
+    lines += [f"  reads {expr_text(e)}" for e in (*kernel.inputs, *kernel.fixed)]
+    lines += [f"  writes {expr_text(e)}" for e in kernel.results]
+    kept = [f"{n}[t]" for n, k in zip(names, kernel.kept, strict=True) if k]
+    lines += [f"  writes {', '.join(kept)}"] if kept else []
+    saved = "the states of all tokens" if kernel.stored else "the states that enter each chunk of tokens"
+    lines.append(f"  saves what it reads, and {saved}")
+    lines.append(f"  backward: {kernel.form_back}")
+    return lines
