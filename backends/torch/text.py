@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 
 WIDTH = 120
+_HEAD = re.compile(r"return |(?:[^\s()\[\]{}\"'=]+(?:, | ))+[+*/-]?= |\w+=")
+_LEVELS = (("or", "and"), ("==", "!=", "<", "<=", ">", ">="), ("|",), ("&",), ("+", "-"), ("*", "/", "//", "%", "@"))
+_OPERATOR = re.compile(r"(or|and|[=!<>]=|[<>|&+\-*/%@]|//) ")
 
 
 def docstring(text: str, indent: str = "") -> str:
@@ -34,51 +38,84 @@ def several(items: Iterable[str]) -> str:
 
 
 def wrap(lines: Iterable[str], indent: int = 0) -> list[str]:
-    """Break what does not fit, as a formatter would; `indent` is what the lines will be moved to the right by."""
+    """Break what does not fit, as ruff would; `indent` is what the lines will be moved to the right by."""
     out: list[str] = []
     for line in lines:
-        out.extend(_wrap(line, WIDTH - indent))
+        text = line.lstrip()
+        if len(line) <= WIDTH - indent or text.startswith("#"):
+            out.append(line)
+        else:
+            out.extend(_statement(line[: len(line) - len(text)], text, WIDTH - indent))
     return out
 
 
-def _wrap(line: str, width: int) -> list[str]:
-    if len(line) <= width or line.lstrip().startswith("#"):
-        return [line]
-    indent = line[: len(line) - len(line.lstrip())]
-    at = _outer_bracket(line)
-    if at is None:
-        return [line]
-    start, end = at
-    terms = _terms(line)
-    if len(terms) > 1:
-        head, first = terms[0].split(" = ", 1) if " = " in terms[0] else ("", terms[0].strip())
-        comma = "," if line.endswith(",") else ""
-        parts = [first, *(t.rstrip(",") for t in terms[1:])]
-        if not head:
-            # Within brackets already.
-            return [
-                w
-                for i, t in enumerate(parts)
-                for w in _wrap(f"{indent}{t}{comma if i == len(parts) - 1 else ''}", width)
-            ]
-        whole = f"{indent}    {' '.join(parts)}"
-        body = [whole] if len(whole) <= width else [w for t in parts for w in _wrap(f"{indent}    {t}", width)]
-        return [f"{indent}{head.strip()} = (", *body, f"{indent}){comma}"]
-    items = _items(line[start + 1 : end])
-    head, tail = line[: start + 1], line[end:]
-    inner = f"{indent}    {', '.join(items)}"
-    # One parenthesised value must not become a tuple, and a tuple goes one item a line.
-    call = start > 0 and (line[start - 1].isalnum() or line[start - 1] in "_)]")
-    if len(inner) <= width and len(items) > 1 and call:
-        return [head, inner, f"{indent}{tail}"]
-    kept = line[start + 1 : end].rstrip().endswith(",")
-    comma = "," if len(items) > 1 or call or kept or line[start] == "[" else ""
-    body = [part for item in items for part in _wrap(f"{indent}    {item}{comma}", width)]
-    return [head, *body, f"{indent}{tail}"]
+def _statement(indent: str, text: str, width: int) -> list[str]:
+    comma = "," if text.endswith(",") else ""
+    text = text.removesuffix(",")
+    head = _HEAD.match(text)
+    before = head.group() if head else ""
+    value = text[len(before) :]
+    items, operands = _items(value), _operands(value)
+    if before and len(items) > 1:
+        return [f"{indent}{before}(", *_each(indent, items, width), f"{indent}){comma}"]
+    if len(operands) > 1 and not before:
+        # Within brackets already.
+        return _lined_up(indent, operands, comma, width)
+    hugged = _hugged(indent, text, comma, width)
+    # One operator does not part from its operands where the last of them has a bracket to break in.
+    if len(operands) == 1 or (len(operands) == 2 and text[-1] in ")]" and all(len(h) <= width for h in hugged)):
+        return hugged
+    inside = f"{indent}    "
+    body = [inside + value] if len(inside + value) <= width else _lined_up(inside, operands, "", width)
+    return [f"{indent}{before}(", *body, f"{indent}){comma}"]
+
+
+def _lined_up(indent: str, operands: list[str], comma: str, width: int) -> list[str]:
+    """One operand a line, each after its operator."""
+    out: list[str] = []
+    for i, operand in enumerate(operands):
+        line = indent + operand + (comma if i == len(operands) - 1 else "")
+        if len(line) <= width:
+            out.append(line)
+        elif i == 0 and len(inner := _operands(operand)) > 1:
+            out.extend(_lined_up(indent, inner, "", width))
+        else:
+            out.extend(_hugged(indent, operand, line[len(indent + operand) :], width))
+    return out
+
+
+def _each(indent: str, items: list[str], width: int) -> list[str]:
+    """One item a line."""
+    return [w for item in items for w in wrap([f"{indent}    {item},"], WIDTH - width)]
+
+
+def _hugged(indent: str, text: str, after: str, width: int) -> list[str]:
+    """Break in the first bracket that does not fit together with what follows it up to the next, then go on."""
+    start = len(indent)
+    line = indent + text + after
+    groups = _brackets(line)
+    for i, (opened, closed) in enumerate(groups):
+        end = groups[i + 1][0] + 1 if i + 1 < len(groups) and not text.startswith("def ") else len(line)
+        if end <= width:
+            continue
+        items = _items(line[opened + 1 : closed])
+        call = opened > start and (line[opened - 1].isalnum() or line[opened - 1] in "_)]")
+        inner = f"{indent}    {', '.join(items)}"
+        tuple_of_one = not call and line[closed - 1] == "," and line[opened] == "("
+        if len(inner) <= width and (call or (len(items) == 1 and not tuple_of_one and line[opened] == "(")):
+            body = [inner]
+        elif len(items) > 1 or call or tuple_of_one or line[opened] != "(":
+            body = _each(indent, items, width)
+        else:
+            body = wrap([inner], WIDTH - width)
+        rest = line[closed:]
+        last = [indent + rest] if len(indent + rest) <= width else _hugged(indent, rest, "", width)
+        return [line[: opened + 1], *body, *last]
+    return [line]
 
 
 def _open(text: str) -> Iterator[tuple[int, str]]:
-    """The characters that stand in no bracket and no string, with their places."""
+    """The characters that stand in no bracket and no string, with their places; the outermost brackets too."""
     depth, quote = 0, ""
     for i, ch in enumerate(text):
         if quote:
@@ -86,41 +123,37 @@ def _open(text: str) -> Iterator[tuple[int, str]]:
         elif ch in "\"'":
             quote = ch
         elif ch in "([{":
+            if depth == 0:
+                yield i, ch
             depth += 1
         elif ch in ")]}":
-            depth -= 1
+            depth = max(depth - 1, 0)
+            if depth == 0:
+                yield i, ch
         elif depth == 0:
             yield i, ch
 
 
-def _terms(line: str) -> list[str]:
-    """A line cut before each `+` and `-` between two operands."""
-    start = 0
-    parts: list[str] = []
-    for i, ch in _open(line):
-        if ch in "+-" and line[start:i].strip() and line[i - 1] + line[i + 1 : i + 2] == "  ":
-            parts.append(line[start:i].rstrip())
-            start = i
-    return [*parts, line[start:]]
+def _operands(text: str) -> list[str]:
+    """An expression cut before its operators that bind least and stand in no bracket."""
+    places = [(i, level) for i, ch in _open(text) if ch == " " and (level := _level(text[i + 1 :])) is not None]
+    least = min((level for _, level in places), default=0)
+    cuts = [i for i, level in places if level == least]
+    return [text[a:b].strip() for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
-def _outer_bracket(line: str) -> tuple[int, int] | None:
-    """The outermost bracket that ends the line (a comma or a colon may follow it)."""
-    stack: list[int] = []
-    quote = ""
-    best: tuple[int, int] | None = None
-    for i, ch in enumerate(line):
-        if quote:
-            quote = "" if ch == quote else quote
-        elif ch in "\"'":
-            quote = ch
-        elif ch in "([{":
-            stack.append(i)
-        elif ch in ")]}" and stack:
-            start = stack.pop()
-            if not stack and i - start > 1:
-                best = (start, i) if best is None or i - start > best[1] - best[0] else best
-    return best
+def _level(text: str) -> int | None:
+    """How strongly the operator binds that a text begins with."""
+    found = _OPERATOR.match(text)
+    return next(i for i, ops in enumerate(_LEVELS) if found.group(1) in ops) if found else None
+
+
+def _brackets(line: str) -> list[tuple[int, int]]:
+    """The outermost brackets with something in them."""
+    ends = [i for i, ch in _open(line) if ch in ")]}"]
+    starts = [i for i, ch in _open(line) if ch in "([{"]
+    # Text that begins with the end of a bracket has one more of them.
+    return [(a, b) for a, b in zip(starts, ends[len(ends) - len(starts) :], strict=True) if b - a > 1]
 
 
 def _items(text: str) -> list[str]:

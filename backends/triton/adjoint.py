@@ -221,8 +221,9 @@ class BackwardCoder:
             else:
                 one, add = (coder.whole(tiles, e, stream, coder.state_axes) for e in (a, m))
             one, add = tiles.assign(f"{prefix}a_all", one), tiles.assign(f"{prefix}m_all", add)
-            coder.add_segment(tiles, sums[k], one, add)
+            coder.add_segment(tiles, sums[k], one, add, self.tiled)
         holes.loop = tiles.take()
+        holes.largest = coder.largest(sums)
         holes.after = coder.store_segment(tiles, sums)
         holes.arguments = self.arguments(whole=False)
         return holes

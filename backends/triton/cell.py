@@ -19,7 +19,7 @@ from ..torch.cell import CellCode, CellCoder
 from ..torch.text import quoted, several, wrap
 from .adjoint import BackwardCoder
 from .forward import ForwardCoder
-from .kernel import KernelCoder, Leaf, Lines
+from .kernel import KernelCoder, Leaf
 
 
 class FusedBlock(Block):
@@ -154,13 +154,13 @@ class FusedCellCoder(CellCoder):
             "stored": coder.stored,
             "tiled": coder.tiled,
             "tiled_back": coder.tiled_back,
-            "forward": _wrapped(forward.forward()),
-            "carry": _wrapped(forward.carry()) if coder.kernel.scan else None,
-            "backward": _wrapped(backward.backward()),
-            "carry_back": _wrapped(backward.carry()) if backward.elements else None,
+            "forward": forward.forward(),
+            "carry": forward.carry() if coder.kernel.scan else None,
+            "backward": backward.backward(),
+            "carry_back": backward.carry() if backward.elements else None,
         }
         self.helpers |= coder.functions
-        return _template().render(k=view).strip("\n")
+        return "\n".join(wrap(_template().render(k=view).strip("\n").split("\n")))
 
     def registration(self, backward: BackwardCoder, operator: str) -> list[str]:
         """Lines that register a kernel as an operator."""
@@ -214,11 +214,6 @@ def _cut(text: str, width: int = 100) -> str:
 
 def _dims(dims: tuple[str, ...]) -> str:
     return several(quoted(d) for d in dims)
-
-
-def _wrapped(lines: Lines) -> dict[str, list[str]]:
-    indents = {"loop": 12, "again": 12, "chunk": 8}
-    return {hole: wrap(items, indents.get(hole, 8)) for hole, items in lines.holes().items()}
 
 
 @cache

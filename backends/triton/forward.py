@@ -106,8 +106,9 @@ class ForwardCoder:
             else:
                 one, add = (coder.whole(tiles, e, stream, coder.state_axes) for e in (a, b))
             one, add = tiles.assign(f"{prefix}a_all", one), tiles.assign(f"{prefix}b_all", add)
-            coder.add_segment(tiles, sums[k], one, add)
+            coder.add_segment(tiles, sums[k], one, add, coder.tiled)
         holes.loop = tiles.take()
+        holes.largest = coder.largest(sums)
         holes.after = coder.store_segment(tiles, sums)
         holes.arguments = [*coder.inputs(), *coder.carries(), *coder.constants()]
         return holes

@@ -16,7 +16,7 @@ from .tile import AXES, Tile, Tiles, align, folded, literal, numbers, shape
 FRAME = frozenset(
     "tl triton float range F T BT BS BC BN VEC CHUNK WIDTH INNER ROWS BLOCKS PACKED SEGMENTED STAGES cu_seqlens "
     "scratch_ptr program program_row sequence sequences segment row block lane channel inner real_lane real_inner "
-    "real_state real live first length span begin end count chunk step stretch tokens token t i k s slot".split()
+    "real_state real live left largest j first length span begin end count chunk step stretch tokens token t i k s slot".split()
 )
 POINTERS = ("ptr", "initial_ptr", "last_ptr", "starts_ptr", "carry_a_ptr", "carry_b_ptr")
 
@@ -58,11 +58,12 @@ class Lines:
     before: list[str] = field(default_factory=list[str])
     chunk: list[str] = field(default_factory=list[str])
     again: list[str] = field(default_factory=list[str])
+    largest: str = ""
     loop: list[str] = field(default_factory=list[str])
     after: list[str] = field(default_factory=list[str])
     sums: list[str] = field(default_factory=list[str])
 
-    def holes(self) -> dict[str, list[str]]:
+    def holes(self) -> dict[str, list[str] | str]:
         return dict(vars(self))
 
 
@@ -460,16 +461,24 @@ class KernelCoder:
             sums.append((a, tiles.assign(f"{name}_sum", Tile((zero, zero)[:n], self.state_axes))))
         return sums
 
-    def add_segment(self, tiles: Tiles, sums: tuple[Tile, Tile], a: Tile, b: Tile) -> None:
-        """Coefficients of what follows, after those so far."""
+    def add_segment(self, tiles: Tiles, sums: tuple[Tile, Tile], a: Tile, b: Tile, before: bool) -> None:
+        """Coefficients of what follows those so far or, `before`, comes before them."""
         product, total = sums
-        self.carried(tiles, total, self.applied(a, total, b))
+        self.carried(tiles, total, self.applied(product, b, total) if before else self.applied(a, total, b))
         if len(a.parts) == 2:
             (ar, ai), (pr, pi) = a.parts, product.parts
             value = Tile((f"{ar} * {pr} - {ai} * {pi}", f"{ar} * {pi} + {ai} * {pr}"), product.axes)
             self.carried(tiles, product, value)
         else:
             self.carried(tiles, product, Tile((f"{a.parts[0]} * {product.parts[0]}",), product.axes))
+
+    def largest(self, sums: list[tuple[Tile, Tile]]) -> str:
+        """Whether anything before can still matter: the largest modulus of the products."""
+        parts = [f"tl.abs({p})" for product, _ in sums for p in product.parts]
+        text = parts[0]
+        for part in parts[1:]:
+            text = f"tl.maximum({text}, {part})"
+        return f"tl.max(tl.where(real_lane, {text}, 0.0), 0)"
 
     def store_segment(self, tiles: Tiles, sums: list[tuple[Tile, Tile]]) -> list[str]:
         base = self.row(self.dims, "slot")

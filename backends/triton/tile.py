@@ -271,9 +271,9 @@ class Tiles:
         axes = self.axes(args)
         match op:
             case "conj":
-                re, im = self.pair(args[0], axes)
+                re, im = self.pair(args[0], axes, 0)[0], self.pair(args[0], axes, _PRODUCT)[1]
                 # Not `-im`, which Triton computes as 0 - im: the sign of a zero chooses the side of a branch cut.
-                return Tile((re, f"{im} * -1.0"), axes, _PRODUCT)
+                return Tile((re, f"{im} * -1.0"), axes, min(_PRODUCT, self.tile(args[0]).binds))
             case "neg":
                 return Tile(tuple(f"-{p}" for p in self.pair(args[0], axes)), axes, _SIGN)
             case "add" | "sub":
@@ -362,6 +362,9 @@ def folded(node: Expr) -> bool | int | float | complex | None:
         case Apply(op="neg", args=(x,)):
             value = folded(x)
             return None if value is None else -value
+        case Apply(op="conj", args=(x,)):
+            value = folded(x)
+            return value.conjugate() if isinstance(value, complex) else value
         case Apply(op="add" | "sub" | "mul" as op, args=(x, y)):
             left, right = folded(x), folded(y)
             if left is None or right is None:
