@@ -16,7 +16,8 @@ from .tile import AXES, Tile, Tiles, align, folded, literal, numbers, shape
 FRAME = frozenset(
     "tl triton float range F T BT BS BC BN VEC CHUNK WIDTH INNER ROWS BLOCKS PACKED SEGMENTED STAGES cu_seqlens "
     "scratch_ptr program program_row sequence sequences segment row block lane channel inner real_lane real_inner "
-    "real_state real live left largest j first length span begin end count chunk step stretch tokens token t i k s slot".split()
+    "real_state real live first length span begin end count chunk left largest step stretch tokens token t i j k s "
+    "slot".split()
 )
 POINTERS = ("ptr", "initial_ptr", "last_ptr", "starts_ptr", "carry_a_ptr", "carry_b_ptr")
 
