@@ -64,10 +64,14 @@ def test_the_table_of_cells() -> None:
         source = Source(path.name, path.read_text("utf-8"))
         (made,) = compile_source(source)
         kernels: dict[str, list[str]] = {}
+        fused: list[str] = []
         for group in report(source, [made])["groups"]:
-            kernels.setdefault(words[group["kernel"]], []).extend(f"`{state}`" for state in group["states"])
+            states = [f"`{state}`" for state in group["states"]]
+            kernels.setdefault(words[group["kernel"]], []).extend(states)
+            fused += states if group["triton"] else []
         how = "; ".join(f"{kernel}: {', '.join(states)}" for kernel, states in kernels.items())
-        assert f"| [{made.tree.name.text}](examples/{path.name}) | {how} |" in readme
+        row = f"| [{made.tree.name.text}](examples/{path.name}) | {how} | yes | yes | {', '.join(fused) or 'none yet'} |"
+        assert row in readme
 
 
 def test_fields_of_the_report_are_documented() -> None:
