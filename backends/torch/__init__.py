@@ -43,7 +43,8 @@ def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_fil
         scans=scans,
         cells=[_view(c) for c in cells],
     )
-    head = docstring(_head([c.name for c in cells], text, digest))
+    needs = "torch, and triton for its kernels on a GPU," if any(c.parts for c in cells) else "torch alone"
+    head = docstring(_head([c.name for c in cells], text, digest, needs))
     return f"{head}\n\nfrom __future__ import annotations\n\n{_imports(body)}\n\n{body}"
 
 
@@ -59,13 +60,13 @@ def _view(cell: CellCode) -> dict[str, object]:
     }
 
 
-def _head(names: list[str], text: str, digest: str) -> str:
+def _head(names: list[str], text: str, digest: str, needs: str) -> str:
     return "\n".join(
         [
             f"{', '.join(names)}, compiled by rnnc {rnnc.__version__} from the recurrence below.",
             "",
             f"Its source has the sha256 {digest}.",
-            "This file needs torch alone and is yours: edit it, ship it, license it as you like.",
+            f"This file needs {needs} and is yours: edit it, ship it, license it as you like.",
             "",
             *(f"    {line}" for line in text.rstrip().split("\n")),
         ]
@@ -121,17 +122,17 @@ def _closure(wanted: Iterable[str], runtime: dict[str, str]) -> list[str]:
 
 def _imports(code: str) -> str:
     """The import statements that the code uses."""
-    modules = ("cmath", "contextlib", "itertools", "math", "os")
-    plain = [f"import {m}" for m in modules if re.search(rf"\b{m}\.", code)]
-    callables = [n for n in ("Callable", "Sequence") if re.search(rf"\b{n}\b", code)]
-    if callables:
-        plain.append(f"from collections.abc import {', '.join(callables)}")
-    kernels = "@triton.jit" in code
-    if kernels:
-        plain.append("from types import SimpleNamespace")
-    typing = [n for n in ("Any", "NamedTuple") if re.search(rf"\b{n}\b", code)]
-    plain.append(f"from typing import {', '.join(typing)}")
-    functional = ["import torch.nn.functional as F"] if re.search(r"\bF\.", code) else []
+    used = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+
+    def of(module: str, *names: str) -> list[str]:
+        found = [n for n in names if n in used]
+        return [f"from {module} import {', '.join(found)}"] if found else []
+
+    plain = [f"import {m}" for m in ("cmath", "contextlib", "itertools", "math", "os") if m in used]
+    plain += of("collections.abc", "Callable", "Iterable", "Sequence")
+    kernels = "triton" in used
+    plain += [*(["from types import SimpleNamespace"] if kernels else []), *of("typing", "Any", "NamedTuple")]
+    functional = ["import torch.nn.functional as F"] if "F" in used else []
     lines = [*plain, "", "import torch", *functional, "from torch import Tensor, nn", ""]
     return "\n".join([*lines, *(_TRITON if kernels else [])])
 
