@@ -102,10 +102,11 @@ class BackwardCoder:
             if coder.prev[k] not in needed:
                 continue
             if coder.stored:
-                earlier = Base("token - 1", self.axes, base.size, 3, "t > 0")
+                place = "place > -t" if self.tiled else "t > 0"
+                earlier = Base("(token - 1)", self.axes, base.size, 6, place)
                 past = coder.load(tiles, f"{name}_saved", f"{name}_ptr", earlier, coder.dims, stream.type.kind)
                 axes = self.axes + coder.state_axes
-                start = align("t == 0", Tile(("t == 0",), self.axes, 0), axes) if self.axes else "t == 0"
+                start = align("t + place == 0", Tile(("t + place == 0",), "ts", 0), axes) if self.tiled else "t == 0"
                 pairs = zip(initial[k].parts, past.parts, strict=True)
                 parts = tuple(f"tl.where({start}, {align(i, initial[k], axes)}, {p})" for i, p in pairs)
                 tiles.values[coder.prev[k]] = tiles.assign(f"{name}_past", Tile(parts, axes))

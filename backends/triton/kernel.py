@@ -16,8 +16,8 @@ from .tile import AXES, Tile, Tiles, align, folded, literal, numbers, shape
 FRAME = frozenset(
     "tl triton float range F T BT BS BC BN VEC CHUNK WIDTH INNER ROWS BLOCKS PACKED SEGMENTED STAGES cu_seqlens "
     "scratch_ptr program program_row sequence sequences segment row block lane channel inner real_lane real_inner "
-    "real_state real live first length span begin end count chunk left largest step stretch tokens token t i j k s "
-    "slot".split()
+    "real_state real live real_ahead ahead first length span begin end count chunk left largest step stretch place "
+    "tokens token t i j k s slot".split()
 )
 POINTERS = ("ptr", "initial_ptr", "last_ptr", "starts_ptr", "carry_a_ptr", "carry_b_ptr")
 
@@ -250,36 +250,42 @@ class KernelCoder:
     def product(self, dims: Iterable[str]) -> str:
         return " * ".join("BLOCKS" if d == "*" else self.sizes[d] for d in dims) or "1"
 
-    def mask(self, axes: str) -> str:
-        """What is real of a tile with these axes, by the names that the template gives it."""
+    def mask(self, axes: str, ahead: bool) -> str:
+        """What is real of a tile with these axes, by the names that the template gives it; `ahead`: for a load."""
         names = {"": "", "n": "real_inner", "c": "real_lane", "nc": "real_state", "ts": "live", "tsc": "real"}
+        names |= {"ts": "ahead", "tsc": "real_ahead"} if ahead else {}
         return names[axes]
 
     def at(self, pointer: str, base: Base | None, dims: tuple[str, ...], kind: str) -> tuple[list[str], str]:
         """Addresses of the parts of a value with these dims, and their axes."""
         text, axes = self.offset(dims)
+        start = ""
         if base is not None:
+            # A tile of tokens: where it begins, in 64 bits, and from there.
+            index = "place" if base.axes else base.index
+            times = "" if base.size == "1" else f" * {base.size}"
+            start = f"{base.index}{times} + " if base.axes else ""
             whole = "".join(a for a in AXES if a in axes + base.axes)
-            row = align(base.index, Tile((base.index,), base.axes, base.binds), whole, 0 if base.size == "1" else 4)
-            row = row if base.size == "1" else f"{row} * {base.size}"
+            row = align(index, Tile((index,), base.axes, 6 if base.axes else base.binds), whole, 4 if times else 0)
             text = (
-                row
+                f"{row}{times}"
                 if text == "0"
-                else f"{row} + {align(text, Tile((text,), axes, 6 if text.isidentifier() else 3), whole, 3)}"
+                else f"{row}{times} + {align(text, Tile((text,), axes, 6 if text.isidentifier() else 3), whole, 3)}"
             )
             axes = whole
         if axes == "tsc":
             # Orders the layout: channels along lanes, stretches along warps, the tokens of one in one thread.
             text = f"tl.max_contiguous({text}, [1, 2, BC])"
         if kind != "complex":
-            return [f"{pointer} + {text}"], axes
-        return [f"{pointer} + 2 * ({text})", f"{pointer} + 2 * ({text}) + 1"], axes
+            return [f"{pointer} + {start}{text}"], axes
+        start = f"2 * {start}" if start else ""
+        return [f"{pointer} + {start}2 * ({text}){part}" for part in ("", " + 1")], axes
 
     def load(
         self, tiles: Tiles, wanted: str, pointer: str, base: Base | None, dims: tuple[str, ...], kind: str
     ) -> Tile:
         addresses, axes = self.at(pointer, base, dims, kind)
-        mask = self.mask(axes)
+        mask = self.mask(axes, True)
         if base is not None and base.mask:
             # For a row that may not exist.
             real = align(base.mask, Tile((base.mask,), base.axes, 0), axes, 4)
@@ -298,7 +304,7 @@ class KernelCoder:
         parts: tuple[str, ...],
     ) -> None:
         addresses, axes = self.at(pointer, base, dims, kind)
-        mask = self.mask(axes)
+        mask = self.mask(axes, False)
         for address, part in zip(addresses, parts, strict=True):
             tiles.lines.append(f"tl.store({address}, {part}{f', mask={mask}' if mask else ''})")
 
