@@ -261,17 +261,18 @@ class _Fusion:
     ) -> list[Expr]:
         """The last values that the kernel can compute of what depends on its states, in order."""
         inside: set[Expr] = set()
+        sources: set[Expr] = set()
         for node in walk(*around):
             if node not in reach:
                 continue
             if isinstance(node, Ref):
+                sources.add(node)
                 if node.lag <= 1:
                     inside.add(node)
             elif (
                 (elementwise(node) or (isinstance(node, Reduce) and node.op == "sum" and node.over == inner))
                 and set(node.dims) <= set(dims)
                 and all(c in inside if c in reach else self.available(c, at) for c in node.children)
-                and not (isinstance(node, Apply) and node.op in _VIEWS and isinstance(node.args[0], Ref))
             ):
                 inside.add(node)
         edge: dict[Expr, None] = {}
@@ -281,7 +282,9 @@ class _Fusion:
             if node not in inside:
                 edge.update((c, None) for c in node.children if c in inside)
         edge.update((n, None) for n in around if n in inside)
-        return list(edge)
+        # The parts of a complex state are views of it: what is written is the state.
+        views = (n.args[0] if isinstance(n, Apply) and n.op in _VIEWS and n.args[0] in sources else n for n in edge)
+        return list(dict.fromkeys(views))
 
     def wide(self, nodes: set[Expr], around: list[Expr]) -> bool:
         """Whether one of `nodes` enters anything but outputs as they are and learned maps."""

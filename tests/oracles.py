@@ -89,6 +89,37 @@ def lru(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     return (_stack(ys),), {"h": h}
 
 
+def hgrn(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
+    x = inputs["x"]
+    turn = torch.polar(torch.ones_like(p["theta"]), p["theta"])
+    h = torch.zeros(x.shape[0], x.shape[2], dtype=turn.dtype) if state is None else state["h"]
+
+    def gate(name: str, x: Tensor) -> Tensor:
+        return x @ p[f"{name}_weight"].T + p[f"{name}_bias"]
+
+    ys: list[Tensor] = []
+    for t in range(x.shape[1]):
+        f = 0.5 + 0.5 * torch.sigmoid(gate("f", x[:, t]))
+        c = torch.complex(F.silu(gate("c_1", x[:, t])), F.silu(gate("c_2", x[:, t])))
+        h = f * turn * h + (1 - f) * c
+        y = (torch.sigmoid(gate("u", x[:, t])) * h.real) @ p["out_1_weight"].T
+        ys.append(y + (torch.sigmoid(gate("v", x[:, t])) * h.imag) @ p["out_2_weight"].T)
+    return (_stack(ys),), {"h": h}
+
+
+def rg_lru(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
+    x = inputs["x"]
+    h = torch.zeros_like(x[:, 0]) if state is None else state["h"]
+    ys: list[Tensor] = []
+    for t in range(x.shape[1]):
+        r = torch.sigmoid(x[:, t] @ p["r_weight"].T + p["r_bias"])
+        i = torch.sigmoid(x[:, t] @ p["i_weight"].T + p["i_bias"])
+        a = torch.sigmoid(p["lam"]) ** (8 * r)
+        h = a * h + torch.sqrt(1 - a * a) * i * x[:, t]
+        ys.append(h)
+    return (_stack(ys),), {"h": h}
+
+
 def mamba(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     x = inputs["x"]
     batch, _, e = x.shape
@@ -363,6 +394,8 @@ CASES: dict[str, Case] = {
     "MinGRU": Case("mingru", mingru, {"D": 3}, {"x": ("D", "real")}),
     "MinLSTM": Case("minlstm", minlstm, {"D": 3}, {"x": ("D", "real")}),
     "LRU": Case("lru", lru, {"D": 3, "N": 4}, {"x": ("D", "real")}),
+    "HGRN": Case("hgrn", hgrn, {"D": 3}, {"x": ("D", "real")}),
+    "RGLRU": Case("rglru", rg_lru, {"D": 3}, {"x": ("D", "real")}),
     "Mamba": Case("mamba", mamba, {"E": 3, "N": 2}, {"x": ("E", "real")}),
     "GLA": Case("gla", gla, {"D": 4, "H": 2, "K": 3, "V": 2}, {"x": ("D", "real")}),
     "Mamba2": Case(
