@@ -143,5 +143,5 @@ try:
     import triton.language as tl
 except ImportError:
     # The kernels below stay plain functions that nothing calls.
-    triton, tl = SimpleNamespace(jit=lambda function: function), None
+    triton, tl = SimpleNamespace(jit=lambda function=None, **_: function or (lambda kernel: kernel)), None
 """.split("\n")

@@ -156,7 +156,7 @@ class BackwardCoder:
         totals: dict[Ref, Tile] = {}
         for root in self.root_gradients:
             axes = "nc" if set(root.dims) & set(coder.kernel.inner) else "c"
-            zeros = (f"tl.zeros({shape(axes)}, F)",) * (2 if root.kind == "complex" else 1)
+            zeros = (f"tl.zeros({shape(axes)}, DTYPE)",) * (2 if root.kind == "complex" else 1)
             totals[root] = tiles.assign(f"d_{self.root_name(root)}_sum", Tile(zeros, axes))
         holes.before = tiles.take()
         if self.elements:

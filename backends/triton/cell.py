@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -20,6 +21,7 @@ from ..torch.text import quoted, several, wrap
 from .adjoint import BackwardCoder
 from .forward import ForwardCoder
 from .kernel import KernelCoder, Leaf
+from .prune import pruned
 
 
 class FusedBlock(Block):
@@ -160,15 +162,24 @@ class FusedCellCoder(CellCoder):
             "carry_back": backward.carry() if backward.elements else None,
         }
         self.helpers |= coder.functions
-        return "\n".join(wrap(_template().render(k=view).strip("\n").split("\n")))
+        functions = _template().render(k=view).strip("\n").split("\n\n\n")
+        return "\n\n\n".join("\n".join(wrap(pruned(f.strip("\n")).split("\n"))) for f in functions)
 
     def registration(self, backward: BackwardCoder, operator: str) -> list[str]:
         """Lines that register a kernel as an operator."""
         coder, k = backward.coder, backward.coder.kernel
         found = {*backward.token_gradients, *backward.fixed_gradients}
 
+        def dims(names: tuple[str, ...]) -> str:
+            return several(quoted(coder.sizes.get(d, d)) for d in names)
+
+        def named(leaves: list[Leaf]) -> str:
+            return _mapping((x.name, dims(x.node.dims)) for x in leaves)
+
         def slots(leaves: list[Leaf]) -> str:
-            return several(_dims(coder.slot(x)) if x in found else "None" for x in leaves)
+            return several(dims(coder.slot(x)) if x in found else "None" for x in leaves)
+
+        results = zip(coder.result_names, k.results, k.wide_results, strict=True)
 
         fields = {
             "forward": f"{coder.name}_forward",
@@ -177,17 +188,17 @@ class FusedCellCoder(CellCoder):
             "carry_back": f"{coder.name}_carry_back" if backward.elements else "None",
             "tiled": str(coder.tiled),
             "tiled_back": str(coder.tiled_back),
-            "dims": _dims(coder.dims),
-            "outer": _dims(coder.outer),
-            "block": _dims(coder.block),
-            "inner": _dims(k.inner),
-            "tokens": several(_dims(x.node.dims) for x in coder.tokens),
+            "dims": dims(coder.dims),
+            "outer": dims(coder.outer),
+            "block": dims(coder.block),
+            "inner": dims(k.inner),
+            "states": several(map(quoted, coder.state_names)),
+            "tokens": named(coder.tokens),
             "token_slots": slots(coder.tokens),
-            "fixed": several(_dims(x.node.dims) for x in coder.fixed),
+            "fixed": named(coder.fixed),
             "fixed_slots": slots(coder.fixed),
-            "results": several(
-                several([_dims(r.dims), quoted(r.kind), str(w)]) for r, w in zip(k.results, k.wide_results, strict=True)
-            ),
+            "numbers": several(quoted(n) for names in coder.number_names.values() for n in names),
+            "results": _mapping((n, several([dims(r.dims), quoted(r.kind), str(w)])) for n, r, w in results),
             "kept": several(map(str, k.kept)),
             "wide": several(map(str, k.wide)),
             "stored": str(coder.stored),
@@ -212,8 +223,8 @@ def _cut(text: str, width: int = 100) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _dims(dims: tuple[str, ...]) -> str:
-    return several(quoted(d) for d in dims)
+def _mapping(items: Iterable[tuple[str, str]]) -> str:
+    return f"{{{', '.join(f'{quoted(name)}: {value}' for name, value in items)}}}"
 
 
 @cache

@@ -14,12 +14,19 @@ from ..torch.block import NameTable
 from .tile import AXES, Tile, Tiles, align, folded, literal, numbers, shape
 
 FRAME = frozenset(
-    "tl triton float range F T BT BS BC BN VEC CHUNK WIDTH INNER ROWS BLOCKS PACKED SEGMENTED STAGES cu_seqlens "
+    "tl triton float range DTYPE T BT BS BC BN VEC CHUNK WIDTH INNER ROWS BLOCKS PACKED SEGMENTED STAGES cu_seqlens "
     "scratch_ptr program program_row sequence sequences segment row block lane channel inner real_lane real_inner "
     "real_state real live real_ahead ahead first length span begin end count chunk left largest step stretch place "
     "tokens token t i j k s slot".split()
 )
-POINTERS = ("ptr", "initial_ptr", "last_ptr", "starts_ptr", "carry_a_ptr", "carry_b_ptr")
+# What the parameters for a value that is read, for one that is written, and for a state are called.
+READ = ("{}_ptr", "{}_row", "d_{}_ptr")
+WRITTEN = ("{}_ptr", "d_{}_ptr")
+STATE = (
+    *WRITTEN,
+    *(f"{{}}_{part}_ptr" for part in ("initial", "last", "starts", "carry_a", "carry_b")),
+    *("d_{}_last_ptr", "d_{}_initial_ptr"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class KernelCoder:
         self.dims = self.streams[0].type.dims
         self.tiled, self.tiled_back, self.stored = kernel.tiled, kernel.tiled_back, kernel.stored
         self.names = NameTable(FRAME)
+        self.pointers_of: set[str] = set()
         self.outer, self.block = self._split()
         self.sizes = {d: self.names.new(d) for d in self.dims}
         self.fixed = [self.leaf(n, False) for n in kernel.fixed]
@@ -91,11 +99,9 @@ class KernelCoder:
         self.results = [self.inside(r) for r in kernel.results]
         self.number_names: dict[Expr, tuple[str, ...]] = {}
         self.expect_numbers([*self.updates, *self.results, *self.roots])
-        self.state_names = [self.names.new(s.name) for s in self.streams]
-        self.result_names = [self.names.new(system.names.get(r) or self._output(r)) for r in kernel.results]
-        read = [f"{x.name}_{part}" for x in (*self.tokens, *self.fixed) for part in ("ptr", "row")]
-        written = [f"{n}_{part}" for n in (*self.state_names, *self.result_names) for part in POINTERS]
-        self.taken = FRAME | {*read, *written, *self.sizes.values()}
+        self.state_names = [self.stem(s.name, STATE) for s in self.streams]
+        self.result_names = [self.stem(system.names.get(r) or self._output(r), WRITTEN) for r in kernel.results]
+        self.taken = FRAME | self.pointers_of | {*self.sizes.values()}
         self.hints: dict[Expr, str] = {}
         for node, hint in system.names.items():
             inner = self.done.get(node)
@@ -104,6 +110,16 @@ class KernelCoder:
             if not per_token(node) and node.children:
                 self.hints.setdefault(self._fixed_inside(node), hint)
         self.functions: set[str] = set()
+
+    def stem(self, wanted: str, parameters: Iterable[str]) -> str:
+        """A new name whose parameters have new names as well."""
+        while True:
+            name = self.names.new(wanted)
+            made = {p.format(name) for p in parameters}
+            if not made & self.names.taken:
+                self.names.taken |= made
+                self.pointers_of |= made
+                return name
 
     def expect_numbers(self, roots: Iterable[Expr]) -> None:
         """Name the scalars below `roots` that the host computes."""
@@ -125,7 +141,7 @@ class KernelCoder:
             wanted = node.name if node.lag == 0 else f"{node.name.removesuffix('_past')}_before"
         elif isinstance(node, Linear) and node not in self.system.names:
             wanted = f"{node.weight.removesuffix('_weight')}_in"
-        name = self.names.new(wanted)
+        name = self.stem(wanted, READ)
         learns = node.kind != "bool" and not (isinstance(node, Ref) and node.role == "buffer")
         return Leaf(node, self.graph.ref("input", f"in {name}", self.spread(node)), name, token, learns)
 
@@ -291,7 +307,7 @@ class KernelCoder:
             real = align(base.mask, Tile((base.mask,), base.axes, 0), axes, 4)
             mask = f"{mask} & {real}" if mask else real
         masked = f", mask={mask}, other=0" if mask else ""
-        cast = "tl.int1" if kind == "bool" else "F"
+        cast = "tl.int1" if kind == "bool" else "DTYPE"
         return tiles.assign(wanted, Tile(tuple(f"tl.load({a}{masked}).to({cast})" for a in addresses), axes))
 
     def store(
@@ -357,13 +373,13 @@ class KernelCoder:
         """A value with all of the axes, in the kind of a state."""
         pair = stream.type.kind == "complex"
         if node is None:
-            return Tile((f"tl.zeros({shape(axes)}, F)",) * (1 + pair), axes)
+            return Tile((f"tl.zeros({shape(axes)}, DTYPE)",) * (1 + pair), axes)
         parts = tiles.pair(node, axes, 0) if pair else tiles.aligned(node, axes, 0)
         if is_number(node):
-            parts = tuple(f"tl.full({shape(axes)}, {p}, F)" for p in parts)
+            parts = tuple(f"tl.full({shape(axes)}, {p}, DTYPE)" for p in parts)
         elif tiles.tile(node).axes != axes:
             parts = tuple(f"tl.broadcast_to({p}, {shape(axes)})" for p in parts)
-        return Tile(tuple(f"tl.zeros({shape(axes)}, F)" if p == "0.0" else p for p in parts), axes)
+        return Tile(tuple(f"tl.zeros({shape(axes)}, DTYPE)" if p == "0.0" else p for p in parts), axes)
 
     def element(self, tiles: Tiles, wanted: str, node: Expr | None, stream: Stream, dead: str) -> Tile:
         """One coefficient for all tokens of a tile; `dead` where there are none."""
@@ -382,7 +398,7 @@ class KernelCoder:
         self.functions.add(function)
         items, targets = [*a.parts, *b.parts], [*a.parts, *b.parts]
         if previous:
-            one, zero = f"tl.full({shape(a.axes)}, 1.0, F)", f"tl.zeros({shape(a.axes)}, F)"
+            one, zero = f"tl.full({shape(a.axes)}, 1.0, DTYPE)", f"tl.zeros({shape(a.axes)}, DTYPE)"
             p, q = (tuple(tiles.names.new(n) for n in (x, f"{x}_im")[: 1 + pair]) for x in "pq")
             items += [one, zero][: 1 + pair] + [zero] * (1 + pair)
             targets += [*p, *q]
@@ -461,7 +477,7 @@ class KernelCoder:
     def segment_sums(self, tiles: Tiles) -> list[tuple[Tile, Tile]]:
         """The coefficients of no token."""
         sums: list[tuple[Tile, Tile]] = []
-        one, zero = f"tl.full({shape(self.state_axes)}, 1.0, F)", f"tl.zeros({shape(self.state_axes)}, F)"
+        one, zero = f"tl.full({shape(self.state_axes)}, 1.0, DTYPE)", f"tl.zeros({shape(self.state_axes)}, DTYPE)"
         for name, stream in zip(self.state_names, self.streams, strict=True):
             n = 2 if stream.type.kind == "complex" else 1
             a = tiles.assign(f"{name}_product", Tile((one, zero)[:n], self.state_axes))

@@ -72,6 +72,7 @@ class Tiles:
         self.uses: Counter[Expr] = Counter()
         self.counted: set[Expr] = set()
         self.functions: set[str] = set()
+        self.scalars = {"0.0"}
 
     def expect(self, *roots: Expr) -> None:
         """Count uses below `roots`, so that what is used twice gets a name."""
@@ -158,13 +159,17 @@ class Tiles:
         """
         tile = self.tile(node)
         if arithmetic and node.kind == "bool" and not is_number(node):
-            tile = Tile(tuple(f"{_atom(p, tile.binds)}.to(F)" for p in tile.parts), tile.axes)
+            tile = Tile(tuple(f"{_atom(p, tile.binds)}.to(DTYPE)" for p in tile.parts), tile.axes)
         return tuple(align(p, tile, axes, binds) for p in tile.parts)
 
     def pair(self, node: Expr, axes: str, binds: int = _ATOM) -> tuple[str, str]:
         """The real and imaginary parts of a node that may be real."""
         parts = self.aligned(node, axes, binds)
         return (parts[0], parts[1]) if len(parts) == 2 else (parts[0], "0.0")
+
+    def scalar(self, part: str) -> bool:
+        """Whether a part of a value is that of a number."""
+        return part.strip("-()") in self.scalars
 
     def axes(self, nodes: Iterable[Expr]) -> str:
         found = {a for n in nodes for a in self.tile(n).axes}
@@ -174,6 +179,7 @@ class Tiles:
         """Code of one node over its operands."""
         if is_number(node):
             parts = self.number(node)
+            self.scalars.update(p.strip("-") for p in parts)
             return Tile(parts, "", _SIGN if any(p.startswith("-") for p in parts) else _ATOM)
         match node:
             case Apply() if node.kind == "complex" or any(a.kind == "complex" for a in node.args):
@@ -226,7 +232,7 @@ class Tiles:
             return Tile((text,), axes, _PRODUCT)
         # A Python number as an argument would be taken for one of float32.
         parts = [
-            f"tl.full({shape(axes)}, {self.tile(a).parts[0]}, F)" if is_number(a) else self.aligned(a, axes)[0]
+            f"tl.full({shape(axes)}, {self.tile(a).parts[0]}, DTYPE)" if is_number(a) else self.aligned(a, axes)[0]
             for a in args
         ]
         return Tile((self.call(_CALLS[op], *parts),), axes)
@@ -249,9 +255,9 @@ class Tiles:
     def _where(self, node: Apply, axes: str, part: Callable[[Expr], str]) -> str:
         condition, yes, no = node.args
         texts = [part(yes), part(no)]
-        if is_number(yes) and is_number(no) and node.kind != "bool":
+        if node.kind != "bool" and all(self.scalar(x) for x in texts):
             # Two Python numbers would be chosen between in float32.
-            texts[0] = f"tl.full((), {texts[0]}, F)"
+            texts[0] = f"tl.full((), {texts[0]}, DTYPE)"
         return f"tl.where({self.aligned(condition, axes, 0, arithmetic=False)[0]}, {', '.join(texts)})"
 
     def call(self, function: str, *args: str) -> str:
@@ -278,7 +284,10 @@ class Tiles:
                 return Tile(tuple(f"-{p}" for p in self.pair(args[0], axes)), axes, _SIGN)
             case "add" | "sub":
                 left, right = self.pair(args[0], axes, _SUM), self.pair(args[1], axes, _SUM + 1)
-                return Tile(tuple(_sum(op, x, y) for x, y in zip(left, right, strict=True)), axes, _SUM)
+                sums = tuple(_sum(op, x, y) for x, y in zip(left, right, strict=True))
+                # A part may be that of a number alone, which functions and indices do not take for a tile.
+                sums = tuple(f"tl.full({shape(axes)}, {x}, DTYPE)" if self.scalar(x) else x for x in sums)
+                return Tile(sums, axes, _SUM)
             case "mul" | "div" if args[1].kind != "complex":
                 (by,) = self.aligned(args[1], axes, _ATOM)
                 sign = _INFIX[op][0]
@@ -310,7 +319,7 @@ class Tiles:
         """Both parts as tiles of the same axes, for a function."""
         re, im = self.pair(node, axes, 0)
         if is_number(node):
-            re, im = f"tl.full({shape(axes)}, {re}, F)", f"tl.full({shape(axes)}, {im}, F)"
+            re, im = f"tl.full({shape(axes)}, {re}, DTYPE)", f"tl.full({shape(axes)}, {im}, DTYPE)"
         elif node.kind != "complex":
             im = f"tl.zeros_like({re})"
         return re, im

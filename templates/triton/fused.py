@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from ..torch.time import _Run
 
 
 class _Fused(NamedTuple):
-    """The kernels of one group of states, and the shapes of what they read and write.
+    """The kernels of one group of states, and what they read and write, by the names of their parameters.
 
     dims: all dims of the states, in the order of their layout; `outer`, `block` and `inner` say how a kernel uses them.
     A slot holds a gradient before it is summed over what its owner lacks; `*` is a program's share of `block`.
@@ -35,13 +36,15 @@ class _Fused(NamedTuple):
     outer: tuple[str, ...]
     block: tuple[str, ...]
     inner: tuple[str, ...]
-    tokens: tuple[tuple[str, ...], ...]
+    states: tuple[str, ...]
+    tokens: dict[str, tuple[str, ...]]
     """Dims of the inputs that differ from token to token."""
     token_slots: tuple[tuple[str, ...] | None, ...]
-    fixed: tuple[tuple[str, ...], ...]
+    fixed: dict[str, tuple[str, ...]]
     """Dims of the inputs that do not."""
     fixed_slots: tuple[tuple[str, ...] | None, ...]
-    results: tuple[tuple[tuple[str, ...], str, bool], ...]
+    numbers: tuple[str, ...]
+    results: dict[str, tuple[tuple[str, ...], str, bool]]
     """Dims and kind of what is written for each token beside the states, and whether it keeps the computing dtype."""
     kept: tuple[bool, ...]
     """Whether a state's values at all tokens are used outside."""
@@ -145,7 +148,7 @@ def _per_token(call: _Call, dims: tuple[str, ...], dtype: torch.dtype, like: Ten
 def _outputs(fused: _Fused, call: _Call, initial: Sequence[Tensor]) -> list[Tensor]:
     """Memory for what the forward writes: results, then the states' values or starts, then the last states."""
     made: list[Tensor] = []
-    for dims, kind, wide in fused.results:
+    for dims, kind, wide in fused.results.values():
         real = call.dtype if wide else call.out
         dtype = {"real": real, "complex": _complex_of(call.dtype), "bool": torch.bool}[kind]
         made.append(_per_token(call, dims, dtype, initial[0]))
@@ -178,9 +181,9 @@ def _launch(fused: _Fused, call: _Call, back: bool, device: torch.device) -> _La
     tokens = call.lead[0] * call.lead[1] // max(call.sequences, 1)
     composes = (fused.carry_back if back else fused.carry) is not None
     segments = _segments(device, programs, tokens, unit) if composes and programs else 1
-    constants: dict[str, Any] = {"F": tl.float64 if call.dtype == torch.float64 else tl.float32}
+    constants: dict[str, Any] = {"DTYPE": tl.float64 if call.dtype == torch.float64 else tl.float32}
     constants |= {"WIDTH": call.width, "BLOCKS": blocks, "BC": tile.channels, "VEC": tile.vector}
-    constants |= {"PACKED": call.packed, "STAGES": tile.stages}
+    constants |= {"PACKED": call.packed, "SEGMENTED": segments > 1, "STAGES": tile.stages}
     if fused.outer:
         constants["ROWS"] = call.rows
     if fused.inner:
@@ -192,24 +195,31 @@ def _launch(fused: _Fused, call: _Call, back: bool, device: torch.device) -> _La
     return _Launch(tile, blocks, programs, segments, constants)
 
 
-def _start(launch: _Launch, kernel: Any, pointers: Sequence[Any], numbers: Sequence[Any], segmented: bool) -> None:
-    """Launch one kernel. `segmented`: whether it can take states over segments."""
-    constants = launch.constants | ({"SEGMENTED": launch.segments > 1} if segmented else {})
-    kernel[launch.programs, launch.segments](*pointers, *numbers, **constants, num_warps=launch.tile.warps)
+def _start(launch: _Launch, kernel: Any, arguments: dict[str, Any]) -> None:
+    """Launch one kernel with those of the arguments that it has parameters for."""
+    given = [arguments[name] for name in kernel.arg_names if name in arguments]
+    constants = {name: value for name, value in launch.constants.items() if name in kernel.arg_names}
+    kernel[launch.programs, launch.segments](*given, **constants, num_warps=launch.tile.warps)
 
 
-def _coefficients(launch: _Launch, initial: Sequence[Tensor]) -> list[Tensor]:
+def _pointers(pattern: str, names: Iterable[str], values: Iterable[Tensor]) -> dict[str, Tensor]:
+    return {pattern.format(name): _flat(x) for name, x in zip(names, values)}
+
+
+def _coefficients(fused: _Fused, launch: _Launch, initial: Sequence[Tensor]) -> dict[str, Tensor]:
     """Memory for the composed coefficients of each segment."""
     count = launch.segments if launch.segments > 1 else 0
-    return [_flat(s.new_empty((count, *s.shape))) for s in initial for _ in "ab"]
+    made = {f"{{}}_carry_{x}_ptr": [s.new_empty((count, *s.shape)) for s in initial] for x in "ab"}
+    return {k: x for pattern, values in made.items() for k, x in _pointers(pattern, fused.states, values).items()}
 
 
-def _scratch(fused: _Fused, launch: _Launch, call: _Call, initial: Sequence[Tensor]) -> list[Tensor]:
+def _scratch(fused: _Fused, launch: _Launch, call: _Call, initial: Sequence[Tensor]) -> dict[str, Tensor]:
     """Memory for the states of one chunk in each program, where a backward computes them again."""
     if fused.stored:
-        return []
+        return {}
     state = launch.constants["BC"] * launch.constants.get("BN", 1) * sum(1 + s.is_complex() for s in initial)
-    return [initial[0].new_empty((launch.programs * launch.segments * fused.chunk * state,), dtype=call.dtype)]
+    size = launch.programs * launch.segments * fused.chunk * state
+    return {"scratch_ptr": initial[0].new_empty((size,), dtype=call.dtype)}
 
 
 def _slot(
@@ -245,12 +255,20 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         "float[] numbers, ScalarType out"
     )
 
-    def read(tokens: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Any]:
-        pointers: list[Any] = []
-        for x in tokens:
-            x, row = _rows(x)
-            pointers += [_flat(x), row]
-        return [*pointers, *(_flat(x.contiguous()) for x in fixed)]
+    # Names of what gradients arrive for.
+    arriving = [n for n, (_, kind, _) in fused.results.items() if kind != "bool"]
+    arriving += [n for n, kept in zip(fused.states, fused.kept) if kept]
+    saved_ptr = "{}_ptr" if fused.stored else "{}_starts_ptr"
+
+    def read(tokens, fixed, initial, cu_seqlens, call, sizes, numbers) -> dict[str, Any]:
+        """What all kernels may read, by the names of their parameters."""
+        named: dict[str, Any] = {"cu_seqlens": cu_seqlens, "T": call.lead[1]}
+        for name, x in zip(fused.tokens, tokens):
+            x, named[f"{name}_row"] = _rows(x)
+            named[f"{name}_ptr"] = _flat(x)
+        named |= _pointers("{}_ptr", fused.fixed, (x.contiguous() for x in fixed))
+        named |= _pointers("{}_initial_ptr", fused.states, initial)
+        return named | dict(zip(fused.dims, sizes)) | dict(zip(fused.numbers, numbers))
 
     @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor[]")
     def forward(tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
@@ -262,13 +280,16 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
                 last.copy_(first)
             return made
         launch = _launch(fused, call, False, initial[0].device)
-        inputs, rest = read(tokens, fixed), [cu_seqlens, call.lead[1], *sizes, *numbers]
-        carries = _coefficients(launch, initial) if fused.carry is not None else []
+        arguments = read(tokens, fixed, initial, cu_seqlens, call, sizes, numbers)
+        values = iter(made)
+        for pattern, names in (("{}_ptr", fused.results), (saved_ptr, fused.states), ("{}_last_ptr", fused.states)):
+            arguments |= _pointers(pattern, names, itertools.islice(values, len(names)))
+        if fused.carry is not None:
+            arguments |= _coefficients(fused, launch, initial)
         with _on(initial[0].device):
             if launch.segments > 1:
-                _start(launch, fused.carry, [*inputs, *carries], rest, False)
-            pointers = [*inputs, *map(_flat, initial), *map(_flat, made), *carries]
-            _start(launch, fused.forward, pointers, rest, fused.carry is not None)
+                _start(launch, fused.carry, arguments)
+            _start(launch, fused.forward, arguments)
         return made
 
     @forward.register_fake
@@ -282,36 +303,38 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
     )
     def backward(grads, last_grads, saved, tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
         call = _call(fused, initial, lead, sizes, out, cu_seqlens is not None)
-        of_tokens = zip(tokens, fused.tokens, fused.token_slots)
-        of_fixed = zip(fixed, fused.fixed, fused.fixed_slots)
-        owners = [
-            (x, dims, slot, axes)
+        of_tokens = zip(tokens, fused.tokens.items(), fused.token_slots)
+        of_fixed = zip(fixed, fused.fixed.items(), fused.fixed_slots)
+        owners = {
+            name: (x, dims, slot, axes)
             for axes, owned in ((2, of_tokens), (1, of_fixed))
-            for x, dims, slot in owned
+            for x, (name, dims), slot in owned
             if slot is not None
-        ]
+        }
         if math.prod(call.lead) == 0 or call.sequences == 0:
-            return [*(torch.zeros_like(x).contiguous() for x, *_ in owners), *(g.clone() for g in last_grads)]
+            return [*(torch.zeros_like(x).contiguous() for x, *_ in owners.values()), *(g.clone() for g in last_grads)]
         initial = [s.contiguous() for s in initial]
         launch = _launch(fused, call, True, initial[0].device)
         programs = (call.sequences * launch.segments,)
         slots = [
             _slot(call, launch.blocks, dims, slot, call.lead if axes == 2 else programs, x)
-            for x, dims, slot, axes in owners
+            for x, dims, slot, axes in owners.values()
         ]
         d_initial = [torch.empty_like(s) for s in initial]
-        arriving = [_flat(g.contiguous()) for g in grads]
-        inputs = [*read(tokens, fixed), *map(_flat, initial), *map(_flat, saved), *arriving]
-        rest = [*_scratch(fused, launch, call, initial), cu_seqlens, call.lead[1], *sizes, *numbers]
-        carries = _coefficients(launch, initial) if fused.carry_back is not None else []
+        arguments = read(tokens, fixed, initial, cu_seqlens, call, sizes, numbers)
+        arguments |= _scratch(fused, launch, call, initial)
+        arguments |= _pointers(saved_ptr, fused.states, saved)
+        arguments |= _pointers("d_{}_ptr", arriving, (g.contiguous() for g in grads))
+        arguments |= _pointers("d_{}_last_ptr", fused.states, (g.contiguous() for g in last_grads))
+        arguments |= _pointers("d_{}_ptr", owners, slots) | _pointers("d_{}_initial_ptr", fused.states, d_initial)
+        if fused.carry_back is not None:
+            arguments |= _coefficients(fused, launch, initial)
         with _on(initial[0].device):
             if launch.segments > 1:
-                _start(launch, fused.carry_back, [*inputs, *carries], rest, False)
-            last = [_flat(g.contiguous()) for g in last_grads]
-            pointers = [*inputs, *last, *map(_flat, slots), *map(_flat, d_initial), *carries]
-            _start(launch, fused.backward, pointers, rest, fused.carry_back is not None)
-        made = [_gathered(dims, slot, memory, x, axes) for memory, (x, dims, slot, axes) in zip(slots, owners)]
-        return [*made, *d_initial]
+                _start(launch, fused.carry_back, arguments)
+            _start(launch, fused.backward, arguments)
+        found = zip(slots, owners.values())
+        return [*(_gathered(dims, slot, memory, x, axes) for memory, (x, dims, slot, axes) in found), *d_initial]
 
     @backward.register_fake
     def _(grads, last_grads, saved, tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
@@ -333,10 +356,10 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
             initial[0].new_zeros(shape, dtype=dtype) if g is None else g for g, (shape, dtype) in zip(grads, ctx.made)
         ]
         results, states = len(fused.results), len(initial)
-        arriving = [g for g, (_, kind, _) in zip(full, fused.results) if kind != "bool"]
-        arriving += [g for g, kept in zip(full[results : results + states], fused.kept) if kept]
+        grads = [g for g, (_, kind, _) in zip(full, fused.results.values()) if kind != "bool"]
+        grads += [g for g, kept in zip(full[results : results + states], fused.kept) if kept]
         call = (tokens, fixed, initial, cu_seqlens, ctx.lead, ctx.sizes, ctx.numbers, ctx.out)
-        found = iter(backward(arriving, full[results + states :], saved, *call))
+        found = iter(backward(grads, full[results + states :], saved, *call))
         made = [None if slot is None else next(found) for slot in _slots(fused)]
         # PyTorch takes an empty list for one of tensors.
         lists = (None if n else [] for n in (ctx.lead, ctx.sizes, ctx.numbers))
