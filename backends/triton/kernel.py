@@ -378,7 +378,7 @@ class KernelCoder:
         if is_number(node):
             parts = tuple(f"tl.full({shape(axes)}, {p}, DTYPE)" for p in parts)
         elif tiles.tile(node).axes != axes:
-            parts = tuple(f"tl.broadcast_to({p}, {shape(axes)})" for p in parts)
+            parts = tuple(p if p == "0.0" else f"tl.broadcast_to({p}, {shape(axes)})" for p in parts)
         return Tile(tuple(f"tl.zeros({shape(axes)}, DTYPE)" if p == "0.0" else p for p in parts), axes)
 
     def element(self, tiles: Tiles, wanted: str, node: Expr | None, stream: Stream, dead: str) -> Tile:
