@@ -216,8 +216,9 @@ class Tiles:
         if op in _INFIX:
             binds = _INFIX[op][1]
             compared = binds == _COMPARE
-            left = self.aligned(args[0], axes, binds + compared)[0]
-            return self._join(op, [left, self.aligned(args[1], axes, binds + 1)[0]], axes)
+            left, right = (self.aligned(a, axes, binds + n)[0] for a, n in zip(args, (compared, 1), strict=True))
+            parts = [self._compared(left, args[0]), self._compared(right, args[1])] if compared else [left, right]
+            return self._join(op, parts, axes)
         if op == "neg":
             return Tile((f"-{self.aligned(args[0], axes, _ATOM)[0]}",), axes, _SIGN)
         if op == "square":
@@ -248,6 +249,12 @@ class Tiles:
             return " * ".join([part] * (2 if exponent == 2 else 3))
         root = part if exponent == -1 else f"tl.sqrt({part})"
         return root if exponent == 0.5 else f"1.0 / {root}"
+
+    def _compared(self, part: str, node: Expr) -> str:
+        """An operand of a comparison, where a Python number would be taken for one of float32."""
+        value = folded(node) if is_number(node) and node.kind != "bool" else 0
+        exact = isinstance(value, int | float) and abs(value) < 2**16 and float(256 * value).is_integer()
+        return part if exact else f"tl.full((), {part}, DTYPE)"
 
     def _join(self, op: str, parts: list[str], axes: str) -> Tile:
         return Tile((f"{parts[0]} {_INFIX[op][0]} {parts[1]}",), axes, _INFIX[op][1])
@@ -299,7 +306,7 @@ class Tiles:
                 (a, b), (c, d) = self.pair(args[0], axes), self.pair(args[-1], axes)
                 return Tile((f"{a} * {c} - {b} * {d}", f"{a} * {d} + {b} * {c}"), axes, _SUM)
             case "eq" | "ne":
-                (a, b), (c, d) = self.pair(args[0], axes, _SUM), self.pair(args[1], axes, _SUM)
+                (a, b), (c, d) = ([self._compared(p, n) for p in self.pair(n, axes, _SUM)] for n in args)
                 sign, join = ("==", "&") if op == "eq" else ("!=", "|")
                 return Tile((f"({a} {sign} {c}) {join} ({b} {sign} {d})",), axes, _BITAND if op == "eq" else _BITOR)
             case "where":
