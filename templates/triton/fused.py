@@ -107,6 +107,7 @@ def _flat(x: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:
     """`x` [B, T, ...] with its tokens a fixed distance apart and each one's entries side by side; the distance."""
+    x = x.resolve_conj().resolve_neg()
     steps, wanted = 1, []
     for n in reversed(x.shape[2:]):
         wanted.append(steps)
