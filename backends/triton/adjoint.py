@@ -42,7 +42,8 @@ class BackwardCoder:
         self.p = [found.get(n) for n in coder.prev]
         self.elements = self._elements() if self.tiled or coder.kernel.scan else []
         learned = [x for x in (*coder.tokens, *coder.fixed) if x.learns]
-        roots = [r for r in dict.fromkeys(coder.roots.values()) if r.kind != "bool"]
+        ends = {x.ref for x in learned if not x.token}
+        roots = list(dict.fromkeys(r for e, r in coder.roots.items() if r.kind != "bool" and ends & set(walk(e))))
         whole = dict(outputs)
         for update, d in zip(coder.updates, self.adjoint, strict=True):
             whole[update] = self.plus(whole.get(update), d) or d
@@ -50,8 +51,8 @@ class BackwardCoder:
         self.token_gradients = {x: self.found[x.ref] for x in learned if x.token and x.ref in self.found}
         self.root_gradients = {r: self.found[r] for r in roots if r in self.found}
         self.sums = {r: graph.ref("input", f"sum {i}", r.type) for i, r in enumerate(self.root_gradients)}
-        ends: dict[Expr, Expr] = {e: self.sums[r] for e, r in coder.roots.items() if r in self.sums}
-        fixed = pull_back(graph, ends, [x.ref for x in learned if not x.token]) if ends else {}
+        of_roots: dict[Expr, Expr] = {e: self.sums[r] for e, r in coder.roots.items() if r in self.sums}
+        fixed = pull_back(graph, of_roots, [x.ref for x in learned if not x.token]) if of_roots else {}
         coder.expect_numbers([*self.found.values(), *fixed.values(), *(e for x in self.elements for e in x if e)])
         self.fixed_gradients = {x: fixed[x.ref] for x in learned if not x.token and x.ref in fixed}
 
