@@ -31,6 +31,12 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\x7f")
 
 
+def cut(text: str, width: int = 100) -> str:
+    """One line of a text, for a comment."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
 def several(items: Iterable[str]) -> str:
     """A tuple of items, as code."""
     items = list(items)

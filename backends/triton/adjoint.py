@@ -6,6 +6,7 @@ from rnnc.derive import pull_back
 from rnnc.ir import Expr, Ref, walk
 from rnnc.plan import is_number
 
+from ..torch.block import NameTable
 from .kernel import Base, KernelCoder, Leaf, Lines
 from .tile import Tile, Tiles, align, shape
 
@@ -123,9 +124,11 @@ class BackwardCoder:
         """Lines that compute the states before each token of a chunk again."""
         coder = self.coder
         inside = coder.tiles()
-        inside.names, inside.values = tiles.names, dict(tiles.values)
-        states = coder.states(inside, "{}_before", "{}_starts_ptr", coder.row(coder.dims, "(chunk + i)"))
+        inside.names, inside.values = NameTable(tiles.names.taken), dict(tiles.values)
+        states = coder.states(inside, "{}_before", "{}_starts_ptr", coder.row(coder.dims, "(chunk + index)"))
         holes.chunk = inside.take()
+        # The loop after this one gives the other names anew.
+        tiles.names.taken.update(p for x in states for p in x.parts)
         coder.read_tokens(inside, False, coder.updates)
         inside.values.update(zip(coder.prev, states, strict=True))
         inside.expect(*coder.updates)
@@ -168,13 +171,13 @@ class BackwardCoder:
         for k, name in enumerate(coder.state_names):
             later = flowing[k]
             if self.tiled:
-                prefix = coder.prefix(k)
                 a, m = self.elements[k]
-                one = coder.element(tiles, f"{prefix}a", a, coder.streams[k], "1.0")
-                add = coder.element(tiles, f"{prefix}m", m, coder.streams[k], "0.0")
-                _, before = coder.walked(tiles, prefix, one, add, flowing[k], True)
+                tiles.lines.append(f"# {self.comment(k)}")
+                one = coder.element(tiles, f"d_{name}_a", a, coder.streams[k], "1.0")
+                add = coder.element(tiles, f"d_{name}_b", m, coder.streams[k], "0.0")
+                _, before = coder.walked(tiles, one, add, later, None, f"d_{name}_next")
                 assert before is not None
-                later = tiles.assign(f"{prefix}later", before)
+                later = before
             tiles.values[self.adjoint[k]] = self.total(tiles, k, later, name)
         for x, node in self.token_gradients.items():
             self.write(tiles, x, node, coder.row(coder.slot(x), "token", self.axes))
@@ -213,22 +216,25 @@ class BackwardCoder:
             self.again(holes, tiles)
         self.read(tiles, exprs, initial)
         for k, ((a, m), stream) in enumerate(zip(self.elements, coder.streams, strict=True)):
-            prefix = coder.prefix(k)
+            name = coder.state_names[k]
             if self.tiled:
-                one = coder.element(tiles, f"{prefix}a", a, stream, "1.0")
-                add = coder.element(tiles, f"{prefix}m", m, stream, "0.0")
-                one, add, _, _ = coder.compose(tiles, one, add, False)
-                one, add, _, _ = coder.stretches(tiles, prefix, one, add)
-                one, add = coder.edge(one), coder.edge(add)
+                one = coder.element(tiles, f"d_{name}_a", a, stream, "1.0")
+                add = coder.element(tiles, f"d_{name}_b", m, stream, "0.0")
+                one, add = coder.total(tiles, f"d_{name}", one, add)
             else:
                 one, add = (coder.whole(tiles, e, stream, coder.state_axes) for e in (a, m))
-            one, add = tiles.assign(f"{prefix}a_all", one), tiles.assign(f"{prefix}m_all", add)
+                one, add = tiles.held(f"d_{name}_a", one), tiles.held(f"d_{name}_b", add)
             coder.add_segment(tiles, sums[k], one, add, self.tiled)
         holes.loop = tiles.take()
         holes.largest = coder.largest(sums)
         holes.after = coder.store_segment(tiles, sums)
         holes.arguments = self.arguments(whole=False)
         return holes
+
+    def comment(self, k: int) -> str:
+        """What a scan over gradients computes."""
+        name = self.coder.state_names[k]
+        return f"d_{name}_next: what flows into the gradient of {name}[t] from the next token."
 
     def root_name(self, root: Ref) -> str:
         coder = self.coder

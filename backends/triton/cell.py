@@ -17,8 +17,9 @@ from rnnc.show import expr_text
 
 from ..torch.block import Block, NameTable
 from ..torch.cell import CellCode, CellCoder
-from ..torch.text import quoted, several, wrap
+from ..torch.text import cut, quoted, several, wrap
 from .adjoint import BackwardCoder
+from .document import documented
 from .forward import ForwardCoder
 from .kernel import KernelCoder, Leaf
 from .prune import pruned
@@ -108,7 +109,7 @@ class FusedCellCoder(CellCoder):
         assert isinstance(block, FusedBlock)
         coder = self.coders[self.kernels_of.index(kernel)]
         for s in kernel.streams:
-            block.lines.append(_cut(f"# {s.name}[t] = {expr_text(self.cell.state(s.name).expr)}" if s.declared else ""))
+            block.lines.append(cut(f"# {s.name}[t] = {expr_text(self.cell.state(s.name).expr)}" if s.declared else ""))
         tokens = [block.raw(n) for n in kernel.inputs]
         fixed = [block.aligned_code(n, n.dims) for n in kernel.fixed]
         initial = [f"state.{s.name}" for s in kernel.streams]
@@ -150,7 +151,6 @@ class FusedCellCoder(CellCoder):
         forward = ForwardCoder(coder)
         view = {
             "name": coder.name,
-            "doc": _doc(coder),
             "outer": coder.outer,
             "inner": coder.kernel.inner,
             "stored": coder.stored,
@@ -163,7 +163,8 @@ class FusedCellCoder(CellCoder):
         }
         self.helpers |= coder.functions
         functions = _template().render(k=view).strip("\n").split("\n\n\n")
-        return "\n\n\n".join("\n".join(wrap(pruned(f.strip("\n")).split("\n"))) for f in functions)
+        made = (documented(pruned(f.strip("\n")), backward) for f in functions)
+        return "\n\n\n".join("\n".join(wrap(f.split("\n"))) for f in made)
 
     def registration(self, backward: BackwardCoder, operator: str) -> list[str]:
         """Lines that register a kernel as an operator."""
@@ -211,16 +212,6 @@ class FusedCellCoder(CellCoder):
         ]
         lines += [w for name, value in fields.items() for w in wrap([f"        {name}={value},"])]
         return [*lines, "    ),", ")"]
-
-
-def _doc(coder: KernelCoder) -> str:
-    texts = [f"{s.name}[t] = {expr_text(s.expr, coder.system.names)}" for s in coder.streams]
-    return _cut("; ".join(texts)).replace("\\", "\\\\").replace('"', '\\"')
-
-
-def _cut(text: str, width: int = 100) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _mapping(items: Iterable[tuple[str, str]]) -> str:

@@ -23,7 +23,7 @@ class ForwardCoder:
         if coder.kernel.scan:
             holes.before += coder.enter(tiles, states, False)
         if not coder.stored:
-            coder.keep(tiles, "{}_starts_ptr", coder.row(coder.dims, "(chunk + i)"), states)
+            coder.keep(tiles, "{}_starts_ptr", coder.row(coder.dims, "(chunk + index)"), states)
             holes.chunk = tiles.take()
         after = self.tile(tiles, states) if coder.tiled else self.token(tiles, states)
         for k, result in enumerate(coder.results):
@@ -61,14 +61,16 @@ class ForwardCoder:
         below = set(walk(*coder.results))
         out: list[Tile] = []
         for k, (stream, (a, b)) in enumerate(zip(coder.streams, coder.coefficients, strict=True)):
-            prefix = coder.prefix(k)
-            one = coder.element(tiles, f"{prefix}a", a, stream, "1.0")
-            add = coder.element(tiles, f"{prefix}b", b, stream, "0.0")
-            after, before = coder.walked(tiles, prefix, one, add, states[k], coder.prev[k] in below)
             name = coder.state_names[k]
+            tiles.lines.append(f"# {coder.equations[k]}")
+            one = coder.element(tiles, f"{name}_a", a, stream, "1.0")
+            add = coder.element(tiles, f"{name}_b", b, stream, "0.0")
+            past = f"{name}_past" if coder.prev[k] in below else None
+            after, before = coder.walked(tiles, one, add, states[k], name, past)
+            assert after is not None
             if before is not None:
-                tiles.values[coder.prev[k]] = tiles.assign(f"{name}_past", before)
-            out.append(tiles.assign(name, after))
+                tiles.values[coder.prev[k]] = before
+            out.append(after)
             tiles.values[coder.now[k]] = out[-1]
         return out
 
@@ -80,7 +82,9 @@ class ForwardCoder:
         tiles.expect(*coder.updates, *coder.results)
         out: list[Tile] = []
         for k, (stream, update) in enumerate(zip(coder.streams, coder.updates, strict=True)):
-            out.append(tiles.assign(coder.state_names[k], coder.whole(tiles, update, stream, coder.state_axes)))
+            value = coder.whole(tiles, update, stream, coder.state_axes)
+            tiles.lines.append(f"# {coder.equations[k]}")
+            out.append(tiles.assign(coder.state_names[k], value))
             tiles.values[coder.now[k]] = out[-1]
             if not isinstance(update, Ref):
                 tiles.values.setdefault(update, out[-1])
@@ -96,16 +100,14 @@ class ForwardCoder:
         coder.read_tokens(tiles, coder.tiled, self.coefficients())
         tiles.expect(*self.coefficients())
         for k, (stream, (a, b)) in enumerate(zip(coder.streams, coder.coefficients, strict=True)):
-            prefix = coder.prefix(k)
+            name = coder.state_names[k]
             if coder.tiled:
-                one = coder.element(tiles, f"{prefix}a", a, stream, "1.0")
-                add = coder.element(tiles, f"{prefix}b", b, stream, "0.0")
-                one, add, _, _ = coder.compose(tiles, one, add, False)
-                one, add, _, _ = coder.stretches(tiles, prefix, one, add)
-                one, add = coder.edge(one), coder.edge(add)
+                one = coder.element(tiles, f"{name}_a", a, stream, "1.0")
+                add = coder.element(tiles, f"{name}_b", b, stream, "0.0")
+                one, add = coder.total(tiles, name, one, add)
             else:
                 one, add = (coder.whole(tiles, e, stream, coder.state_axes) for e in (a, b))
-            one, add = tiles.assign(f"{prefix}a_all", one), tiles.assign(f"{prefix}b_all", add)
+                one, add = tiles.held(f"{name}_a", one), tiles.held(f"{name}_b", add)
             coder.add_segment(tiles, sums[k], one, add, coder.tiled)
         holes.loop = tiles.take()
         holes.largest = coder.largest(sums)

@@ -9,15 +9,17 @@ from rnnc.fuse import Kernel, updates
 from rnnc.ir import Expr, Linear, Ref, Type, walk
 from rnnc.lower import Stream, System
 from rnnc.plan import Scan, is_number, per_token
+from rnnc.show import expr_text
 
 from ..torch.block import NameTable
+from ..torch.text import cut
 from .tile import AXES, Tile, Tiles, align, folded, literal, numbers, shape
 
 FRAME = frozenset(
     "tl triton float range DTYPE T BT BS BC BN VEC CHUNK WIDTH INNER ROWS BLOCKS PACKED SEGMENTED STAGES cu_seqlens "
-    "scratch_ptr program program_row sequence sequences segment row block lane channel inner real_lane real_inner "
-    "real_state real live real_ahead ahead first length span begin end count chunk left largest step stretch place "
-    "tokens token t i j k s slot".split()
+    "scratch_ptr program program_row sequence sequences segment outer lane_block lane channel inner real_lane "
+    "real_inner real_state real real_ahead live ahead place first length begin end count chunk left largest tokens "
+    "token t index offset other slot _".split()
 )
 # What the parameters for a value that is read, for one that is written, and for a state are called.
 READ = ("{}_ptr", "{}_row", "d_{}_ptr")
@@ -109,7 +111,9 @@ class KernelCoder:
                 self.hints.setdefault(inner, hint)
             if not per_token(node) and node.children:
                 self.hints.setdefault(self._fixed_inside(node), hint)
-        self.functions: set[str] = set()
+        self.functions = {"_tl_span"}
+        texts = [f"{s.name}[t] = {expr_text(s.expr, system.names)}" for s in self.streams]
+        self.equations = [cut(text) for text in texts]
 
     def stem(self, wanted: str, parameters: Iterable[str]) -> str:
         """A new name whose parameters have new names as well."""
@@ -233,7 +237,7 @@ class KernelCoder:
 
     def offset(self, dims: tuple[str, ...]) -> tuple[str, str]:
         """Where an entry of something with these dims (`*` for the program's block) stands, and the axes of that."""
-        groups = [("channel", self.kernel.channels, "c"), ("lane", self.block, "c"), ("row", self.outer, "")]
+        groups = [("channel", self.kernel.channels, "c"), ("lane", self.block, "c"), ("outer", self.outer, "")]
         groups.append(("inner", self.kernel.inner, "n"))
         terms: list[tuple[str, str]] = []
         i = 0
@@ -254,11 +258,11 @@ class KernelCoder:
 
     def _coordinate(self, dim: str) -> str:
         if dim == "*":
-            return "block"
+            return "lane_block"
         inner = dim in self.kernel.inner
         dims, index = (self.kernel.inner, "inner") if inner else (self.block, "lane")
         if dim in self.outer:
-            dims, index = self.outer, "row"
+            dims, index = self.outer, "outer"
         after = self.product(dims[dims.index(dim) + 1 :])
         text = index if after == "1" else f"{index} // ({after})" if " " in after else f"{index} // {after}"
         return text if dims[0] == dim else f"{text} % {self.sizes[dim]}"
@@ -391,61 +395,42 @@ class KernelCoder:
             value = Tile(parts, axes)
         return tiles.assign(wanted, value)
 
-    def compose(self, tiles: Tiles, a: Tile, b: Tile, previous: bool) -> tuple[Tile, Tile, Tile | None, Tile | None]:
-        """The scan along the first axis: coefficients up to each entry, and, if asked, up to the one before."""
-        pair = len(a.parts) == 2
-        function = f"_tl_{'complex_' if pair else ''}affine{'_previous' if previous else ''}"
-        self.functions.add(function)
-        items, targets = [*a.parts, *b.parts], [*a.parts, *b.parts]
-        if previous:
-            one, zero = f"tl.full({shape(a.axes)}, 1.0, DTYPE)", f"tl.zeros({shape(a.axes)}, DTYPE)"
-            p, q = (tuple(tiles.names.new(n) for n in (x, f"{x}_im")[: 1 + pair]) for x in "pq")
-            items += [one, zero][: 1 + pair] + [zero] * (1 + pair)
-            targets += [*p, *q]
-            tiles.lines.append(f"{', '.join(targets)} = tl.associative_scan(({', '.join(items)}), 0, {function})")
-            return a, b, Tile(p, a.axes), Tile(q, a.axes)
-        tiles.lines.append(f"{', '.join(targets)} = tl.associative_scan(({', '.join(items)}), 0, {function})")
-        return a, b, None, None
+    def function(self, name: str, *tiles: Tile) -> str:
+        """A call of one of the templates' functions of real tiles, or of complex ones."""
+        made = f"_tl_{'complex_' if len(tiles[0].parts) == 2 else ''}{name}"
+        self.functions.add(made)
+        return f"{made}({', '.join(p for x in tiles for p in x.parts)})"
 
     def applied(self, a: Tile, state: Tile, b: Tile) -> Tile:
-        """`a * state + b`; the state may lack leading axes."""
-        axes = a.axes
-        s = tuple(align(p, state, axes) for p in state.parts)
+        """`a * state + b`."""
         if len(a.parts) == 1:
-            return Tile((f"{a.parts[0]} * {s[0]} + {b.parts[0]}",), axes, 3)
+            return Tile((f"{a.parts[0]} * {state.parts[0]} + {b.parts[0]}",), a.axes, 3)
+        re, im = state.parts
+        self.functions.add("_tl_complex_apply")
         (ar, ai), (br, bi) = a.parts, b.parts
-        return Tile((f"{ar} * {s[0]} - {ai} * {s[1]} + {br}", f"{ar} * {s[1]} + {ai} * {s[0]} + {bi}"), axes, 3)
+        return Tile((f"_tl_complex_apply({ar}, {ai}, {re}, {im}, {br}, {bi})", ""), a.axes)
 
-    def edge(self, tile: Tile) -> Tile:
-        """The last entry along the first axis."""
-        index, size = ("step", "BT") if tile.axes[0] == "t" else ("stretch", "BS")
-        at = align(index, Tile((index,), tile.axes[0]), tile.axes)
-        return Tile(tuple(f"tl.sum(tl.where({at} == {size} - 1, {p}, 0.0), 0)" for p in tile.parts), tile.axes[1:])
-
-    def stretches(self, tiles: Tiles, name: str, a: Tile, b: Tile) -> tuple[Tile, Tile, Tile, Tile]:
-        """The stretches of a tile composed: coefficients up to each stretch, and up to the one before."""
-        a = tiles.assign(f"{name}a_stretch", self.edge(a))
-        b = tiles.assign(f"{name}b_stretch", self.edge(b))
-        a, b, p, q = self.compose(tiles, a, b, True)
-        assert p is not None and q is not None
-        return a, b, p, q
+    def total(self, tiles: Tiles, name: str, a: Tile, b: Tile) -> tuple[Tile, Tile]:
+        """The tokens of a tile composed."""
+        call, axes = self.function("total", a, b), a.axes.removeprefix("ts")
+        made = [tiles.variables(f"{name}_{x}_tile", len(a.parts), axes) for x in "ab"]
+        tiles.lines.append(f"{', '.join(p for x in made for p in x.parts)} = {call}")
+        return made[0], made[1]
 
     def walked(
-        self, tiles: Tiles, name: str, a: Tile, b: Tile, state: Tile, previous: bool
-    ) -> tuple[Tile, Tile | None]:
-        """The states after each token of a tile, and before; moves `state` on."""
-        a, b, p, q = self.compose(tiles, a, b, previous)
-        a2, b2, p2, q2 = self.stretches(tiles, name, a, b)
-        entering = tiles.assign(f"{name}entering", self.applied(p2, state, q2))
-        after = self.applied(a, entering, b)
-        before = None if p is None or q is None else self.applied(p, entering, q)
-        moved = tiles.assign(f"{name}leaving", self.applied(a2, state, b2))
-        self.carried(tiles, state, self.edge(moved))
-        return after, before
+        self, tiles: Tiles, a: Tile, b: Tile, state: Tile, after: str | None, before: str | None
+    ) -> tuple[Tile | None, Tile | None]:
+        """The states after each token of a tile and before, where they are given names; moves `state` on."""
+        n = len(a.parts)
+        made = [tiles.variables(x, n, a.axes) if x else None for x in (after, before)]
+        call = self.function("states_previous" if before else "states", a, b, state)
+        targets = [p for x in made[: 2 if before else 1] for p in (x.parts if x else ("_",) * n)]
+        tiles.lines.append(f"{', '.join([*targets, *state.parts])} = {call}")
+        return made[0], made[1]
 
     def carried(self, tiles: Tiles, names: Tile, value: Tile) -> None:
         """Assign to variables that the loop carries, all at once."""
-        tiles.lines.append(f"{', '.join(names.parts)} = {', '.join(value.parts)}")
+        tiles.lines.append(f"{', '.join(names.parts)} = {', '.join(p for p in value.parts if p)}")
 
     def states(self, tiles: Tiles, wanted: str, pointer: str, base: Base) -> list[Tile]:
         """One load for each state."""
@@ -469,8 +454,8 @@ class KernelCoder:
             self.carried(inside, state, self.applied(a, state, b))
         return [
             "if SEGMENTED:",
-            f"    for s in range({bounds}):",
-            "        slot = (s * sequences + sequence).to(tl.int64)",
+            f"    for other in range({bounds}):",
+            "        slot = (other * sequences + sequence).to(tl.int64)",
             *(f"        {x}" for x in inside.lines),
         ]
 
@@ -537,13 +522,9 @@ class KernelCoder:
         out: list[str] = []
         for i in range(2 if stream.type.kind == "complex" else 1):
             size = f"{parts} * {inner}" if parts > 1 else inner
-            at = f"scratch_ptr + (slot * CHUNK + k) * ({size}) + {before + i} * ({inner}) + {lanes}"
+            at = f"scratch_ptr + (slot * CHUNK + offset) * ({size}) + {before + i} * ({inner}) + {lanes}"
             out.append(at if before + i else at.replace(f"0 * ({inner}) + ", ""))
         return out
-
-    def prefix(self, k: int) -> str:
-        """What the names of one of several states begin with."""
-        return "" if len(self.streams) == 1 else f"{self.state_names[k]}_"
 
     def slot(self, leaf: Leaf) -> tuple[str, ...]:
         """Dims of the memory that holds a leaf's gradient before what it lacks is summed; `*` for blocks of lanes."""

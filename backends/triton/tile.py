@@ -118,12 +118,27 @@ class Tiles:
     def _named(self, node: Expr) -> bool:
         if isinstance(node, Ref):
             raise AssertionError(f"no tile for {node.name}")
-        if node in self.hints or self.uses[node] > 1:
+        if node in self.hints or (self.uses[node] > 1 and not self._short(node)):
             return True
         if node.kind == "complex":
             # Both parts of an operand are used more than once by all but sums.
             return not (isinstance(node, Apply) and node.op in ("add", "sub", "neg"))
         return len(self.build(node).parts[0]) > WIDTH
+
+    def _short(self, node: Expr) -> bool:
+        """Whether a node is as clear as a name of it: one operation with one value that has a name, like `1 - z`."""
+        there = [c for c in node.children if not is_number(c)]
+        short = isinstance(node, Apply) and node.op in ("add", "sub", "neg") and node.kind == "real"
+        return short and len(there) == 1 and there[0] in self.values and there[0].kind == "real"
+
+    def _suggested(self, node: Expr) -> str:
+        """A name for a node that has none in the program: what it is of named values."""
+        held = [self.values[c].parts[0] if c in self.values else "" for c in node.children]
+        if not isinstance(node, Apply) or node.kind == "complex" or not all(held):
+            return "value"
+        words = {"add": "plus", "sub": "minus", "mul": "times", "div": "over"}
+        text = f"_{words[node.op]}_".join(held) if node.op in words else "_".join([node.op, *held])
+        return text if len(text) <= 24 and all(n.isidentifier() for n in held) else "value"
 
     def name(self, node: Expr, wanted: str | None = None) -> Tile:
         """The variable that holds a node."""
@@ -132,22 +147,27 @@ class Tiles:
         tile = self.tile(node) if not self._named(node) else self.build(node)
         if node in self.values:
             return self.values[node]
-        name = wanted or self.hints.get(node) or "value"
+        name = wanted or self.hints.get(node) or self._suggested(node)
         self.values[node] = self.assign(name, tile)
         return self.values[node]
 
+    def variables(self, wanted: str, parts: int, axes: str) -> Tile:
+        """New names for a tile."""
+        wants = (wanted,) if parts == 1 else (f"{wanted}_re", f"{wanted}_im")
+        return Tile(tuple(self.names.new(w) for w in wants), axes)
+
     def assign(self, wanted: str, tile: Tile) -> Tile:
-        """New variables for a tile."""
-        if len(tile.parts) == 1:
-            names = (self.names.new(wanted),)
-            self.lines.append(f"{names[0]} = {tile.parts[0]}")
+        """New variables that hold a tile."""
+        made = self.variables(wanted, len(tile.parts), tile.axes)
+        if tile.parts[-1]:
+            self.lines.extend(f"{n} = {p}" for n, p in zip(made.parts, tile.parts, strict=True))
         else:
-            names = tuple(self.names.new(f"{wanted}_{part}") for part in ("re", "im"))
-            if tile.parts[1]:
-                self.lines.extend(f"{n} = {p}" for n, p in zip(names, tile.parts, strict=True))
-            else:
-                self.lines.append(f"{', '.join(names)} = {tile.parts[0]}")
-        return Tile(names, tile.axes)
+            self.lines.append(f"{', '.join(made.parts)} = {tile.parts[0]}")
+        return made
+
+    def held(self, wanted: str, tile: Tile) -> Tile:
+        """A tile of variables: new ones if it is none yet."""
+        return tile if all(p.isidentifier() for p in tile.parts) else self.assign(wanted, tile)
 
     def _get(self, node: Expr) -> Tile:
         return self.values[node] if node in self.values else self.build(node)
