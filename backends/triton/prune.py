@@ -13,7 +13,9 @@ def pruned(text: str) -> str:
         assert isinstance(function, ast.FunctionDef)
         read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
         unused: list[ast.stmt | ast.arg] = [a for a in function.args.args if a.arg not in read]
-        unused += [n for n in ast.walk(function) if isinstance(n, ast.Assign | ast.AugAssign) and not _targets(n) & read]
+        unused += [
+            n for n in ast.walk(function) if isinstance(n, ast.Assign | ast.AugAssign) and not _targets(n) & read
+        ]
         if not unused:
             return "\n".join(lines)
         gone = {i for n in unused for i in range(n.lineno - 1, n.end_lineno or n.lineno)}
