@@ -191,6 +191,12 @@ class Tiles:
         """Whether a part of a value is that of a number."""
         return part.strip("-()") in self.scalars
 
+    def _spread(self, part: str, own: str, axes: str) -> str:
+        """One part of a value, that has the axes `own`, as a tile with all of the value's."""
+        if self.scalar(part):
+            return f"tl.full({shape(axes)}, {part}, DTYPE)"
+        return part if own == axes else f"tl.broadcast_to({part}, {shape(axes)})"
+
     def axes(self, nodes: Iterable[Expr]) -> str:
         found = {a for n in nodes for a in self.tile(n).axes}
         return "".join(a for a in AXES if a in found)
@@ -311,9 +317,12 @@ class Tiles:
                 return Tile(tuple(f"-{p}" for p in self.pair(args[0], axes)), axes, _SIGN)
             case "add" | "sub":
                 left, right = self.pair(args[0], axes, _SUM), self.pair(args[1], axes, _SUM + 1)
-                sums = tuple(_sum(op, x, y) for x, y in zip(left, right, strict=True))
-                # A part may be that of a number alone, which functions and indices do not take for a tile.
-                sums = tuple(f"tl.full({shape(axes)}, {x}, DTYPE)" if self.scalar(x) else x for x in sums)
+                found = [self.tile(x).axes for x in args]
+                # A part may be that of one operand alone.
+                alone = (found[x == "0.0"] if "0.0" in (x, y) else axes for x, y in zip(left, right, strict=True))
+                sums = tuple(
+                    self._spread(_sum(op, x, y), own, axes) for x, y, own in zip(left, right, alone, strict=True)
+                )
                 return Tile(sums, axes, _SUM)
             case "mul" | "div" if args[1].kind != "complex":
                 (by,) = self.aligned(args[1], axes, _ATOM)
@@ -330,8 +339,10 @@ class Tiles:
                 sign, join = ("==", "&") if op == "eq" else ("!=", "|")
                 return Tile((f"({a} {sign} {c}) {join} ({b} {sign} {d})",), axes, _BITAND if op == "eq" else _BITOR)
             case "where":
+                own = self.axes([args[0], *(x for x in args[1:] if x.kind == "complex")])
                 first = self._where(node, axes, lambda n: self.pair(n, axes, 0)[0])
-                return Tile((first, self._where(node, axes, lambda n: self.pair(n, axes, 0)[1])), axes)
+                second = self._where(node, axes, lambda n: self.pair(n, axes, 0)[1])
+                return Tile((first, self._spread(second, own, axes)), axes)
             case "abs":
                 return Tile((self.call("_tl_complex_abs", *self.pair(args[0], axes)),), axes)
             case "div" | "pow":
