@@ -48,7 +48,12 @@ class BackwardCoder:
         whole = dict(outputs)
         for update, d in zip(coder.updates, self.adjoint, strict=True):
             whole[update] = self.plus(whole.get(update), d) or d
-        self.found = pull_back(graph, whole, (*(x.ref for x in learned if x.token), *roots, *coder.prev))
+        targets = (*(x.ref for x in learned if x.token), *roots, *coder.prev)
+        found = pull_back(graph, whole, targets, coder.hints)
+        for node, name in (*coder.hints.items(), *((x.ref, x.name) for x in learned)):
+            if node in found:
+                coder.hints.setdefault(found[node], f"d_{name}")
+        self.found = {t: found[t] for t in targets if t in found}
         self.token_gradients = {x: self.found[x.ref] for x in learned if x.token and x.ref in self.found}
         self.root_gradients = {r: self.found[r] for r in roots if r in self.found}
         self.sums = {r: graph.ref("input", f"sum {i}", r.type) for i, r in enumerate(self.root_gradients)}
@@ -136,11 +141,10 @@ class BackwardCoder:
             for at, part in zip(coder.scratch(k), state.parts, strict=True):
                 inside.lines.append(f"tl.store({at}, {part})")
         made = [
-            inside.assign(f"{n}_after", coder.whole(inside, update, stream, coder.state_axes))
-            for n, update, stream in zip(coder.state_names, coder.updates, coder.streams, strict=True)
+            coder.whole(inside, update, stream, coder.state_axes)
+            for update, stream in zip(coder.updates, coder.streams, strict=True)
         ]
-        for state, value in zip(states, made, strict=True):
-            coder.carried(inside, state, value)
+        coder.move(inside, states, made, "{}_after")
         holes.again = inside.take()
 
     # --- the kernels ---
@@ -161,7 +165,8 @@ class BackwardCoder:
         for root in self.root_gradients:
             axes = "nc" if set(root.dims) & set(coder.kernel.inner) else "c"
             zeros = (f"tl.zeros({shape(axes)}, DTYPE)",) * (2 if root.kind == "complex" else 1)
-            totals[root] = tiles.assign(f"d_{self.root_name(root)}_sum", Tile(zeros, axes))
+            name = tiles.values[root].parts[0].removesuffix("_re" if root.kind == "complex" else "")
+            totals[root] = tiles.assign(f"d_{name}_sum", Tile(zeros, axes))
         holes.before = tiles.take()
         if self.elements:
             holes.before += coder.enter(tiles, flowing, True)
@@ -185,11 +190,10 @@ class BackwardCoder:
             self.add(tiles, totals[root], node)
         if not self.tiled:
             made = [
-                tiles.assign(f"d_{name}_past", coder.whole(tiles, self.found.get(n), stream, coder.state_axes))
-                for name, n, stream in zip(coder.state_names, coder.prev, coder.streams, strict=True)
+                coder.whole(tiles, self.found.get(n), stream, coder.state_axes)
+                for n, stream in zip(coder.prev, coder.streams, strict=True)
             ]
-            for state, value in zip(flowing, made, strict=True):
-                coder.carried(tiles, state, value)
+            coder.move(tiles, flowing, made, "d_{}_past")
         holes.loop = tiles.take()
         coder.keep(tiles, "d_{}_initial_ptr", row, flowing)
         holes.after = tiles.take()
@@ -236,12 +240,6 @@ class BackwardCoder:
         name = self.coder.state_names[k]
         return f"d_{name}_next: what flows into the gradient of {name}[t] from the next token."
 
-    def root_name(self, root: Ref) -> str:
-        coder = self.coder
-        expr = next(e for e, r in coder.roots.items() if r is root)
-        leaf = next((x for x in coder.fixed if x.ref is expr), None)
-        return leaf.name if leaf else coder.hints.get(expr, "fixed")
-
     def total(self, tiles: Tiles, k: int, later: Tile, name: str) -> Tile:
         """`λ`: what arrives here and what flows from the next token."""
         g, coder = self.g[k], self.coder
@@ -250,6 +248,7 @@ class BackwardCoder:
         axes = self.axes + coder.state_axes
         parts = tiles.pair(g, axes, 3) if coder.streams[k].type.kind == "complex" else tiles.aligned(g, axes, 3)
         sums = tuple(f"{x} + {y}" for x, y in zip(parts, later.parts, strict=True))
+        tiles.lines.append(f"# The gradient of {name}[t]: what arrives for it, and what flows from the next token.")
         return tiles.assign(f"d_{name}", Tile(sums, axes, 3))
 
     def write(self, tiles: Tiles, leaf: Leaf, node: Expr, base: Base) -> None:

@@ -153,6 +153,8 @@ class FusedCellCoder(CellCoder):
             "name": coder.name,
             "outer": coder.outer,
             "inner": coder.kernel.inner,
+            "lane": coder.lane,
+            "counts": coder.counts,
             "stored": coder.stored,
             "tiled": coder.tiled,
             "tiled_back": coder.tiled_back,

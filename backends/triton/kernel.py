@@ -90,6 +90,9 @@ class KernelCoder:
         self.pointers_of: set[str] = set()
         self.outer, self.block = self._split()
         self.sizes = {d: self.names.new(d) for d in self.dims}
+        self.lane = "lane" if self.outer else "channel"
+        counts = (("WIDTH", self.block), ("ROWS", self.outer), ("INNER", kernel.inner))
+        self.counts = {name: self.sizes[dims[0]] if len(dims) == 1 else name for name, dims in counts}
         self.fixed = [self.leaf(n, False) for n in kernel.fixed]
         self.tokens = [self.leaf(n, True) for n in kernel.inputs]
         self.roots: dict[Expr, Ref] = {}
@@ -237,7 +240,7 @@ class KernelCoder:
 
     def offset(self, dims: tuple[str, ...]) -> tuple[str, str]:
         """Where an entry of something with these dims (`*` for the program's block) stands, and the axes of that."""
-        groups = [("channel", self.kernel.channels, "c"), ("lane", self.block, "c"), ("outer", self.outer, "")]
+        groups = [("channel", self.kernel.channels, "c"), (self.lane, self.block, "c"), ("outer", self.outer, "")]
         groups.append(("inner", self.kernel.inner, "n"))
         terms: list[tuple[str, str]] = []
         i = 0
@@ -260,7 +263,7 @@ class KernelCoder:
         if dim == "*":
             return "lane_block"
         inner = dim in self.kernel.inner
-        dims, index = (self.kernel.inner, "inner") if inner else (self.block, "lane")
+        dims, index = (self.kernel.inner, "inner") if inner else (self.block, self.lane)
         if dim in self.outer:
             dims, index = self.outer, "outer"
         after = self.product(dims[dims.index(dim) + 1 :])
@@ -351,7 +354,7 @@ class KernelCoder:
             return self.number_names[node] if value is None else literal(value)
 
         taken = self.taken | {n for names in self.number_names.values() for n in names}
-        found = Tiles(NameTable(taken), self.hints, number, "INNER")
+        found = Tiles(NameTable(taken), self.hints, number, self.counts["INNER"])
         found.functions = self.functions
         return found
 
@@ -432,6 +435,13 @@ class KernelCoder:
         """Assign to variables that the loop carries, all at once."""
         tiles.lines.append(f"{', '.join(names.parts)} = {', '.join(p for p in value.parts if p)}")
 
+    def move(self, tiles: Tiles, names: list[Tile], values: list[Tile], wanted: str) -> None:
+        """Assign to the variables of all states; new values, where there are several, are all made before."""
+        if len(names) > 1:
+            values = [tiles.assign(wanted.format(n), v) for n, v in zip(self.state_names, values, strict=True)]
+        for name, value in zip(names, values, strict=True):
+            self.carried(tiles, name, value)
+
     def states(self, tiles: Tiles, wanted: str, pointer: str, base: Base) -> list[Tile]:
         """One load for each state."""
         return [
@@ -447,7 +457,7 @@ class KernelCoder:
     def enter(self, tiles: Tiles, states: list[Tile], reverse: bool) -> list[str]:
         """Lines that take states over the segments before (in a backward: after)."""
         bounds = "tl.num_programs(1) - 1, segment, -1" if reverse else "0, segment"
-        inside = Tiles(NameTable(tiles.names.taken), {}, tiles.number, "INNER")
+        inside = Tiles(NameTable(tiles.names.taken), {}, tiles.number, tiles.inner_size)
         base = self.row(self.dims, "slot")
         loaded = [self.states(inside, f"{{}}_{x}", f"{{}}_carry_{x}_ptr", base) for x in "ab"]
         for state, a, b in zip(states, *loaded, strict=True):
