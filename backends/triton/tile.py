@@ -34,8 +34,10 @@ _INFIX: Mapping[str, tuple[str, int]] = {
     "or": ("|", _BITOR),
 }
 _CALLS: Mapping[str, str] = {
-    **{op: f"tl.{op}" for op in ("exp", "log", "sin", "cos", "erf", "abs", "sqrt")},
-    **{op: f"_tl_{op}" for op in ("sigmoid", "logsigmoid", "softplus", "tanh", "log1p", "expm1", "silu", "gelu")},
+    **{op: f"tl.{op}" for op in ("log", "sin", "cos", "erf", "abs", "sqrt")},
+    **{
+        op: f"_tl_{op}" for op in ("exp", "sigmoid", "logsigmoid", "softplus", "tanh", "log1p", "expm1", "silu", "gelu")
+    },
     **{op: f"_tl_{op}" for op in ("relu", "sign", "logaddexp", "pow")},
     "max": "_tl_maximum",
     "min": "_tl_minimum",

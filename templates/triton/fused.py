@@ -71,29 +71,6 @@ class _Tile(NamedTuple):
         return self.tokens * self.stretches
 
 
-def _tile(tiled: bool, back: bool, width: int, inner: int, itemsize: int) -> _Tile:
-    """The configuration for a kernel at these sizes and this width of numbers.
-
-    With tiles, channels lie along the lanes, stretches along the warps, and a stretch is in one thread: no data crosses
-    lanes but for one small scan a tile. Loads of less than 4 bytes would not be pipelined.
-    """
-    if tiled:
-        vector = 1 if itemsize == 8 else 2
-        return _Tile(_lanes(32 * vector, width), vector, 8, 4, 4, 3 if back else 4)
-    warps = max(1, min(8, _power_of_two(inner) // (16 if back else 32)))
-    vector = 2 if itemsize == 2 and inner == 1 else 1
-    return _Tile(_lanes(32 * vector, width), vector, 1, 1, warps, 2)
-
-
-def _lanes(wanted: int, width: int) -> int:
-    return min(wanted, _power_of_two(width))
-
-
-def _power_of_two(n: int) -> int:
-    """The least one that is not smaller."""
-    return 1 << (n - 1).bit_length()
-
-
 def _segments(device: torch.device, programs: int, tokens: int, unit: int) -> int:
     """Into how many segments time is cut: one where the programs fill the device, else what fills it."""
     units = 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
@@ -130,6 +107,8 @@ class _Call(NamedTuple):
     dtype: torch.dtype
     out: torch.dtype
     packed: bool
+    parts: int
+    """Real numbers of one entry of all states."""
 
 
 def _call(
@@ -139,7 +118,8 @@ def _call(
     width, inner, rows = (math.prod(size[d] for d in dims) for dims in (fused.block, fused.inner, fused.outer))
     dtype = torch.float64 if initial[0].dtype in (torch.float64, torch.complex128) else torch.float32
     batch, steps = lead
-    return _Call(size, (batch, steps), initial[0].shape[0], width, inner, rows, dtype, out, packed)
+    parts = sum(1 + s.is_complex() for s in initial)
+    return _Call(size, (batch, steps), initial[0].shape[0], width, inner, rows, dtype, out, packed, parts)
 
 
 def _per_token(call: _Call, dims: tuple[str, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -163,6 +143,46 @@ def _outputs(fused: _Fused, call: _Call, initial: Sequence[Tensor]) -> list[Tens
     return [*made, *(torch.empty_like(s, memory_format=torch.contiguous_format) for s in initial)]
 
 
+def _tile(fused: _Fused, call: _Call, back: bool, reads: Sequence[Tensor]) -> _Tile:
+    """The configuration for a kernel, from what a thread holds for one entry of a state; `reads`: for each token.
+
+    Of a tile, channels lie along the lanes, four neighbours in a thread where rows are aligned (to loads of 2 bytes
+    nothing is fetched ahead); stretches along the other lanes and the warps, each in one thread.
+    """
+    double = call.dtype == torch.float64
+    if not (fused.tiled_back if back else fused.tiled):
+        return _stepped_tile(call, back, double, reads)
+    held = (4 if back else 2) * call.parts + sum(1 + x.is_complex() for x in reads)
+    entries = min(8 if double else 16, _power_of_two(150 // (held * (1 + double)) + 1) // 2 or 1)
+    vector = max(1, entries // 4) if call.width % 16 == 0 else 1
+    channels = 64 if vector > 1 and not double else 32
+    tokens, stretches = min(8, entries // vector), 128 * vector // channels
+    read = channels * tokens * stretches * sum(x.element_size() for x in reads)
+    return _Tile(_lanes(channels, call.width), vector, tokens, stretches, 4, max(1, min(4, 1 + 49152 // read)))
+
+
+def _stepped_tile(call: _Call, back: bool, double: bool, reads: Sequence[Tensor]) -> _Tile:
+    """The same for a kernel that takes one token after the other."""
+    if call.inner == 1:
+        vector = 2 if call.width % 16 == 0 and any(x.element_size() == 2 for x in reads) else 1
+        return _Tile(_lanes(32 * vector, call.width), vector, 1, 1, 1, 8)
+    channels, size = _lanes(32, call.width), _power_of_two(call.inner)
+    entries = max(1, 16 // call.parts // (1 if not double else 4 if back else 2))
+    warps = max(1, min(8, channels * size // (32 * entries)))
+    while channels > 1 and channels * size > 32 * entries * warps:
+        channels //= 2
+    return _Tile(channels, 1, 1, 1, warps, 3)
+
+
+def _lanes(wanted: int, width: int) -> int:
+    return min(wanted, _power_of_two(width))
+
+
+def _power_of_two(n: int) -> int:
+    """The least one that is not smaller."""
+    return 1 << (n - 1).bit_length()
+
+
 class _Launch(NamedTuple):
     """How one direction is launched."""
 
@@ -173,9 +193,9 @@ class _Launch(NamedTuple):
     constants: dict[str, Any]
 
 
-def _launch(fused: _Fused, call: _Call, back: bool, device: torch.device) -> _Launch:
+def _launch(fused: _Fused, call: _Call, back: bool, device: torch.device, reads: Sequence[Tensor]) -> _Launch:
     tiled = fused.tiled_back if back else fused.tiled
-    tile = _tile(tiled, back, call.width, call.inner, min(call.dtype.itemsize, call.out.itemsize))
+    tile = _tile(fused, call, back, reads)
     blocks = -(-call.width // tile.channels)
     programs = call.sequences * call.rows * blocks
     unit = tile.unit if tiled else fused.chunk
@@ -265,6 +285,9 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         """What all kernels may read, by the names of their parameters."""
         named: dict[str, Any] = {"cu_seqlens": cu_seqlens, "T": call.lead[1]}
         for name, x in zip(fused.tokens, tokens):
+            if fused.inner and x.element_size() == 2:
+                # Nothing is fetched ahead by loads of 2 bytes a thread, and with one token at a time each would wait.
+                x = x.to(call.dtype)
             x, named[f"{name}_row"] = _rows(x)
             named[f"{name}_ptr"] = _flat(x)
         named |= _pointers("{}_ptr", fused.fixed, (x.contiguous() for x in fixed))
@@ -280,7 +303,7 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
             for last, first in zip(made[-len(initial) :], initial):
                 last.copy_(first)
             return made
-        launch = _launch(fused, call, False, initial[0].device)
+        launch = _launch(fused, call, False, initial[0].device, tokens)
         arguments = read(tokens, fixed, initial, cu_seqlens, call, sizes, numbers)
         values = iter(made)
         for pattern, names in (("{}_ptr", fused.results), (saved_ptr, fused.states), ("{}_last_ptr", fused.states)):
@@ -315,7 +338,8 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         if math.prod(call.lead) == 0 or call.sequences == 0:
             return [*(torch.zeros_like(x).contiguous() for x, *_ in owners.values()), *(g.clone() for g in last_grads)]
         initial = [s.contiguous() for s in initial]
-        launch = _launch(fused, call, True, initial[0].device)
+        reads = [*tokens, *grads, *(saved if fused.stored else [])]
+        launch = _launch(fused, call, True, initial[0].device, reads)
         programs = (call.sequences * launch.segments,)
         slots = [
             _slot(call, launch.blocks, dims, slot, call.lead if axes == 2 else programs, x)

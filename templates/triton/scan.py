@@ -1,4 +1,7 @@
-"""Affine recurrences over tiles [BT, BS, BC]: BS stretches of BT tokens, each stretch in one thread."""
+"""Affine recurrences over tiles [BT, BS, BC]: BS stretches of BT tokens, each stretch in one thread.
+
+A zero that is only added to is -0.0: a compiler leaves out sums with that one.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def _tl_last(x):
 def _tl_stretches(a, b):
     """The stretches of a tile composed: coefficients up to each, and up to the one before."""
     a, b = _tl_last(a), _tl_last(b)
-    one, zero = tl.full(a.shape, 1.0, a.dtype), tl.zeros(a.shape, a.dtype)
+    one, zero = tl.full(a.shape, 1.0, a.dtype), tl.zeros(a.shape, a.dtype) * -1.0
     return tl.associative_scan((a, b, one, zero), 0, _tl_affine_previous)
 
 
@@ -80,7 +83,7 @@ def _tl_states(a, b, state):
 @triton.jit
 def _tl_states_previous(a, b, state):
     """The states after each token of a tile, before each of them, and after all of them."""
-    one, zero = tl.full(a.shape, 1.0, a.dtype), tl.zeros(a.shape, a.dtype)
+    one, zero = tl.full(a.shape, 1.0, a.dtype), tl.zeros(a.shape, a.dtype) * -1.0
     a, b, p, q = tl.associative_scan((a, b, one, zero), 0, _tl_affine_previous)
     a_all, b_all, p_all, q_all = _tl_stretches(a, b)
     entering = p_all * state[None, :] + q_all
@@ -98,7 +101,7 @@ def _tl_complex_apply(ar, ai, re, im, br, bi):
 def _tl_complex_stretches(ar, ai, br, bi):
     """The stretches of a tile composed: coefficients up to each, and up to the one before."""
     ar, ai, br, bi = _tl_last(ar), _tl_last(ai), _tl_last(br), _tl_last(bi)
-    one, zero = tl.full(ar.shape, 1.0, ar.dtype), tl.zeros(ar.shape, ar.dtype)
+    one, zero = tl.full(ar.shape, 1.0, ar.dtype), tl.zeros(ar.shape, ar.dtype) * -1.0
     return tl.associative_scan((ar, ai, br, bi, one, zero, zero, zero), 0, _tl_complex_affine_previous)
 
 
@@ -125,7 +128,7 @@ def _tl_complex_states(ar, ai, br, bi, re, im):
 @triton.jit
 def _tl_complex_states_previous(ar, ai, br, bi, re, im):
     """The states after each token of a tile, before each of them, and after all of them."""
-    one, zero = tl.full(ar.shape, 1.0, ar.dtype), tl.zeros(ar.shape, ar.dtype)
+    one, zero = tl.full(ar.shape, 1.0, ar.dtype), tl.zeros(ar.shape, ar.dtype) * -1.0
     ar, ai, br, bi, pr, pi, qr, qi = tl.associative_scan(
         (ar, ai, br, bi, one, zero, zero, zero), 0, _tl_complex_affine_previous
     )
