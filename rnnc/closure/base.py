@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from rnnc.group import Group
-from rnnc.ir import Expr
+from rnnc.ir import Expr, Graph, Region
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,18 @@ class Refusal:
     family: str
     reason: str
     term: str = ""
+
+
+@dataclass(frozen=True)
+class Obligation:
+    """That `expr` (of the lowered program) lies in `what`, always; `why` says what rests on it."""
+
+    expr: Expr
+    what: Region
+    why: str
+
+
+Prove = Callable[[Obligation], bool]
 
 
 @dataclass(frozen=True)
@@ -49,8 +63,40 @@ class Affine(Closure):
 
 
 @dataclass(frozen=True)
+class Composable(Closure):
+    """A group whose step maps compose elementwise: `s[t] = apply(parameters, s[t-1])`.
+
+    `parameters` are one token's, over the states' dims or fewer and free of the group's own pasts. `certificate` is
+    what SymPy reduced to zero; it holds where the `obligations` do.
+    """
+
+    parameters: tuple[Expr, ...]
+    certificate: str
+    obligations: tuple[Obligation, ...]
+
+    @property
+    def components(self) -> tuple[tuple[str, int], ...]:
+        """What `apply` takes: states with their lags, newest first; it returns each of them one token later."""
+        return ((self.group.states[0], 1),)
+
+    @abstractmethod
+    def identity(self, graph: Graph) -> tuple[Expr, ...]:
+        """Parameters of the map that changes nothing."""
+
+    @abstractmethod
+    def compose(self, graph: Graph, later: tuple[Expr, ...], earlier: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        """Parameters of `later` after `earlier`. It is associative."""
+
+    @abstractmethod
+    def apply(self, graph: Graph, parameters: tuple[Expr, ...], states: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        """The new values of the `components`."""
+
+
+@dataclass(frozen=True)
 class Sequential(Closure):
-    """No family: stepped token by token. One refusal for each family."""
+    """No family: stepped token by token. One refusal for each family; `nearest` is a program that would be parallel,
+    for a group that only just fails."""
 
     family: ClassVar[str] = "sequential"
     refusals: tuple[Refusal, ...]
+    nearest: str = ""

@@ -1,0 +1,87 @@
+"""Sums and products of IR expressions where None stands for zero, and literals fold."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+from rnnc.ir import Apply, Expr, Graph, Lit
+
+Maybe = Expr | None
+
+
+def number(node: Expr | None) -> float | int | None:
+    """The value of an expression of real literals, if it is one."""
+    match node:
+        case Lit(value=value) if not isinstance(value, complex | bool):
+            return value
+        case Apply(op="neg", args=(x,)):
+            inner = number(x)
+            return None if inner is None else -inner
+        case Apply(op="div", args=(x, y)):
+            above, below = number(x), number(y)
+            return None if above is None or not below else above / below
+        case _:
+            return None
+
+
+def add(graph: Graph, x: Maybe, y: Maybe) -> Maybe:
+    if x is None or y is None:
+        return y if x is None else x
+    return graph.apply("add", x, y)
+
+
+def sub(graph: Graph, x: Maybe, y: Maybe) -> Maybe:
+    if y is None:
+        return x
+    return neg(graph, y) if x is None else graph.apply("sub", x, y)
+
+
+def neg(graph: Graph, x: Maybe) -> Maybe:
+    match x:
+        case None:
+            return None
+        case Lit(value=value) if not isinstance(value, bool):
+            return graph.lit(-value)
+        case Apply(op="neg", args=(inner,)) if inner.kind != "bool":
+            return inner
+        case _:
+            return graph.apply("neg", x)
+
+
+def mul(graph: Graph, x: Maybe, y: Maybe) -> Maybe:
+    if x is None or y is None or _is(x, 0) or _is(y, 0):
+        return None
+    if _is(x, 1):
+        return y
+    return x if _is(y, 1) else graph.apply("mul", x, y)
+
+
+def div(graph: Graph, x: Maybe, y: Expr) -> Maybe:
+    return None if x is None else x if _is(y, 1) else graph.apply("div", x, y)
+
+
+def choose(graph: Graph, condition: Expr, x: Maybe, y: Maybe, other: float = 0.0) -> Maybe:
+    """`where(condition, x, y)`, where None stands for `other`."""
+    if x is y:
+        return x
+    absent = graph.lit(other)
+    return graph.apply("where", condition, absent if x is None else x, absent if y is None else y)
+
+
+def total(graph: Graph, terms: list[Expr]) -> Maybe:
+    return reduce(lambda x, y: graph.apply("add", x, y), terms) if terms else None
+
+
+def fixed(graph: Graph, x: Expr, value: Expr) -> Expr:
+    """`value`, but `x` itself where `x` is infinite: an infinity absorbs, so that inf - inf and 0 * inf never meet."""
+    match number(x):
+        case None:
+            infinite = graph.apply("eq", graph.apply("abs", x), graph.lit(math.inf))
+            return graph.apply("where", infinite, x, value)
+        case known:
+            return x if math.isinf(known) else value
+
+
+def _is(x: Expr, value: int) -> bool:
+    return isinstance(x, Lit) and not isinstance(x.value, bool) and x.value == value
