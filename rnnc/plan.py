@@ -57,6 +57,15 @@ class Loop:
     contracting: bool = False
     kernel: str = "loop over tokens"
 
+    @property
+    def scan_back(self) -> bool:
+        """Whether the backward is a scan: affine entry by entry, with coefficients that were proved to be at most 1."""
+        first, *others = self.streams
+        if others or first.over or first.depth != 1 or first.type.kind != "real" or not self.contracting:
+            return False
+        own = [n for n in walk(first.expr) if isinstance(n, Ref) and n.role == "state" and n.name == first.name]
+        return all(isinstance(n, Apply | Ref) for n in depends([first.expr], own))
+
 
 Step = Pointwise | Scan | Loop
 

@@ -90,7 +90,7 @@ output rmsnorm[D](x * (a + b + c + d + f + g + k + real(z)) + sum[H](e), weight=
         ({"tau": 0}, r"tau in \(0, inf\)"),
         ({"tau": float("inf")}, r"tau in \(0, inf\)"),
         ({"e": "two"}, "could not convert string to float: 'two'"),
-        ({"backend": "cuda"}, "backend 'cuda' is none of 'auto', 'torch', 'reference'"),
+        ({"backend": "cuda"}, "backend 'cuda' is none of 'auto', 'triton', 'torch', 'reference'"),
         ({"dtype": torch.int32}, "dtype: expected one of floating-point numbers, got torch.int32"),
         ({"dtype": torch.complex64}, "dtype: expected one of floating-point numbers"),
         ({"Z": 3}, "unexpected keyword argument 'Z'"),

@@ -30,6 +30,8 @@ class LoopCode:
     consts: tuple[str, ...]
     products: tuple[tuple[int, str, int, int], ...]
     packs: bool
+    sweep: str
+    """The runtime's function that takes the backward through time."""
     helpers: frozenset[str]
 
 
@@ -114,6 +116,7 @@ class LoopCoder:
             tuple(self.consts),
             tuple(products),
             bool(pack),
+            "_sweep_scan" if self.loop.scan_back else "_sweep_tokens",
             frozenset(self.helpers),
         )
 

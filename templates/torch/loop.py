@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .scan import _reject_tangents
-from .time import _Run
+from .scan import _carry_in_segments, _reject_tangents
+from .time import _along, _Run
 
 
 def _without_autocast(like: Tensor) -> torch.autocast:
@@ -35,6 +35,151 @@ def _nothing(*_: Tensor) -> tuple[Tensor, ...]:
     return ()
 
 
+def _places(sequence: Tensor | None, position: Tensor | None) -> Any:
+    """For each token of packed sequences the one it belongs to, and where it stands there."""
+    return None if sequence is None or position is None else (sequence.unbind(0), position.unbind(0))
+
+
+def _pasts(values: Sequence[Sequence[Tensor]], history: Sequence[Tensor], t: int, where: Any) -> list[Tensor]:
+    """Every stream 1, 2, ... tokens before `t`."""
+    out: list[Tensor] = []
+    for value, before in zip(values, history):
+        for lag in range(1, before.shape[1] + 1):
+            if where is None:
+                out.append(value[t - lag] if t >= lag else before[:, lag - 1 - t])
+                continue
+            sequence, position = where[0][t], where[1][t]
+            early = before[sequence, (lag - 1 - position).clamp(min=0)].unsqueeze(0)
+            out.append(torch.where(position < lag, early, value[t - lag]) if t >= lag else early)
+    return out
+
+
+def _sweep_tokens(
+    back: Callable[..., tuple[tuple[Tensor, ...], ...]],
+    products: tuple[tuple[int, str, int, int], ...],
+    grads: Sequence[Tensor],
+    values: Sequence[Tensor],
+    hoisted: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    fixed: Sequence[Tensor],
+    history: Sequence[Tensor],
+    numbers: Sequence[float],
+    sequence: Tensor | None,
+    position: Tensor | None,
+) -> list[Tensor]:
+    """The backward of a loop, from the last token to the first.
+
+    Gives the gradients of hoisted and fixed values, weights and histories.
+    """
+    weights = {p[0] for p in products}
+    where = _places(sequence, position)
+    tokens = [x.unbind(1) for x in hoisted]
+    d_values = [list(g.unbind(1)) for g in grads]
+    series = [v.unbind(1) for v in values]
+    live = [i for i, x in enumerate(hoisted) if x.dtype != torch.bool]
+    free = [i for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
+    d_hoisted: list[list[Tensor]] = [[] for _ in live]
+    d_fixed = [torch.zeros_like(fixed[i]) for i in free]
+    d_history = [torch.zeros_like(h) for h in history]
+    operands: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in products]
+    for t in range(values[0].shape[1] - 1, -1, -1):
+        d_past, d_tokens, d_free, pairs = back(
+            *(d[t] for d in d_values),
+            *(x[t] for x in tokens),
+            *shared,
+            *_pasts(series, history, t, where),
+            *(v[t] for v in series),
+            *numbers,
+        )
+        slots = iter(d_past)
+        for d_value, d_before in zip(d_values, d_history):
+            for lag in range(1, d_before.shape[1] + 1):
+                d = next(slots)
+                if where is None:
+                    if t >= lag:
+                        d_value[t - lag] = d_value[t - lag] + d
+                    else:
+                        d_before[:, lag - 1 - t] += d
+                    continue
+                sequence_t, position_t = where[0][t], where[1][t]
+                early = position_t < lag
+                if t >= lag:
+                    d_value[t - lag] = d_value[t - lag] + torch.where(early, 0.0, d)
+                slot = (lag - 1 - position_t).clamp(min=0)
+                share = torch.where(early, d, 0.0).to(d_before.dtype).expand(1, *d_before.shape[2:])[0]
+                d_before.index_put_((sequence_t, slot), share, accumulate=True)
+        for total, d in zip(d_hoisted, d_tokens):
+            total.append(d)
+        for i, (index, d) in enumerate(zip(free, d_free)):
+            d_fixed[i] += d.sum_to_size(fixed[index].shape)
+        for (left, right), (x, y) in zip(operands, pairs):
+            left.append(x)
+            right.append(y)
+    out = [
+        torch.stack([d.expand_as(hoisted[i][:, 0]) for d in reversed(total)], 1)
+        if total
+        else torch.zeros_like(hoisted[i])
+        for i, total in zip(live, d_hoisted)
+    ]
+    d_weights = [torch.zeros_like(fixed[i]) for i in sorted(weights)]
+    for (index, equation, n, m), (left, right) in zip(products, operands):
+        if left:
+            x, y = (torch.stack(z) for z in (left, right))
+            x, y = (z.reshape(-1, *z.shape[z.ndim - k :]) for z, k in ((x, n), (y, m)))
+            d_weight = torch.einsum(equation, torch.conj_physical(x), y)
+            total = d_weights[sorted(weights).index(index)]
+            total += d_weight if total.is_complex() else d_weight.real
+    return [*(x.contiguous() for x in out), *d_fixed, *d_weights, *d_history]
+
+
+def _sweep_scan(
+    back: Callable[..., tuple[tuple[Tensor, ...], ...]],
+    _products: tuple[tuple[int, str, int, int], ...],
+    grads: Sequence[Tensor],
+    values: Sequence[Tensor],
+    hoisted: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    fixed: Sequence[Tensor],
+    history: Sequence[Tensor],
+    numbers: Sequence[float],
+    sequence: Tensor | None,
+    position: Tensor | None,
+) -> list[Tensor]:
+    """The same for one real state whose entries do not mix, in a few operations over all tokens.
+
+    Its gradient is an affine recurrence backwards, `λ[t] = a[t+1] λ[t+1] + g[t]` with `a` the derivative of a step, at
+    most 1 in modulus.
+    """
+    (grad,), (value,), (initial,) = grads, values, (h[:, 0] for h in history)
+    live, free = ([x for x in xs if x.dtype != torch.bool] for xs in (hoisted, fixed))
+    d_initial = torch.zeros_like(initial)
+    if value.shape[1] == 0:
+        return [*(torch.zeros_like(x) for x in (*live, *free)), d_initial.unsqueeze(1)]
+    fresh = None if position is None else position == 0
+    past = torch.cat([initial[:1].unsqueeze(1) if fresh is not None else initial.unsqueeze(1), value[:, :-1]], 1)
+    if fresh is not None:
+        past = torch.where(_along(fresh, past[0]), initial[sequence], past[0]).unsqueeze(0)
+
+    def pulled(cotangent: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        return back(cotangent, *hoisted, *shared, past, value, *numbers)
+
+    a = pulled(torch.ones_like(value))[0][0].expand_as(value)
+    later = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)
+    zero = torch.zeros_like(value[:, 0])
+    adjoint = _carry_in_segments(later, grad, zero, True, None if fresh is None else fresh.roll(-1))
+    (d_past,), d_tokens, d_free, _ = pulled(adjoint)
+    d_past = d_past.expand_as(value)
+    if fresh is None:
+        d_initial = d_past[:, 0]
+    else:
+        assert sequence is not None
+        share = torch.where(_along(fresh, d_past[0]), d_past[0], 0.0)
+        d_initial = d_initial.index_add(0, sequence, share)
+    made = [d.expand_as(x) for d, x in zip(d_tokens, live)] + [d.sum_to_size(x.shape) for d, x in zip(d_free, free)]
+    # Copies: the results of an operator share no memory.
+    return [x.clone(memory_format=torch.contiguous_format) for x in (*made, d_initial.unsqueeze(1))]
+
+
 def _loop_operator(
     namespace: str,
     name: str,
@@ -42,13 +187,14 @@ def _loop_operator(
     back: Callable[..., tuple[tuple[Tensor, ...], ...]],
     pack: Callable[..., tuple[Tensor, ...]],
     products: tuple[tuple[int, str, int, int], ...],
+    sweep: Callable[..., list[Tensor]],
 ) -> _Loop:
     """Registers a loop over tokens and its backward.
 
     back(*grads, *hoisted, *fixed, *packed, *past, *new, *sizes, *consts) gives the gradients of past, of the hoisted
     and fixed values that have one, and the operands of `products`: for each (index of a weight among the fixed values,
-    einsum of its gradient, axes of the first operand, axes of the second), multiplied once after the loop.
-    Saved: what comes in, and the values of the streams.
+    einsum of its gradient, axes of the first operand, axes of the second), multiplied once after the loop. `sweep`
+    takes it through time. Saved: what comes in, and the values of the streams.
     """
     arguments = (
         "Tensor[] hoisted, Tensor[] fixed, Tensor[] history, int[] sizes, float[] consts, SymInt steps, "
@@ -56,32 +202,16 @@ def _loop_operator(
     )
     weights = {p[0] for p in products}
 
-    def past(values: Sequence[Sequence[Tensor]], history: Sequence[Tensor], t: int, where: Any) -> list[Tensor]:
-        """Every stream 1, 2, ... tokens before `t`."""
-        out: list[Tensor] = []
-        for value, before in zip(values, history):
-            for lag in range(1, before.shape[1] + 1):
-                if where is None:
-                    out.append(value[t - lag] if t >= lag else before[:, lag - 1 - t])
-                    continue
-                sequence, position = where[0][t], where[1][t]
-                early = before[sequence, (lag - 1 - position).clamp(min=0)].unsqueeze(0)
-                out.append(torch.where(position < lag, early, value[t - lag]) if t >= lag else early)
-        return out
-
-    def places(sequence: Tensor | None, position: Tensor | None) -> Any:
-        return None if sequence is None or position is None else (sequence.unbind(0), position.unbind(0))
-
     @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor[]")
     def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position):
         with _without_autocast(history[0]):
-            where = places(sequence, position)
+            where = _places(sequence, position)
             tokens = [x.unbind(1) for x in hoisted]
             shared = (*fixed, *pack(*fixed))
             values: list[list[Tensor]] = [[] for _ in history]
             batch = history[0].shape[0] if where is None else 1
             for t in range(steps):
-                new = step(*(x[t] for x in tokens), *shared, *past(values, history, t, where), *sizes, *consts)
+                new = step(*(x[t] for x in tokens), *shared, *_pasts(values, history, t, where), *sizes, *consts)
                 for value, now, before in zip(values, new, history):
                     value.append(now.to(before.dtype).expand(batch, *before.shape[2:]))
             return [torch.stack(v, 1) if v else h.new_empty(batch, 0, *h.shape[2:]) for v, h in zip(values, history)]
@@ -97,66 +227,9 @@ def _loop_operator(
     )
     def backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
         with _without_autocast(history[0]):
-            where = places(sequence, position)
-            tokens = [x.unbind(1) for x in hoisted]
-            shared = (*fixed, *pack(*fixed))
-            d_values = [list(g.unbind(1)) for g in grads]
-            series = [v.unbind(1) for v in values]
-            live = [i for i, x in enumerate(hoisted) if x.dtype != torch.bool]
-            free = [i for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
-            d_hoisted: list[list[Tensor]] = [[] for _ in live]
-            d_fixed = [torch.zeros_like(fixed[i]) for i in free]
-            d_history = [torch.zeros_like(h) for h in history]
-            operands: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in products]
-            for t in range(steps - 1, -1, -1):
-                d_past, d_tokens, d_free, pairs = back(
-                    *(d[t] for d in d_values),
-                    *(x[t] for x in tokens),
-                    *shared,
-                    *past(series, history, t, where),
-                    *(v[t] for v in series),
-                    *sizes,
-                    *consts,
-                )
-                slots = iter(d_past)
-                for d_value, d_before in zip(d_values, d_history):
-                    for lag in range(1, d_before.shape[1] + 1):
-                        d = next(slots)
-                        if where is None:
-                            if t >= lag:
-                                d_value[t - lag] = d_value[t - lag] + d
-                            else:
-                                d_before[:, lag - 1 - t] += d
-                            continue
-                        sequence_t, position_t = where[0][t], where[1][t]
-                        early = position_t < lag
-                        if t >= lag:
-                            d_value[t - lag] = d_value[t - lag] + torch.where(early, 0.0, d)
-                        slot = (lag - 1 - position_t).clamp(min=0)
-                        share = torch.where(early, d, 0.0).to(d_before.dtype).expand(1, *d_before.shape[2:])[0]
-                        d_before.index_put_((sequence_t, slot), share, accumulate=True)
-                for total, d in zip(d_hoisted, d_tokens):
-                    total.append(d)
-                for i, (index, d) in enumerate(zip(free, d_free)):
-                    d_fixed[i] += d.sum_to_size(fixed[index].shape)
-                for (left, right), (x, y) in zip(operands, pairs):
-                    left.append(x)
-                    right.append(y)
-            out = [
-                torch.stack([d.expand_as(hoisted[i][:, 0]) for d in reversed(total)], 1)
-                if total
-                else torch.zeros_like(hoisted[i])
-                for i, total in zip(live, d_hoisted)
-            ]
-            d_weights = [torch.zeros_like(fixed[i]) for i in sorted(weights)]
-            for (index, equation, n, m), (left, right) in zip(products, operands):
-                if left:
-                    x, y = (torch.stack(z) for z in (left, right))
-                    x, y = (z.reshape(-1, *z.shape[z.ndim - k :]) for z, k in ((x, n), (y, m)))
-                    d_weight = torch.einsum(equation, torch.conj_physical(x), y)
-                    total = d_weights[sorted(weights).index(index)]
-                    total += d_weight if total.is_complex() else d_weight.real
-            return [*(x.contiguous() for x in out), *d_fixed, *d_weights, *d_history]
+            shared, numbers = (*fixed, *pack(*fixed)), (*sizes, *consts)
+            call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position)
+            return sweep(back, products, *call)
 
     @backward.register_fake
     def _(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
