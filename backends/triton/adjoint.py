@@ -59,7 +59,8 @@ class BackwardCoder:
         self.sums = {r: graph.ref("input", f"sum {i}", r.type) for i, r in enumerate(self.root_gradients)}
         of_roots: dict[Expr, Expr] = {e: self.sums[r] for e, r in coder.roots.items() if r in self.sums}
         fixed = pull_back(graph, of_roots, [x.ref for x in learned if not x.token]) if of_roots else {}
-        coder.expect_numbers([*self.found.values(), *fixed.values(), *(e for x in self.elements for e in x if e)])
+        rest = [*self.g, *(e for x in self.elements for e in x)]
+        coder.expect_numbers([*self.found.values(), *fixed.values(), *(e for e in rest if e is not None)])
         self.fixed_gradients = {x: fixed[x.ref] for x in learned if not x.token and x.ref in fixed}
 
     def plus(self, x: Expr | None, y: Expr | None) -> Expr | None:
