@@ -204,7 +204,7 @@ def test_mutants_are_found(name: str) -> None:
     example, right, wrong = MUTANTS[name]
     source = Source(example, (EXAMPLES / f"{example}.rnn").read_text())
     (made,) = compile_source(source)
-    text = module_text([made], source)
+    text = module_text([made], source, "torch")
     assert text.count(right) == 1 and made.cell is not None
     module = load_module(text.replace(right, wrong), source.name)
     found = results(made.cell, getattr(module, made.cell.name), 4)
