@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import keyword
 import os
+import re
 import subprocess
 import sys
 import warnings
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 
 import rnnc
 from backends.reference import Interpreter
+from backends.triton.kernel import FRAME
 from rnnc.diagnostics import ProgramError
 from rnnc.pipeline import compile_source, module_text
 from rnnc.source import Source
@@ -105,9 +109,19 @@ def test_the_file_is_tidy(name: str) -> None:
 
 @every
 def test_it_imports_torch_and_the_standard_library(name: str) -> None:
+    """And triton, where it is there: nothing fails without."""
     tree = ast.parse(generate(TEXTS[name]))
     found: set[str] = set()
+    guarded = [n for n in tree.body if isinstance(n, ast.Try)]
+    kernels = "@triton.jit" in generate(TEXTS[name])
+    assert [ast.unparse(x) for n in guarded for x in n.body] == (
+        ["import triton", "import triton.language as tl"] if kernels else []
+    )
+    assert all(ast.unparse(h.type or n) == "ImportError" for n in guarded for h in n.handlers)
+    within = {id(x) for n in guarded for x in n.body}
     for node in ast.walk(tree):
+        if id(node) in within:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -117,7 +131,8 @@ def test_it_imports_torch_and_the_standard_library(name: str) -> None:
     code = generate(TEXTS[name])
     body = code[code.index("from torch import Tensor") :]
     for imported in found - {"__future__"}:
-        assert f"{imported}." in body or imported in ("typing", "collections"), imported
+        assert f"{imported}." in body or imported in ("typing", "collections", "types"), imported
+    assert "SimpleNamespace" in body or "types" not in found
 
 
 @every
@@ -341,6 +356,13 @@ output the_state_that_is_kept[t] * everything
 output the_name_of_the_second_output = the_other_state[t]
 """,
 }
+
+
+def test_kernels_keep_the_names_of_their_frame_for_it() -> None:
+    text = (resources.files("rnnc.templates") / "triton" / "kernel.py.jinja").read_text(encoding="utf-8")
+    code = re.sub(r"\{[%{].*?[%}]\}|#.*|\"\"\".*?\"\"\"", " ", text)
+    found = {n for n in re.findall(r"(?<![\w.])[A-Za-z]\w*(?!\w*=)", code) if not keyword.iskeyword(n)}
+    assert found - {"jit", "def"} <= FRAME
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,5 @@
-"""Plans: their whole text for every example, as golden files; what leaves loops; what becomes one product.
+"""Plans: their whole text for every example, as golden files, and one whole module for each family and backend; what
+leaves loops; what becomes one product.
 
 `python tests/test_plan.py --update` writes the golden files anew.
 """
@@ -22,6 +23,15 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.rnn"))
 PLANS = ROOT / "tests" / "plans"
 
 
+# One of each family and backend; a version of rnnc stands in the head.
+MODULES = [("mingru", "triton")]
+
+
+def generated(stem: str, target: str) -> str:
+    source = Source(f"{stem}.rnn", (ROOT / "examples" / f"{stem}.rnn").read_text(encoding="utf-8"))
+    return module_text(compile_source(source), source, target)
+
+
 def planned(text: str) -> Plan:
     (made,) = compile_source(Source("test.rnn", text))
     assert made.plan is not None
@@ -32,6 +42,12 @@ def planned(text: str) -> Plan:
 def test_plan(path: Path) -> None:
     golden = (PLANS / f"{path.stem}.plan").read_text(encoding="utf-8")
     assert plan_text(planned(path.read_text(encoding="utf-8"))) == golden
+
+
+@pytest.mark.parametrize(("stem", "target"), MODULES)
+def test_module(stem: str, target: str) -> None:
+    """The text of a module, so that a change of it is seen in review."""
+    assert generated(stem, target) == (PLANS / f"{stem}_{target}.py.txt").read_text(encoding="utf-8")
 
 
 def test_what_needs_no_state_leaves_the_loop() -> None:
@@ -62,9 +78,8 @@ def test_maps_of_one_value_are_one_product() -> None:
 
 def test_generated_modules_are_formatted(tmp_path: Path) -> None:
     for path in EXAMPLES:
-        source = Source(path.name, path.read_text(encoding="utf-8"))
-        text = module_text(compile_source(source), source)
-        (tmp_path / f"{path.stem}.py").write_text(text, encoding="utf-8")
+        for target in ("triton", "torch"):
+            (tmp_path / f"{path.stem}_{target}.py").write_text(generated(path.stem, target), encoding="utf-8")
     ruff = Path(sys.executable).with_name("ruff")
     command = [ruff, "format", "--isolated", "--line-length", "120", "--check", tmp_path]
     assert subprocess.run(command, capture_output=True).returncode == 0
@@ -73,6 +88,19 @@ def test_generated_modules_are_formatted(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stdout
 
 
+def test_kernels_have_nothing_unused(tmp_path: Path) -> None:
+    ruff = Path(sys.executable).with_name("ruff")
+    for path in EXAMPLES:
+        kernels = generated(path.stem, "triton").split("@triton.jit")[1:]
+        own = [k.split("\n\n\n")[0] for k in kernels if not k.split("def ", 1)[1].startswith("_tl_")]
+        (tmp_path / f"{path.stem}.py").write_text("\n\n\n".join(k[k.index("def ") :] for k in own), encoding="utf-8")
+    command = [ruff, "check", "--isolated", "--select", "F841,ARG", tmp_path]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
 if __name__ == "__main__" and "--update" in sys.argv:
     for each in EXAMPLES:
         (PLANS / f"{each.stem}.plan").write_text(plan_text(planned(each.read_text(encoding="utf-8"))), encoding="utf-8")
+    for stem, target in MODULES:
+        (PLANS / f"{stem}_{target}.py.txt").write_text(generated(stem, target), encoding="utf-8")

@@ -247,6 +247,8 @@ class Tiles:
             left, right = (self.aligned(a, axes, binds + n)[0] for a, n in zip(args, (compared, 1), strict=True))
             parts = [self._compared(left, args[0]), self._compared(right, args[1])] if compared else [left, right]
             return self._join(op, parts, axes)
+        if op == "neg" and isinstance(args[0], Apply) and args[0].op == "neg" and args[0] not in self.values:
+            return self.tile(args[0].args[0])
         if op == "neg":
             return Tile((f"-{self.aligned(args[0], axes, _ATOM)[0]}",), axes, _SIGN)
         if op == "square":
