@@ -158,7 +158,7 @@ def _tile(fused: _Fused, call: _Call, back: bool, reads: Sequence[Tensor]) -> _T
     channels = 64 if vector > 1 and not double else 32
     tokens, stretches = min(8, entries // vector), 128 * vector // channels
     read = channels * tokens * stretches * sum(x.element_size() for x in reads)
-    return _Tile(_lanes(channels, call.width), vector, tokens, stretches, 4, max(1, min(4, 1 + 49152 // read)))
+    return _Tile(_lanes(channels, call.width), vector, tokens, stretches, 4, max(1, min(4, 1 + 49152 // max(read, 1))))
 
 
 def _stepped_tile(call: _Call, back: bool, double: bool, reads: Sequence[Tensor]) -> _Tile:
