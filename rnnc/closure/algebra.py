@@ -28,6 +28,8 @@ def number(node: Expr | None) -> float | int | None:
 def add(graph: Graph, x: Maybe, y: Maybe) -> Maybe:
     if x is None or y is None:
         return y if x is None else x
+    if isinstance(x, Lit) and isinstance(y, Lit):
+        return graph.lit(x.value + y.value)
     return graph.apply("add", x, y)
 
 
@@ -63,10 +65,9 @@ def div(graph: Graph, x: Maybe, y: Expr) -> Maybe:
 
 def choose(graph: Graph, condition: Expr, x: Maybe, y: Maybe, other: float = 0.0) -> Maybe:
     """`where(condition, x, y)`, where None stands for `other`."""
-    if x is y:
-        return x
     absent = graph.lit(other)
-    return graph.apply("where", condition, absent if x is None else x, absent if y is None else y)
+    yes, no = absent if x is None else x, absent if y is None else y
+    return x if yes is no else graph.apply("where", condition, yes, no)
 
 
 def total(graph: Graph, terms: list[Expr]) -> Maybe:

@@ -67,17 +67,14 @@ class Composable(Closure):
     """A group whose step maps compose elementwise: `s[t] = apply(parameters, s[t-1])`.
 
     `parameters` are one token's, over the states' dims or fewer and free of the group's own pasts. `certificate` is
-    what SymPy reduced to zero; it holds where the `obligations` do.
+    what SymPy reduced to zero; it holds where the `obligations` do. `components` are what `apply` takes, states of the
+    group with their lags, newest first; it returns each of them one token later.
     """
 
     parameters: tuple[Expr, ...]
     certificate: str
     obligations: tuple[Obligation, ...]
-
-    @property
-    def components(self) -> tuple[tuple[str, int], ...]:
-        """What `apply` takes: states with their lags, newest first; it returns each of them one token later."""
-        return ((self.group.states[0], 1),)
+    components: tuple[tuple[str, int], ...]
 
     @abstractmethod
     def identity(self, graph: Graph) -> tuple[Expr, ...]:
