@@ -168,8 +168,9 @@ def _stepped_tile(call: _Call, back: bool, double: bool, reads: Sequence[Tensor]
         return _Tile(_lanes(32 * vector, call.width), vector, 1, 1, 1, 8)
     channels, size = _lanes(32, call.width), _power_of_two(call.inner)
     entries = max(1, 16 // call.parts // (1 if not double else 4 if back else 2))
-    warps = max(1, min(8, channels * size // (32 * entries)))
-    while channels > 1 and channels * size > 32 * entries * warps:
+    entries *= 64 if torch.version.hip else 32
+    warps = max(1, min(8, channels * size // entries))
+    while channels > 1 and channels * size > entries * warps:
         channels //= 2
     return _Tile(channels, 1, 1, 1, warps, 3)
 
@@ -220,7 +221,9 @@ def _start(launch: _Launch, kernel: Any, arguments: dict[str, Any]) -> None:
     """Launch one kernel with those of the arguments that it has parameters for."""
     given = [arguments[name] for name in kernel.arg_names if name in arguments]
     constants = {name: value for name, value in launch.constants.items() if name in kernel.arg_names}
-    kernel[launch.programs, launch.segments](*given, **constants, num_warps=launch.tile.warps)
+    # Else the assembler may rather spill a little than let fewer warps run.
+    registers = {} if torch.version.hip else {"maxnreg": 255}
+    kernel[launch.programs, launch.segments](*given, **constants, num_warps=launch.tile.warps, **registers)
 
 
 def _pointers(pattern: str, names: Iterable[str], values: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,148 @@
+"""Generated kernels compile, for devices that are not here, as the host code would launch them.
+
+Run with `pytest -m triton`, without TRITON_INTERPRET: compiled Triton does not mix with interpreted in one process.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("needs a process without TRITON_INTERPRET", allow_module_level=True)
+
+import torch
+
+from tests.cells import EXAMPLES
+from tests.triton_compile import SHARED, Case, Launch, build, launches
+
+pytestmark = pytest.mark.triton
+
+SEVERAL = """\
+cell Several
+\"""Four numbers of state in one kernel; a bool, a constant and a param.\"""
+dim D = 64
+input x[D], y[D], keep: bool
+const c in (0, 1] = 0.5
+param w[D] = uniform(0.1, 0.4)
+gate g = sigmoid(x)
+gate f = sigmoid(y + w)
+state h[D]
+state e[D]
+state s[D]: complex
+h[t] = where(keep, g * h[t-1], 0) + c * x
+e[t] = f * e[t-1] + (1 - f) * y
+s[t] = exp(-softplus(x) + 1j * y) * s[t-1] + x
+output h[t] * e[t] + c
+output real(s[t])
+"""
+BENT = """\
+cell Bent
+\"""A state through tanh, one token after the other, and a scan that reads it.\"""
+dim D = 64
+input x[D], keep: bool
+const c in (0, 1] = 0.5
+param u[D] = uniform(-0.5, 0.5)
+state h[D]
+state m[D] = 1
+h[t] = where(keep, tanh(x + u * h[t-1]), 0)
+m[t] = c * m[t-1] + sin(x) * h[t-1]
+output h[t]
+output m[t] > 0
+"""
+
+
+def _example(stem: str, **sizes: int) -> Case:
+    return Case((EXAMPLES / f"{stem}.rnn").read_text(encoding="utf-8"), sizes)
+
+
+CASES = {
+    "mingru": _example("mingru", D=2048),
+    "mingru odd": _example("mingru", D=1001),
+    "minlstm": _example("minlstm", D=2048),
+    "lru": _example("lru", N=1024),
+    "s5reset": _example("s5reset"),
+    "mamba 16": _example("mamba", E=2048, N=16),
+    "mamba 64": _example("mamba", E=2048, N=64),
+    "mamba 128": _example("mamba", E=2048, N=128),
+    "kalman": _example("kalman", D=1024),
+    "leakypeak": _example("leakypeak"),
+    "mlstm": _example("mlstm"),
+    "aaren": _example("aaren"),
+    "gla": _example("gla"),
+    "several": Case(SEVERAL),
+    "bent": Case(BENT),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+FAST = """\
+mingru bfloat16 whole sm_80, mingru bfloat16 whole sm_90, mingru bfloat16 whole gfx942, mingru odd float32 whole sm_90
+mingru float16 cut sm_90, mingru float64 cut sm_90, minlstm float64 whole sm_90, minlstm bfloat16 whole sm_90
+lru bfloat16 whole sm_90, lru float32 cut gfx942, lru float64 whole sm_80, s5reset float32 cut sm_90
+mamba 16 bfloat16 whole sm_90, mamba 16 float32 cut gfx942, mamba 64 float16 whole sm_80, mamba 16 float64 whole sm_90
+kalman float32 whole sm_90, leakypeak bfloat16 whole sm_90, mlstm float32 whole sm_90, aaren float16 whole sm_90
+gla bfloat16 whole sm_90, several float32 whole sm_90, several bfloat16 cut gfx942, bent float16 whole sm_80
+"""
+ALL = [
+    f"{name} {dtype} {time} {target}"
+    for name in CASES
+    for dtype in DTYPES
+    for time in ("whole", "cut")
+    for target in SHARED
+]
+CHOSEN = [x.strip() for line in FAST.splitlines() for x in line.split(",")]
+# Whose gradients all have the channels of the states: nothing is summed over lanes.
+ALIGNED = ("mingru", "minlstm", "lru", "s5reset", "kalman")
+
+
+def _case(name: str, dtype: str, time: str) -> Case:
+    """`cut`: packed sequences, and in segments where a kernel can be."""
+    return replace(CASES[name], dtype=DTYPES[dtype], packed=time == "cut", segments=2 if time == "cut" else 1)
+
+
+def _check(which: str) -> None:
+    name, dtype, time, target = which.rsplit(" ", 3)
+    found = launches(_case(name, dtype, time), target)
+    assert found
+    for launch in found:
+        made = build(launch, target)
+        told = f"{launch.name}: {made.spilled} spilled, {made.registers} registers, {made.shared} bytes shared"
+        assert made.spilled == 0 and made.shared <= SHARED[target], told
+        if "BT" in launch.options and name in ALIGNED and target != "gfx942":
+            # Lanes meet in the scan over a tile's stretches alone, and all loads are ahead of the computation.
+            assert made.shuffles <= 60 * (2 if dtype == "float64" else 1), f"{launch.name}: {made.shuffles} shuffles"
+            assert made.copies > 0, f"{launch.name}: nothing is fetched ahead"
+
+
+@pytest.mark.parametrize("which", CHOSEN)
+def test_no_spills_within_the_limits(which: str) -> None:
+    assert which in ALL
+    _check(which)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [x for x in ALL if x not in CHOSEN])
+def test_no_spills_within_the_limits_anywhere(which: str) -> None:
+    _check(which)
+
+
+def _configuration(launch: Launch) -> frozenset[tuple[str, object]]:
+    names = ("BC", "VEC", "BT", "BS", "BN", "STAGES", "num_warps")
+    return frozenset((n, launch.options[n]) for n in names if n in launch.options)
+
+
+@pytest.mark.parametrize("name", ["mingru", "lru", "mamba 16"])
+def test_configurations_are_few_and_keyed_on_no_length(name: str) -> None:
+    """Of one cell: by dtype and by whether rows are aligned; by neither the batch nor the tokens."""
+    found: dict[str, set[frozenset[tuple[str, object]]]] = {}
+    for dtype in DTYPES.values():
+        dim, *rest = CASES[name].sizes
+        for width in (64, 33):
+            case = replace(CASES[name], dtype=dtype, sizes={dim: width, **{d: CASES[name].sizes[d] for d in rest}})
+            wanted = [(x.name, _configuration(x)) for x in launches(case)]
+            for lead in ((1, 1), (3, 130)):
+                assert [(x.name, _configuration(x)) for x in launches(replace(case, lead=lead))] == wanted
+            for kernel, configuration in wanted:
+                found.setdefault(kernel, set()).add(configuration)
+    assert all(len(x) <= 6 for x in found.values()), found
