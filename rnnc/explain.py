@@ -17,7 +17,7 @@ from typing import Any
 
 from rnnc import __version__
 from rnnc.bound import Analysis, spectrum_text
-from rnnc.closure import Affine, Closure, Sequential
+from rnnc.closure import Affine, Block, Closure, Composable, Moebius, Sequential, Tropical, Variable
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
 from rnnc.fuse import fuse
@@ -98,7 +98,7 @@ def groups_text(system: System, closures: Sequence[Closure]) -> str:
         if group.reads:
             lines.append(f"    after {', '.join(group.reads)}")
         lines.append(f"    {reason(system, closure)}")
-        if isinstance(closure, Affine):
+        if isinstance(closure, Affine | Composable):
             lines.append(f"    {closure.certificate}")
     return "\n".join(lines) + "\n"
 
@@ -119,7 +119,7 @@ def _group(system: System, step: Step, names: list[str], fused: Mapping[str, str
     return {
         "states": names,
         "family": closure.family,
-        "certificate": closure.certificate if isinstance(closure, Affine) else "",
+        "certificate": closure.certificate if isinstance(closure, Affine | Composable) else "",
         "kernel": step.kernel,
         "triton": fused.get(names[0], ""),
         "reason": reason(system, closure, contracting=isinstance(step, Scan) and step.contracting),
@@ -129,23 +129,54 @@ def _group(system: System, step: Step, names: list[str], fused: Mapping[str, str
 def reason(system: System, closure: Closure, *, contracting: bool = False) -> str:
     """Why a group is in its family; for a sequential one, what makes it so and what would change that."""
     match closure:
+        case Composable():
+            told = [_form(closure) + _equations(system, closure)]
+            told += [f"`{_short(o.expr, {})}` lies in {region_text(o.what)}: {o.why}" for o in closure.obligations]
+            return "; ".join(told)
         case Affine():
             (name,) = closure.group.states
-            declared = next((s for s in system.cell.states if s.name == name), None)
-            equation = "" if declared is None else f": `{name}[t] = {_short(declared.expr, {})}`"
-            told = [f"affine in `{name}[t-1]`, entry by entry{equation}"]
+            told = [f"affine in `{name}[t-1]`, entry by entry{_equations(system, closure)}"]
             if contracting:
                 told.append("the factor is proved to be at most 1 in modulus, so time may be cut into segments")
             return "; ".join(told)
-        case Sequential(refusals=refusals):
-            told = [f"not {r.family}: {r.reason}" for r in refusals]
-            if blamed := offenders(system, closure):
+        case Sequential(refusals=refusals, nearest=nearest):
+            reasons: dict[str, list[str]] = {}
+            for r in refusals:
+                reasons.setdefault(r.reason, []).append(r.family)
+            told = [f"not {' or '.join(families)}: {why}" for why, families in reasons.items()]
+            if nearest:
+                told.append(nearest)
+            elif blamed := offenders(system, closure):
                 pasts = sorted({f"`{r.name}[t-{r.lag}]`" for node, _ in blamed for r in _pasts(closure, node)})
                 change = "parallel if" if _separates(system, closure, {n for n, _ in blamed}) else "nearer to it if"
                 told.append(f"{change} {_terms(system, blamed)} held no {' or '.join(pasts)}")
             return "; ".join(told)
         case _:
             return "the value at t does not depend on the one at t-1"
+
+
+def _equations(system: System, closure: Closure) -> str:
+    """The updates as the program writes them."""
+    declared = [s for s in system.cell.states if s.name in closure.group.states]
+    shown = [f"`{s.name}[t] = {_short(s.expr, {})}`" for s in declared]
+    return f": {', '.join(shown)}" if shown else ""
+
+
+def _form(closure: Composable) -> str:
+    past = f"`{closure.group.states[0]}[t-1]`"
+    match closure:
+        case Block(components=components):
+            n = len(components)
+            held = ", ".join(f"`{name}[t-{lag}]`" for name, lag in components)
+            return f"affine in {held} together, a matrix of {n} x {n} for each entry"
+        case Tropical():
+            return f"`max` and `min` of {past} and of what is free of it, entry by entry"
+        case Variable(phi=phi):
+            return f"affine in {phi.text} of {past}, entry by entry"
+        case Moebius():
+            return f"a fraction of sums in {past}, entry by entry"
+        case _:
+            return closure.family
 
 
 def _separates(system: System, closure: Sequential, blamed: set[Expr]) -> bool:

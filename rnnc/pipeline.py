@@ -11,6 +11,7 @@ from rnnc.adjoint import Adjoint, adjoint
 from rnnc.bound import Analysis, bound
 from rnnc.check import check
 from rnnc.closure import Affine, Closure, close
+from rnnc.closure.obligations import settle
 from rnnc.diagnostics import Diagnostic, ProgramError, has_errors
 from rnnc.errors.names import CellsCollide
 from rnnc.group import Group, group
@@ -102,6 +103,7 @@ def _one(
     if until == "groups":
         return Compilation(tree_cell, cell, system, groups, closures, diagnostics=tuple(found))
     analysis = bound(cell, source)
+    closures = settle(system, closures, analysis.always)
     claims = analysis.diagnostics(strict)
     diagnostics.extend(claims)
     told = (*found, *claims)

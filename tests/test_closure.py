@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rnnc.adjoint import adjoint
-from rnnc.closure import Affine, Closure, Sequential, Still, close
+from rnnc.closure import FAMILIES, Affine, Block, Closure, Sequential, Still, close
 from rnnc.closure.formula import certify
 from rnnc.closure.view import holding
 from rnnc.group import group
@@ -74,28 +74,29 @@ def test_an_error_term_defined_apart() -> None:
     "update, term",
     [
         ("tanh(a * h[t-1] + x)", "tanh(a * h[t-1] + x)"),
-        ("a * h[t-1] * h[t-1]", "a * h[t-1] * h[t-1]"),
-        ("max(h[t-1], x)", "max(h[t-1], x)"),
-        ("x / (1 + h[t-1])", "x / (1 + h[t-1])"),
+        ("h[t-1] * h[t-1] + x", "h[t-1] * h[t-1]"),
+        ("max(h[t-1], 0.1 * h[t-1])", "max(h[t-1], 0.1 * h[t-1])"),
+        ("x / (1 + abs(h[t-1]))", "abs(h[t-1])"),
         ("where(h[t-1] > 0, x, h[t-1])", "h[t-1] > 0"),
         ("z * h[t-1] + sum[N](U * h[t-1][D -> N])", "h[t-1][D -> N]"),
         ("mean[D](h[t-1]) + x", "mean[D](h[t-1])"),
-        ("0.5 * h[t-1] + 0.1 * h[t-2]", "h[t-2]"),
+        ("tanh(0.5 * h[t-1] + 0.1 * h[t-2])", "h[t-2]"),
     ],
 )
 def test_refusals_name_the_term(update: str, term: str) -> None:
     found = closure(update)
     assert isinstance(found, Sequential)
-    (refusal,) = found.refusals
-    assert refusal.term == term
+    refusal = found.refusals[0]
+    assert refusal.family == "affine" and refusal.term == term
     assert term in refusal.reason
+    assert [r.family for r in found.refusals] == list(FAMILIES)
 
 
 def test_states_that_need_each_other_are_one_group() -> None:
     made = system(HEAD + "state g[D]\ng[t] = z * h[t-1]\nh[t] = a * g[t] + x\noutput h[t]\n")
     (only,) = group(made)
     assert only.states == ("g", "h") and only.recurrent
-    assert isinstance(close(made, only), Sequential)
+    assert isinstance(close(made, only), Block)
 
 
 def test_a_value_that_reaches_no_past_is_no_recurrence() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rnnc.bound.interval import Interval
@@ -11,6 +11,7 @@ from rnnc.bound.spectrum import Spectrum
 from rnnc.bound.witness import Witness, number_text
 from rnnc.diagnostics import Diagnostic, Edit
 from rnnc.errors import claims as errors
+from rnnc.ir import Expr, Region
 from rnnc.source import Span
 
 Status = Literal["proved", "refuted", "undecided"]
@@ -73,7 +74,8 @@ class Analysis:
 
     `inputs`, `definitions`, `states` and `outputs` give ranges by name (`states`: of every value that a state may have,
     the initial one included). `spectra` has one entry for each group of states that need each other. `notes` are
-    sentences on what a state can or cannot do, by state.
+    sentences on what a state can or cannot do, by state. `always` says whether an expression of the cell was proved to
+    lie in a region.
     """
 
     cell: str
@@ -84,6 +86,7 @@ class Analysis:
     outputs: Mapping[str, Range]
     spectra: tuple[Spectrum, ...]
     notes: Mapping[str, tuple[str, ...]]
+    always: Callable[[Expr, Region], bool] = field(repr=False, compare=False)
 
     def verdict(self, name: str, kind: Kind | None = None) -> Verdict | None:
         """The verdict on a claim about a name."""

@@ -96,7 +96,13 @@ class _Bounder:
             outputs,
             found,
             notes,
+            self.always,
         )
+
+    def always(self, value: Expr, region: Region) -> bool:
+        """Whether a value, as the cell writes it, was proved to lie in a region."""
+        parts = self.model.parts(self.model.expand(value))
+        return self.holds(self.env, parts, region) or self.holds(self.thorough, parts, region)
 
     def range(self, node: Expr) -> Range:
         if node.kind == "complex":

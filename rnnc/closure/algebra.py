@@ -56,6 +56,8 @@ def mul(graph: Graph, x: Maybe, y: Maybe) -> Maybe:
         return None
     if _is(x, 1):
         return y
+    if isinstance(x, Lit) and isinstance(y, Lit):
+        return graph.lit(x.value * y.value)
     return x if _is(y, 1) else graph.apply("mul", x, y)
 
 

@@ -73,23 +73,43 @@ def raised(graph: Graph, x: Expr, power: float) -> Expr:
             return graph.apply("pow", x, graph.lit(int(power) if power == int(power) else power))
 
 
-def exponent_of(e: Expr) -> tuple[Expr, float]:
-    """`(x, p)` with `e = x ** p`, however it is written."""
+@dataclass(frozen=True)
+class Monomial:
+    """`free * base ** power`; None for a factor of 1, and for no base."""
+
+    free: Expr | None
+    base: Expr | None
+    power: float
+
+
+_ROOTS = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5}
+
+
+def monomial(graph: Graph, e: Expr, holds: set[Expr]) -> Monomial:
+    """A product of powers of one thing that holds the state, however it is written; else `e` as its own base."""
+    alone = Monomial(None, e, 1.0)
+    if e not in holds:
+        return Monomial(e, None, 0.0)
     match e:
-        case Apply(op="square" | "sqrt" | "rsqrt" as op, args=(x,)):
-            base, power = exponent_of(x)
-            return base, power * {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5}[op]
-        case Apply(op="mul", args=(x, y)) if x is y:
-            base, power = exponent_of(x)
-            return base, power * 2.0
-        case Apply(op="div", args=(x, y)) if algebra.number(x) == 1:
-            base, power = exponent_of(y)
-            return base, -power
-        case Apply(op="pow", args=(x, y)) if (value := algebra.number(y)) is not None and math.isfinite(value):
-            base, power = exponent_of(x)
-            return base, power * value
+        case Apply(op="mul", args=(x, y)):
+            f, g = monomial(graph, x, holds), monomial(graph, y, holds)
+            free = algebra.mul(graph, f.free, g.free) if f.free and g.free else f.free or g.free
+        case Apply(op="div", args=(x, y)):
+            f, g = monomial(graph, x, holds), monomial(graph, y, holds)
+            g = Monomial(g.free, g.base, -g.power)
+            free = algebra.div(graph, f.free or graph.lit(1.0), g.free) if g.free else f.free
+            free = None if free is not None and algebra.number(free) == 1 else free
+        case Apply(op="square" | "sqrt" | "rsqrt" | "pow" as op, args=(x, *rest)):
+            value = _ROOTS[op] if op != "pow" else algebra.number(rest[0])
+            f = monomial(graph, x, holds)
+            if value is None or not math.isfinite(value):
+                return alone
+            return Monomial(None, x, value) if f.free is not None else Monomial(None, f.base, f.power * value)
         case _:
-            return e, 1.0
+            return alone
+    if f.base is not None and g.base is not None and f.base is not g.base:
+        return alone
+    return Monomial(free, f.base or g.base, f.power + g.power)
 
 
 def _same(x: float, y: float) -> bool:
@@ -188,25 +208,19 @@ class Images(Pusher):
                 return None
 
     def powered(self, e: Apply) -> Sum | None:
-        graph, power = self.graph, self.phi.power
-        base, exponent = exponent_of(e)
-        if exponent != 1 and _same(exponent * power, 1):
-            return self.value(base)
-        match e.op, e.args:
-            case "mul", (x, y) if (x in self.holds) != (y in self.holds):
-                held, free = (x, y) if x in self.holds else (y, x)
-                factor = self.free(free)
-                return None if factor is None else self.times(factor, self.image(held))
-            case "div", (x, y) if y not in self.holds:
-                return self.over(self.image(x), self.free(y))
-            case "div", (x, y) if x not in self.holds and algebra.number(x) != 1:
-                factor, below = self.free(x), graph.apply("div", graph.lit(1.0), y)
-                self.holds.add(below)
-                return None if factor is None else self.times(factor, self.image(below))
-            case "div", (x, y) if power == -1 and y in self.holds and x in self.holds:
-                return self.quotient(x, y)
-            case _:
-                return None
+        power, m = self.phi.power, monomial(self.graph, e, self.holds)
+        if m.base is None:
+            return None
+        if _same(m.power * power, 1) and m.base is not e:
+            found = self.value(m.base)
+        elif m.power == 1 and m.free is not None:
+            found = self.image(m.base)
+        elif e.op == "div" and power == -1:
+            return self.quotient(*e.args)
+        else:
+            return None
+        factor = self.graph.lit(1.0) if m.free is None else self.free(m.free)
+        return None if factor is None else self.times(factor, found)
 
     def quotient(self, x: Expr, y: Expr) -> Sum | None:
         """`y / x` in `1 / s`, for `x = k s` and `y = c s + d`: `c / k + d / k * u`."""
@@ -219,9 +233,9 @@ class Images(Pusher):
         graph, phi = self.graph, self.phi
         if e not in self.holds:
             return None, None if isinstance(e, Lit) and e.value == 0 else e
-        base, exponent = exponent_of(e)
-        if phi.name == "power" and exponent != 1 and _same(exponent, phi.power):
-            return self.image(base)
+        m = monomial(graph, e, self.holds)
+        if phi.name == "power" and m.base not in (None, e) and _same(m.power, phi.power):
+            return self.times(graph.lit(1.0) if m.free is None else m.free, self.image(m.base))
         match e:
             case Apply(op="log", args=(x,)) if phi.name == "log":
                 return self.image(x)
@@ -236,10 +250,6 @@ class Images(Pusher):
                 return self.times(free, self.value(held))
             case Apply(op="div", args=(x, y)) if y not in self.holds:
                 return self.over(self.value(x), y)
-            case Apply(op="div", args=(x, y)) if x not in self.holds and algebra.number(x) != 1:
-                below = graph.apply("div", graph.lit(1.0), y)
-                self.holds.add(below)
-                return self.times(x, self.value(below))
             case _:
                 return self.through(e, self.value)
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from rnnc.closure import algebra
 from rnnc.closure.base import Composable, Obligation, Refusal
-from rnnc.closure.change import Images, Logarithms, Phi, exponent_of
+from rnnc.closure.change import Images, Logarithms, Phi, monomial
 from rnnc.closure.formula import free_parts, same_after
 from rnnc.closure.proof import composes
 from rnnc.closure.view import alone, holding
@@ -69,7 +69,7 @@ def match(system: System, group: Group) -> Variable | Refusal:
     if past.kind == "complex":
         return Refusal(FAMILY, f"`{stream.name}` is complex, and its logarithms and roots are not unique")
     holds = holding(stream.expr, (past,))
-    for phi in _candidates(stream.expr, holds):
+    for phi in _candidates(system.graph, stream.expr, holds):
         closure = _changed(system.graph, group, stream.expr, past, holds, phi)
         if closure is not None:
             return closure
@@ -110,7 +110,7 @@ def _certificate(phi: Phi, past: Ref) -> str:
     return f"{done} - (a * {shown} + b) = 0; (a2, b2) after (a1, b1) = (a2 * a1, a2 * b1 + b2)"
 
 
-def _candidates(update: Expr, holds: set[Expr]) -> list[Phi]:
+def _candidates(graph: Graph, update: Expr, holds: set[Expr]) -> list[Phi]:
     """The changes of variable that operations of an update suggest."""
     found: dict[Phi, None] = {}
     for node in walk(update):
@@ -126,9 +126,10 @@ def _candidates(update: Expr, holds: set[Expr]) -> list[Phi]:
             case "tanh":
                 found[Phi("atanh")] = None
             case "mul" | "div" | "pow" | "square" | "sqrt" | "rsqrt":
-                power = -1.0 if node.op == "div" else exponent_of(node)[1]
-                if power not in (0, 1):
-                    found |= dict.fromkeys((Phi("power", power), Phi("power", 1 / power)))
+                power = monomial(graph, node, holds).power
+                for p in (power, -1.0) if node.op == "div" else (power,):
+                    if p not in (0, 1):
+                        found |= dict.fromkeys(Phi("power", q) for q in (p, 1 / p, -p, -1 / p) if q != 1)
                 found[Phi("log")] = None
             case _:
                 pass
