@@ -41,5 +41,5 @@ def _scanned(self: Any, inputs: Any) -> list[Any]:
 
 
 def install() -> None:
-    InterpreterBuilder.cast_impl = _rounded
-    ScanOps.generic_scan = _scanned
+    for owner, name, method in ((InterpreterBuilder, "cast_impl", _rounded), (ScanOps, "generic_scan", _scanned)):
+        setattr(owner, name, method)

@@ -1,0 +1,144 @@
+"""Modules with kernels beside the interpreter in float64: outputs, final states, and the gradients of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.reference import Interpreter
+from rnnc.ir import Cell
+from rnnc.rounding import Comparison, Expected, Tensors
+from tests.modules import as_tuple
+
+
+def like(value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a value's kind with numbers as precise as `dtype`; complex ones are at least of float32."""
+    if value.dtype == torch.bool or not value.is_complex():
+        return torch.bool if value.dtype == torch.bool else dtype
+    return torch.complex128 if dtype == torch.float64 else torch.complex64
+
+
+def computing(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass
+class Trial:
+    """One call, in float64: inputs, parameters, a state to go on from, the lengths of packed sequences."""
+
+    cell: Cell
+    sizes: Mapping[str, int]
+    inputs: Tensors
+    params: Tensors
+    state: Tensors | None = None
+    lengths: Sequence[int] | None = None
+    seed: int = 0
+    weights: Tensors = field(default_factory=dict[str, Tensor])
+
+    @property
+    def ends(self) -> list[int] | None:
+        return None if self.lengths is None else list(accumulate(self.lengths, initial=0))
+
+    def expected(self) -> Expected:
+        """What the interpreter gets."""
+        return Expected(self.interpreted, self.seed)
+
+    def interpreted(self, dtype: torch.dtype) -> Tensors:
+        oracle = Interpreter(self.cell, self.sizes, dtype=dtype)
+        inputs, state = self.leaves(dtype)
+        learned = {p.name for p in self.cell.params if p.learned}
+        params = {n: self.leaf(p, dtype) if n in learned else p for n, p in self.params.items()}
+        outputs, final = oracle.run(inputs, params, state, self.ends)
+        return self.gathered(outputs, final, inputs, {n: p for n, p in params.items() if n in learned}, state)
+
+    def computed(self, build: Callable[..., Any], dtype: torch.dtype, device: str = "cpu") -> Tensors:
+        """What a module gets from inputs in `dtype`, its parameters and states being at least of float32."""
+        return self.called(self.module(build, dtype, device), dtype, device)
+
+    def module(self, build: Callable[..., Any], dtype: torch.dtype, device: str = "cpu") -> Any:
+        """A module with these parameters."""
+        module = build(**self.sizes, dtype=computing(dtype), device=device)
+        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        with torch.no_grad():
+            for name, value in self.params.items():
+                own[name].copy_(value)
+        return module
+
+    def called(self, module: Any, dtype: torch.dtype, device: str = "cpu") -> Tensors:
+        inputs, state = self.leaves(dtype, device)
+        given = None
+        if state is not None:
+            kind = type(module.initial_state(1))
+            given = kind(*(state[n] for n in kind._fields))
+        ends = None if self.ends is None else torch.tensor(self.ends, dtype=torch.int32, device=device)
+        outputs, final = module(*inputs.values(), state=given, cu_seqlens=ends)
+        return self.gathered(as_tuple(outputs), final._asdict(), inputs, dict(module.named_parameters()), state)
+
+    def leaf(self, value: Tensor, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+        own = value.detach().clone().to(device, like(value, dtype))
+        return own if own.dtype == torch.bool else own.requires_grad_()
+
+    def leaves(self, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensors, Tensors | None]:
+        """Inputs and state."""
+        inputs = {n: self.leaf(x, dtype, device) for n, x in self.inputs.items()}
+        state = self.state and {n: self.leaf(x, computing(dtype), device) for n, x in self.state.items()}
+        return inputs, state
+
+    def gathered(
+        self, outputs: Sequence[Tensor], final: Tensors, inputs: Tensors, params: Tensors, state: Tensors | None
+    ) -> Tensors:
+        """Values, and gradients of a sum of all of them with fixed weights, by name."""
+        values = {f"output {o.name}": v for o, v in zip(self.cell.outputs, outputs, strict=True)}
+        values |= {f"final state {n}": v for n, v in final.items()}
+        total = torch.zeros((), dtype=torch.float64)
+        for name, value in values.items():
+            if value.dtype != torch.bool:
+                weight = self.weight(name, value)
+                total = total + (weight.conj() * torch.where(weight != 0, value, 0)).real.sum().to(total)
+        leaves = {f"gradient of input {n}": x for n, x in inputs.items()}
+        leaves |= {f"gradient of param {n}": x for n, x in params.items()}
+        leaves |= {f"gradient of state {n}": x for n, x in (state or {}).items()}
+        leaves = {n: x for n, x in leaves.items() if x.requires_grad}
+        grads: Sequence[Tensor] = [torch.zeros_like(x) for x in leaves.values()]
+        if total.requires_grad and leaves:
+            grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+        found = {n: v.detach() for n, v in values.items()} | dict(zip(leaves, grads, strict=True))
+        return {n: v.cpu() for n, v in found.items()}
+
+    def weight(self, name: str, value: Tensor) -> Tensor:
+        """What a value counts in the sum: 0 where it is infinite."""
+        if name not in self.weights:
+            generator = torch.Generator().manual_seed(100 * self.seed + len(self.weights))
+            drawn = torch.randn(value.shape, generator=generator, dtype=like(value, torch.float64))
+            self.weights[name] = torch.where(value.detach().cpu().isfinite(), drawn, 0)
+        return self.weights[name].to(value.device, value.dtype)
+
+
+def disagreements(expected: Expected, got: Tensors, dtype: torch.dtype = torch.float64) -> list[str]:
+    """What is further from the interpreter than roundings explain."""
+    return [_told(c) for c in expected.compare(got, dtype) if c.failed]
+
+
+def _told(c: Comparison) -> str:
+    return f"{c.what}: {c.where}, off by {c.error:.2g} where {c.allowed:.2g} is allowed"
+
+
+def errors(got: Tensors, want: Tensors) -> Iterator[tuple[str, float, float]]:
+    """By name: the error of a tensor relative to its norm, and its largest one relative to the largest number."""
+    for name, wanted in want.items():
+        value, wide = got[name], like(wanted, torch.float64)
+        assert value.shape == wanted.shape, name
+        finite = wanted.isfinite() if wanted.dtype != torch.bool else torch.ones_like(wanted)
+        assert torch.equal(value[~finite].to(wide), wanted[~finite]), name
+        if wanted.dtype == torch.bool:
+            assert torch.equal(value, wanted), name
+            continue
+        off, size = (value.to(wide) - wanted)[finite], wanted[finite]
+        if off.numel():
+            tiny = 1e-300
+            yield name, float(off.norm() / (size.norm() + tiny)), float(off.abs().max() / (size.abs().max() + tiny))
