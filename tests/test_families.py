@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from backends.reference.token import Setting, Token
@@ -333,6 +335,25 @@ def test_a_block_and_what_stays_zero_in_it() -> None:
     del system
 
 
+def test_blocks_of_histories_and_of_complex_states() -> None:
+    _, found = found_in(cell("h[t-1] + z * e[t-1]", "h[D]", "e = x - h[t-1]"), "h")
+    assert isinstance(found, Block) and set(found.components) == {("h", 1), ("e_past", 1)}
+    _, found = found_in(
+        cell("exp(1j * z) * h[t-1] - 0.1 * g[t-1] + x", "h[D]: complex, g[D]: complex", "g[t] = h[t-1]"), "h"
+    )
+    assert isinstance(found, Block) and found.parameters[0].kind == "complex"
+    _, found = found_in(cell("conj(h[t-1]) + g[t-1]", "h[D]: complex, g[D]: complex", "g[t] = h[t-1]"), "h")
+    assert isinstance(found, Sequential)
+
+
+@pytest.mark.parametrize(
+    "update", ["max(h[t-1] + done, x)", "max(h[t-1], done)", "1 / (h[t-1] + done)", "sqrt(z * h[t-1] ** 2 + done)"]
+)
+def test_parameters_are_numbers(update: str) -> None:
+    _, found = found_in(cell(update), "h")
+    assert isinstance(found, Composable) and all(p.kind == "real" for p in found.parameters)
+
+
 def test_the_largest_block() -> None:
     taps = " + ".join(f"z * h[t-{i}]" for i in range(1, 17))
     _, found = found_in(cell(f"{taps} + x"), "h")
@@ -373,12 +394,12 @@ def test_refusals(text: str, family: str, words: str) -> None:
 @pytest.mark.parametrize(
     "text, words",
     [
-        (cell("tanh(z * h[t-1] + x)"), "without `tanh` around `z * h[t-1] + x` it is affine"),
-        (cell("max(w * h[t-1], x)"), "with `w` in [0, inf) it is tropical"),
+        (cell("tanh(z * h[t-1] + x)"), "without `tanh` around `z * h[t-1] + x` it would be parallel (affine)"),
+        (cell("max(w * h[t-1], x)"), "with `w` in [0, inf) it would be parallel (tropical)"),
         (cell("max(u * h[t-1], x)", "h[D]", "param u[D] = uniform(0, 1)"), "a learned `u` may be any number"),
         (
             cell("z * tanh(g[t-1]) + h[t-1]", "h[D], g[D]", "g[t] = g[t-1] + h[t-1]"),
-            "without `tanh` around `g[t-1]` it is block",
+            "without `tanh` around `g[t-1]` it would be parallel (block)",
         ),
         (cell("tanh(sum[N](U * h[t-1][D -> N]))"), ""),
     ],
@@ -418,6 +439,35 @@ def test_an_obligation_on_the_past_of_an_input() -> None:
 def test_examples(stem: str, families: list[str]) -> None:
     made = lower(example(stem))
     assert [close(made, g).family for g in group(made)] == families
+
+
+# --- drawn at random -------------------------------------------------------------------------------------------------
+
+
+FREE = st.sampled_from(["x", "w", "0.5", "-1", "x * w"])
+
+
+def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    def put(text: str) -> st.SearchStrategy[str]:
+        return st.builds(lambda e, k: text.replace("@", e).replace("$", k), inner, FREE)
+
+    forms = ["(@ + $)", "($ - (-@))", "max(@, $)", "min($, @)", "relu(@)", "clamp(@, -1, $)", "z * (@)", "(@) / r"]
+    return st.one_of([put(f) for f in [*forms, "-(-(@))", "where(done, $, @)", "2 * @", "-max(-(@), $)"]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.recursive(st.just("h[t-1]"), grown, max_leaves=4), st.integers(0, 100))
+def test_what_keeps_the_order_is_tropical(update: str, seed: int) -> None:
+    if "$" in update or update == "h[t-1]":
+        return
+    torch.manual_seed(seed)
+    system, closure = found_in(cell(update), "h")
+    assert isinstance(closure, Affine | Tropical), reason(system, closure)
+    if isinstance(closure, Tropical):
+        numbers, past = Numbers(system), {"h": torch.randn(B, 3, dtype=torch.float64)}
+        inputs = drawn(system)
+        wanted = numbers([system.stream("h").expr], inputs, past)
+        close_to(applied(closure, numbers, numbers(closure.parameters, inputs, past), [past["h"]]), wanted)
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------

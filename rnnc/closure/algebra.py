@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import reduce
 
 from rnnc.ir import Apply, Expr, Graph, Lit
@@ -74,6 +75,12 @@ def choose(graph: Graph, condition: Expr, x: Maybe, y: Maybe, other: float = 0.0
 
 def total(graph: Graph, terms: list[Expr]) -> Maybe:
     return reduce(lambda x, y: graph.apply("add", x, y), terms) if terms else None
+
+
+def numbers(graph: Graph, values: Iterable[Expr]) -> tuple[Expr, ...]:
+    """Conditions among the values as 0 and 1."""
+    zero, one = graph.lit(0.0), graph.lit(1.0)
+    return tuple(graph.apply("where", v, one, zero) if v.kind == "bool" else v for v in values)
 
 
 def fixed(graph: Graph, x: Expr, value: Expr) -> Expr:

@@ -139,7 +139,9 @@ def _block(
     rows = tuple(i for i in size if any((i, j) in reached for j in offset))
     entries = tuple(sorted(reached))
     zero = graph.lit(0.0)
-    parameters = (*(matrix.get(at, zero) for at in entries), *(offset.get(i, zero) for i in rows))
+    parameters = algebra.numbers(
+        graph, [*(matrix.get(at, zero) for at in entries), *(offset.get(i, zero) for i in rows)]
+    )
     n = len(components)
     certificate = f"update - (A s + b) = 0, A {n} x {n}; (A2, b2) after (A1, b1) = (A2 A1, A2 b1 + b2)"
     found = Block(group, parameters, "", (), components, entries, rows)

@@ -260,7 +260,7 @@ def same_after(left: Expr, right: Expr, state: Expr, atoms: Sequence[Expr], name
     rest = [n for n in dict.fromkeys([*cut, *_opaque((left, right), {state, *cut}, _ANALYTIC)]) if n is not state]
     known = {n: sympy.Symbol(f"x{i}", positive=True) for i, n in enumerate(rest) if n.kind != "bool"}
     for truths in cases(n for n in rest if n.kind == "bool"):
-        chosen = {**known, **pasts, **truths}
+        chosen = {**known, **pasts, **{n: sympy.Integer(int(truth)) for n, truth in truths.items()}}
         x, y = (evaluate(e, chosen, _ANALYTIC, _real) for e in (left, right))
         if x is None or y is None or not _zero(forward(x) - forward(y)):
             return False

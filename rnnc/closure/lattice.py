@@ -78,7 +78,7 @@ class _Reader:
         return self.done[root]
 
     def below(self, node: Expr) -> tuple[Expr, ...]:
-        if node in self.field.atoms or not isinstance(node, Apply):
+        if node in self.chosen or node in self.field.atoms or not isinstance(node, Apply):
             return ()
         kept = operands(node)
         if len(kept) == 3 and node.op == "where":
@@ -86,6 +86,8 @@ class _Reader:
         return kept
 
     def tree(self, node: Expr) -> Tree | None:
+        if node in self.chosen:
+            return ("is", self.field.number(int(self.chosen[node])), None)
         if node in self.field.atoms:
             return ("is", self.field.atoms[node], None)
         if isinstance(node, Lit):

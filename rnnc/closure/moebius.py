@@ -75,7 +75,7 @@ def match(system: System, group: Group) -> Moebius | Refusal:
             FAMILY, f"`{expr_text(entries)}` is no fraction of sums in `{expr_text(past)}`", expr_text(entries)
         )
     zero = graph.lit(0.0)
-    parameters = tuple(zero if e is None else e for e in entries)
+    parameters = algebra.numbers(graph, (zero if e is None else e for e in entries))
     infinite = stream.init is not None and any(isinstance(n, Lit) and _unbounded(n) for n in walk(stream.init))
     closure = Moebius(group, parameters, "", (), ((stream.name, 1),), infinite)
     (again,) = closure.apply(graph, parameters, (past,))

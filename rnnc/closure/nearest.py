@@ -24,23 +24,20 @@ def nearest(
 ) -> str:
     """What to assume, or what to leave out, and the family that the group is in then; nothing where neither helps."""
     for family, o in unproved:
-        text = expr_text(o.expr)
+        text, region = expr_text(o.expr), region_text(o.what)
         if isinstance(o.expr, Ref) and o.expr.role == "param":
-            return f"a learned `{text}` may be any number: with one that lies in {region_text(o.what)} it is {family}"
-        return f"with `{text}` in {region_text(o.what)} it is {family}"
+            return f"a learned `{text}` may be any number: in {region} it would be parallel ({family})"
+        return f"with `{text}` in {region} it would be parallel ({family})"
     streams = [system.stream(n) for n in group.states]
     updates = [s.expr for s in streams]
-    holds = holding_all(updates, pasts_of(group.states, *updates))
+    pasts = pasts_of(group.states, *updates)
+    holds = {n for update in updates for n in holding(update, pasts)}
     bent = [n for n in walk(*updates) if n in holds and isinstance(n, Apply) and n.op in _BENT]
     for node in bent[:_TRIALS]:
         straight = _without(system, node)
         if found := family_of(straight, group):
-            return f"without `{node.op}` around `{expr_text(node.args[0])}` it is {found}"
+            return f"without `{node.op}` around `{expr_text(node.args[0])}` it would be parallel ({found})"
     return ""
-
-
-def holding_all(updates: Sequence[Expr], pasts: Sequence[Expr]) -> set[Expr]:
-    return {n for update in updates for n in holding(update, pasts)}
 
 
 def _without(system: System, node: Apply) -> System:

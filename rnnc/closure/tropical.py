@@ -112,7 +112,7 @@ def match(system: System, group: Group) -> Tropical | Refusal:
             )
     given = {"a": form.a, "b": form.b, "c": form.c, "d": form.d}
     roles = "".join(role for role, e in given.items() if e is not None)
-    parameters = tuple(e for e in given.values() if e is not None)
+    parameters = algebra.numbers(graph, (e for e in given.values() if e is not None))
     closure = Tropical(group, parameters, "", tuple(splitter.obligations), ((stream.name, 1),), roles)
     (again,) = closure.apply(graph, parameters, (past,))
     if not same_order(update, again, positive, holding(update, (past,))):

@@ -84,7 +84,7 @@ def _changed(graph: Graph, group: Group, update: Expr, past: Ref, holds: set[Exp
     if found is None:
         return None
     absent = graph.lit(-math.inf if phi.name == "exp" else 0.0)
-    parameters = tuple(absent if e is None else e for e in found)
+    parameters = algebra.numbers(graph, (absent if e is None else e for e in found))
     domain = phi.domain(graph)
     why = f"its update is affine in {phi.text}, which tells values apart there"
     inside = () if domain is None else (Obligation(past, domain, why),)
