@@ -470,6 +470,38 @@ def test_what_keeps_the_order_is_tropical(update: str, seed: int) -> None:
         close_to(applied(closure, numbers, numbers(closure.parameters, inputs, past), [past["h"]]), wanted)
 
 
+def anything(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    def put(text: str) -> st.SearchStrategy[str]:
+        return st.builds(lambda e, f, k: text.replace("@", e).replace("?", f).replace("$", k), inner, inner, FREE)
+
+    sums = ["(@ + $)", "(@ + ?)", "(@ - ?)", "(-(@))", "(@ * $)", "(@ * ?)", "z * (@)", "(@ / r)", "(q / @)", "(@ / ?)"]
+    roots = ["sqrt(@)", "square(@)", "(@) ** 2", "(@) ** z", "(@) ** (1 / 3)", "exp(@)", "log(@)", "logaddexp(@, $)"]
+    bends = ["max(@, $)", "min(@, $)", "relu(@)", "softplus(@)", "tanh(@)", "sigmoid(@)", "where(done, @, ?)"]
+    return st.one_of([put(f) for f in [*sums, *roots, *bends]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.recursive(st.sampled_from(["h[t-1]", "h[t-1]", "q", "x"]), anything, max_leaves=5), st.integers(0, 100))
+def test_whatever_family_takes_it_it_is_the_same(update: str, seed: int) -> None:
+    if "h[t-1]" not in update:
+        return
+    torch.manual_seed(seed)
+    system, closure = found_in(cell(update, "h[D] = 1"), "h")
+    if not isinstance(closure, Composable):
+        return
+    numbers, past = Numbers(system), {"h": torch.ones(B, 3, dtype=torch.float64)}
+    maps: list[list[Tensor]] = []
+    for _ in range(3):
+        inputs = drawn(system)
+        (wanted,) = numbers([system.stream("h").expr], inputs, past)
+        maps.append(numbers(closure.parameters, inputs, past))
+        whole = applied(closure, numbers, folded(closure, numbers, list(maps)), [torch.ones(B, 3, dtype=torch.float64)])
+        if not wanted.isfinite().all() or wanted.abs().max() > 1e6:
+            return
+        torch.testing.assert_close(whole[0], wanted, rtol=1e-6, atol=1e-6)
+        past = {"h": wanted}
+
+
 # --- certificates ----------------------------------------------------------------------------------------------------
 
 
