@@ -131,7 +131,7 @@ def reason(system: System, closure: Closure, *, contracting: bool = False) -> st
     match closure:
         case Composable():
             told = [_form(closure) + _equations(system, closure)]
-            told += [f"`{_short(o.expr, {})}` lies in {region_text(o.what)}: {o.why}" for o in closure.obligations]
+            told += [f"rests on `{_short(o.expr, {})}` in {region_text(o.what)}: {o.why}" for o in closure.obligations]
             return "; ".join(told)
         case Affine():
             (name,) = closure.group.states
