@@ -74,6 +74,8 @@ class Tiles:
         self.uses: Counter[Expr] = Counter()
         self.counted: set[Expr] = set()
         self.functions: set[str] = set()
+        self.built: dict[Expr, Tile] = {}
+        self.named = 0
         self.scalars = {"0.0"}
 
     def expect(self, *roots: Expr) -> None:
@@ -96,11 +98,27 @@ class Tiles:
 
     def tile(self, root: Expr) -> Tile:
         """Code of a node; makes the lines that it needs."""
+        if root in self.values:
+            return self.values[root]
+        if self._known() and root in self.built:
+            return self.built[root]
         for node in self._below(root):
             if node in self.values or is_number(node) or not self._named(node):
                 continue
             self.name(node)
-        return self._get(root)
+        found = self._get(root)
+        self._known()
+        if root not in self.values:
+            self.built[root] = found
+        return found
+
+    def _known(self) -> bool:
+        """Whether what was built is still what would be: nothing has got a name since."""
+        if len(self.values) != self.named:
+            self.built.clear()
+            self.named = len(self.values)
+            return False
+        return True
 
     def _below(self, root: Expr) -> list[Expr]:
         """The nodes that are not there yet, operands first."""

@@ -1,5 +1,8 @@
 """Affine recurrences over tiles [BT, BS, BC]: BS stretches of BT tokens, each stretch in one thread.
 
+# Triton says of `associative_scan` that it returns nothing.
+# pyright: reportGeneralTypeIssues=false
+
 A zero that is only added to is -0.0: a compiler leaves out sums with that one.
 """
 
