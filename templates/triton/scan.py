@@ -1,10 +1,10 @@
 """Affine recurrences over tiles [BT, BS, BC]: BS stretches of BT tokens, each stretch in one thread.
 
-# Triton says of `associative_scan` that it returns nothing.
-# pyright: reportGeneralTypeIssues=false
-
 A zero that is only added to is -0.0: a compiler leaves out sums with that one.
 """
+
+# Triton says of `associative_scan` that it returns nothing.
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
