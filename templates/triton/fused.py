@@ -375,19 +375,23 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         ctx.counts = (len(tokens), len(fixed), len(initial), len(saved))
         ctx.made = [(x.shape, x.dtype) for x in output]
         ctx.save_for_backward(*tokens, *fixed, *initial, *saved, *([] if cu_seqlens is None else [cu_seqlens]))
+        # No zeros for what the forward leaves to the backward alone: that may be as large as an input.
+        ctx.set_materialize_grads(False)
 
     def gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         values = iter(ctx.saved_tensors)
         tokens, fixed, initial, saved = ([next(values) for _ in range(n)] for n in ctx.counts)
         cu_seqlens = next(values, None)
-        full = [
-            initial[0].new_zeros(shape, dtype=dtype) if g is None else g for g, (shape, dtype) in zip(grads, ctx.made)
-        ]
         results, states = len(fused.results), len(initial)
-        grads = [g for g, (_, kind, _) in zip(full, fused.results.values()) if kind != "bool"]
-        grads += [g for g, kept in zip(full[results : results + states], fused.kept) if kept]
+        arrived = list(zip(grads, ctx.made))
+        used = [x for x, (_, kind, _) in zip(arrived, fused.results.values()) if kind != "bool"]
+        used += [x for x, kept in zip(arrived[results:], fused.kept) if kept]
+        grads, last_grads = (
+            [initial[0].new_zeros(shape, dtype=dtype) if g is None else g for g, (shape, dtype) in chosen]
+            for chosen in (used, arrived[results + states :])
+        )
         call = (tokens, fixed, initial, cu_seqlens, ctx.lead, ctx.sizes, ctx.numbers, ctx.out)
-        found = iter(backward(grads, full[results + states :], saved, *call))
+        found = iter(backward(grads, last_grads, saved, *call))
         made = [None if slot is None else next(found) for slot in _slots(fused)]
         # PyTorch takes an empty list for one of tensors.
         lists = (None if n else [] for n in (ctx.lead, ctx.sizes, ctx.numbers))
