@@ -87,27 +87,17 @@ def plain_products() -> None:
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 
 
-def known(name: str, dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
-    if name == "Kalman" and dtype.itemsize == 2:
-        why = "two kernels round their shares of the gradient of r to 16 bit, which cancel"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=False))
-
-
 @every
 @DTYPES
 @pytest.mark.parametrize("length", [1, 65, PACKED], ids=["one", "whole", "packed"])
-def test_values_and_gradients(
-    name: str, dtype: torch.dtype, length: int | Sequence[int], request: pytest.FixtureRequest
-) -> None:
-    known(name, dtype, request)
+def test_values_and_gradients(name: str, dtype: torch.dtype, length: int | Sequence[int]) -> None:
     assert too_far(trial(name, length, start=True), name, dtype) == []
 
 
 @every
 @DTYPES
-def test_wider_than_a_block(name: str, dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+def test_wider_than_a_block(name: str, dtype: torch.dtype) -> None:
     """Widths that are multiples of 16, and not: other configurations."""
-    known(name, dtype, request)
     for wide in (67, 160):
         sizes = dict.fromkeys(CASES[name].dims, 3)
         last = {"Mamba": "E", "LRU": "N", "S5Reset": "N"}.get(name, list(sizes)[-1])

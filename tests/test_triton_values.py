@@ -141,10 +141,7 @@ def test_float32(name: str, length: int | Sequence[int]) -> None:
     assert not too_far(made, name, got, torch.float32) or not disagreements(made.expected(), got, torch.float32)
 
 
-SHARES = pytest.mark.xfail(reason="two kernels round their shares of the gradient of r to 16 bit, which cancel")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=SHARES) if n == "Kalman" else n for n in FUSED])
+@pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_low_precision(name: str, dtype: torch.dtype) -> None:
     made = trial(name, 33, start=True)

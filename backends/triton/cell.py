@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 
 import jinja2
@@ -43,9 +44,25 @@ class FusedBlock(Block):
         return self.aligned_code(node, node.dims)
 
     def nested(self, node: Expr) -> tuple[str, int]:
-        text, strength = super().nested(node)
-        narrow = (isinstance(node, Linear) or (isinstance(node, Ref) and node.role == "input")) and node.kind == "real"
-        return (f"{text}.to(dtype)", 10) if narrow else (text, strength)
+        return (self.wide(node), 10) if _narrow(node) else super().nested(node)
+
+    def wide(self, node: Expr) -> str:
+        """The variable of a narrow node in the computing dtype: one, so that gradients are summed in that dtype."""
+        if node not in self.widened:
+            text, _ = super().nested(node)
+            name = self.names.new(f"{text}_wide" if text.isidentifier() else "wide")
+            self.assign(name, f"{text}.to(dtype)")
+            self.widened[node] = name
+        return self.widened[node]
+
+    @cached_property
+    def widened(self) -> dict[Expr, str]:
+        return {}
+
+
+def _narrow(node: Expr) -> bool:
+    """Whether a value may have 16 bits."""
+    return (isinstance(node, Linear) or (isinstance(node, Ref) and node.role == "input")) and node.kind == "real"
 
 
 class FusedCellCoder(CellCoder):
@@ -110,7 +127,8 @@ class FusedCellCoder(CellCoder):
         coder = self.coders[self.kernels_of.index(kernel)]
         for s in kernel.streams:
             block.lines.append(cut(f"# {s.name}[t] = {expr_text(self.cell.state(s.name).expr)}" if s.declared else ""))
-        tokens = [block.raw(n) for n in kernel.inputs]
+        readers = Counter(n for k in self.kernels_of for n in k.inputs)
+        tokens = [block.wide(n) if readers[n] > 1 and _narrow(n) else block.raw(n) for n in kernel.inputs]
         fixed = [block.aligned_code(n, n.dims) for n in kernel.fixed]
         initial = [f"state.{s.name}" for s in kernel.streams]
         sizes = ", ".join(f"self.{d}" for d in coder.dims)
