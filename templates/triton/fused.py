@@ -172,7 +172,8 @@ def _stepped_tile(call: _Call, back: bool, double: bool, reads: Sequence[Tensor]
     warps = max(1, min(8, channels * size // entries))
     while channels > 1 and channels * size > entries * warps:
         channels //= 2
-    return _Tile(channels, 1, 1, 1, warps, 3)
+    # Where other warps run meanwhile, a backward keeps its registers instead.
+    return _Tile(channels, 1, 1, 1, warps, 2 if back and warps > 1 else 3)
 
 
 def _lanes(wanted: int, width: int) -> int:
@@ -284,14 +285,15 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
     arriving += [n for n, kept in zip(fused.states, fused.kept) if kept]
     saved_ptr = "{}_ptr" if fused.stored else "{}_starts_ptr"
 
+    def fetched(x: Tensor, call: _Call) -> Tensor:
+        """Nothing is fetched ahead by loads of 2 bytes a thread, and with one token at a time each would wait."""
+        return x.to(call.dtype) if fused.inner and x.element_size() == 2 else x
+
     def read(tokens, fixed, initial, cu_seqlens, call, sizes, numbers) -> dict[str, Any]:
         """What all kernels may read, by the names of their parameters."""
         named: dict[str, Any] = {"cu_seqlens": cu_seqlens, "T": call.lead[1]}
         for name, x in zip(fused.tokens, tokens):
-            if fused.inner and x.element_size() == 2:
-                # Nothing is fetched ahead by loads of 2 bytes a thread, and with one token at a time each would wait.
-                x = x.to(call.dtype)
-            x, named[f"{name}_row"] = _rows(x)
+            x, named[f"{name}_row"] = _rows(fetched(x, call))
             named[f"{name}_ptr"] = _flat(x)
         named |= _pointers("{}_ptr", fused.fixed, (x.contiguous() for x in fixed))
         named |= _pointers("{}_initial_ptr", fused.states, initial)
@@ -352,7 +354,7 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         arguments = read(tokens, fixed, initial, cu_seqlens, call, sizes, numbers)
         arguments |= _scratch(fused, launch, call, initial)
         arguments |= _pointers(saved_ptr, fused.states, saved)
-        arguments |= _pointers("d_{}_ptr", arriving, (g.contiguous() for g in grads))
+        arguments |= _pointers("d_{}_ptr", arriving, (fetched(g, call).contiguous() for g in grads))
         arguments |= _pointers("d_{}_last_ptr", fused.states, (g.contiguous() for g in last_grads))
         arguments |= _pointers("d_{}_ptr", owners, slots) | _pointers("d_{}_initial_ptr", fused.states, d_initial)
         if fused.carry_back is not None:
