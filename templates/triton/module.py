@@ -37,10 +37,17 @@ class _FusedCell(_Cell):
 
     @property
     def plan(self) -> dict[str, str]:
-        """Which kernel computes each group of states, where Triton runs."""
+        """Which kernel computes each group of states."""
+        plain = super().plan
         if self.backend in ("torch", "reference"):
-            return super().plan
-        return super().plan | {states: f"triton: {kernel}" for states, kernel in self._fused_kernels.items()}
+            return plain
+        kernels = {name: kernel for states, kernel in self._fused_kernels.items() for name in states.split(", ")}
+        fused = {states: kernels.get(states.split(", ")[0]) for states in plain}
+        sure = self.backend == "triton" or _interpreted()
+        return {
+            states: other if kernel is None else f"triton: {kernel}" if sure else f"triton: {kernel}, on a GPU; {other}"
+            for (states, other), kernel in zip(plain.items(), fused.values())
+        }
 
     def _runs_kernels(self, device: torch.device) -> bool:
         if self.backend in ("torch", "reference"):

@@ -127,7 +127,7 @@ def test_installed_compiler(
     place, grammar, backends = run(venv / "bin" / "python", "-c", WHERE).splitlines()
     assert Path(place).is_relative_to(venv if way == "wheel" else ROOT)
     assert grammar == "True"
-    assert backends == "reference torch"
+    assert backends == "reference torch triton"
     module = tmp_path / "mingru.py"
     run(venv / "bin" / "rnnc", "compile", ROOT / "examples" / "mingru.rnn", "-o", module)
     assert module.read_bytes() == from_checkout
