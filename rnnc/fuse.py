@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from rnnc.derive import depends
 from rnnc.ir import OPS, Apply, Conv, Expr, Linear, Reduce, Ref, walk
 from rnnc.lower import Stream
-from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, per_token
+from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, needs, per_token
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class _Fusion:
 
     def _made(self) -> set[Expr]:
         """What PyTorch computes in any case: the operands of learned maps and convolutions."""
-        roots = [e for step in self.plan.steps for e in _exprs(step)] + [e for _, e in self.system.outputs]
+        roots = [e for step in self.plan.steps for e in needs(step)] + [e for _, e in self.system.outputs]
         return {c for n in walk(*roots) if isinstance(n, Linear | Conv) for c in n.children}
 
     def kernels(self) -> tuple[Kernel, ...]:
@@ -129,7 +129,7 @@ class _Fusion:
                 home.append(step)
         taken = {id(s) for _, members in joined for s in members}
         others: list[Expr] = [e for _, e in self.system.outputs] + [c.arg for c in self.system.convs.values()]
-        others += [e for step in self.plan.steps if id(step) not in taken for e in _exprs(step)]
+        others += [e for step in self.plan.steps if id(step) not in taken for e in needs(step)]
         borders = [self.border([e for s in members for e in updates(s)], _names(members)) for _, members in joined]
         out: list[Kernel] = []
         for k, (at, members) in enumerate(joined):
@@ -303,13 +303,3 @@ def elementwise(node: Expr) -> bool:
 
 def _names(steps: Iterable[Scan | Loop]) -> set[str]:
     return {s.name for step in steps for s in _streams(step)}
-
-
-def _exprs(step: Step) -> tuple[Expr, ...]:
-    match step:
-        case Pointwise(stream=s):
-            return (s.expr,)
-        case Scan():
-            return updates(step)
-        case Loop():
-            return (*step.hoisted, *step.fixed)

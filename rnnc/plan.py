@@ -86,6 +86,17 @@ class Plan:
     projections: Mapping[Expr, Projection]
 
 
+def needs(step: Step) -> tuple[Expr, ...]:
+    """What is computed around a step, for all tokens at once or once."""
+    match step:
+        case Scan(closure=c):
+            return (c.a,) if c.b is None else (c.a, c.b)
+        case Pointwise(stream=s):
+            return (s.expr,)
+        case Loop():
+            return (*step.hoisted, *step.fixed)
+
+
 def is_number(node: Expr) -> bool:
     """A scalar that only sizes, consts and literals decide: a Python number in generated code."""
     return all(

@@ -23,7 +23,7 @@ from rnnc.ir import (
     walk,
 )
 from rnnc.lower import Stream
-from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, Step, is_number, per_token
+from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, Step, is_number, needs, per_token
 from rnnc.show import expr_text, region_text
 
 from .block import Block, NameTable
@@ -424,13 +424,7 @@ class CellCoder:
 
     def roots(self, step: Step) -> tuple[Expr, ...]:
         """What PyTorch computes for a step."""
-        match step:
-            case Scan(closure=c):
-                return (c.a,) if c.b is None else (c.a, c.b)
-            case Pointwise(stream=s):
-                return (s.expr,)
-            case Loop():
-                return (*step.hoisted, *step.fixed)
+        return needs(step)
 
     def parameter(self, ref: Ref, block: Block, table: NameTable) -> str:
         """A parameter in the computing dtype; a tap is one slice of a convolution's weight."""

@@ -220,19 +220,7 @@ class BackwardCoder:
         if past and not coder.stored:
             self.again(holes, tiles)
         self.read(tiles, exprs, initial)
-        for k, ((a, m), stream) in enumerate(zip(self.elements, coder.streams, strict=True)):
-            name = coder.state_names[k]
-            if self.tiled:
-                one = coder.element(tiles, f"d_{name}_a", a, stream, "1.0")
-                add = coder.element(tiles, f"d_{name}_b", m, stream, "0.0")
-                one, add = coder.total(tiles, f"d_{name}", one, add)
-            else:
-                one, add = (coder.whole(tiles, e, stream, coder.state_axes) for e in (a, m))
-                one, add = tiles.held(f"d_{name}_a", one), tiles.held(f"d_{name}_b", add)
-            coder.add_segment(tiles, sums[k], one, add, self.tiled)
-        holes.loop = tiles.take()
-        holes.largest = coder.largest(sums)
-        holes.after = coder.store_segment(tiles, sums)
+        coder.compose_segment(holes, tiles, sums, self.elements, self.tiled, "d_")
         holes.arguments = self.arguments(whole=False)
         return holes
 

@@ -99,18 +99,6 @@ class ForwardCoder:
         holes.before = tiles.take()
         coder.read_tokens(tiles, coder.tiled, self.coefficients())
         tiles.expect(*self.coefficients())
-        for k, (stream, (a, b)) in enumerate(zip(coder.streams, coder.coefficients, strict=True)):
-            name = coder.state_names[k]
-            if coder.tiled:
-                one = coder.element(tiles, f"{name}_a", a, stream, "1.0")
-                add = coder.element(tiles, f"{name}_b", b, stream, "0.0")
-                one, add = coder.total(tiles, name, one, add)
-            else:
-                one, add = (coder.whole(tiles, e, stream, coder.state_axes) for e in (a, b))
-                one, add = tiles.held(f"{name}_a", one), tiles.held(f"{name}_b", add)
-            coder.add_segment(tiles, sums[k], one, add, coder.tiled)
-        holes.loop = tiles.take()
-        holes.largest = coder.largest(sums)
-        holes.after = coder.store_segment(tiles, sums)
+        coder.compose_segment(holes, tiles, sums, coder.coefficients, coder.tiled, "")
         holes.arguments = [*coder.inputs(), *coder.carries(), *coder.constants()]
         return holes

@@ -479,6 +479,29 @@ class KernelCoder:
             sums.append((a, tiles.assign(f"{name}_sum", Tile((zero, zero)[:n], self.state_axes))))
         return sums
 
+    def compose_segment(
+        self,
+        holes: Lines,
+        tiles: Tiles,
+        sums: list[tuple[Tile, Tile]],
+        coefficients: list[tuple[Expr, Expr | None]],
+        tiled: bool,
+        prefix: str,
+    ) -> None:
+        """Lines of the loop that composes a segment's tokens, and of what follows it."""
+        for k, (stream, (a, b)) in enumerate(zip(self.streams, coefficients, strict=True)):
+            name = prefix + self.state_names[k]
+            if tiled:
+                one = self.element(tiles, f"{name}_a", a, stream, "1.0")
+                one, add = self.total(tiles, name, one, self.element(tiles, f"{name}_b", b, stream, "0.0"))
+            else:
+                one, add = (self.whole(tiles, e, stream, self.state_axes) for e in (a, b))
+                one, add = tiles.held(f"{name}_a", one), tiles.held(f"{name}_b", add)
+            self.add_segment(tiles, sums[k], one, add, tiled)
+        holes.loop = tiles.take()
+        holes.largest = self.largest(sums)
+        holes.after = self.store_segment(tiles, sums)
+
     def add_segment(self, tiles: Tiles, sums: tuple[Tile, Tile], a: Tile, b: Tile, before: bool) -> None:
         """Coefficients of what follows those so far or, `before`, comes before them."""
         product, total = sums
