@@ -7,11 +7,11 @@ Non-goals: text. A backend turns the plan into code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from rnnc.adjoint import Adjoint
-from rnnc.closure import Affine, Closure
+from rnnc.adjoint import Adjoint, flow
+from rnnc.closure import Affine, Block, Closure, Composable
 from rnnc.derive import depends
 from rnnc.ir import Apply, Conv, Expr, Linear, Lit, Reduce, Ref, walk
 from rnnc.lower import Stream, System
@@ -43,11 +43,15 @@ class Scan:
 
 @dataclass(frozen=True)
 class Loop:
-    """A group that is stepped: a recurrence of no family, or any update `over` a dim.
+    """A group that is not affine entry by entry, or any update `over` a dim.
 
-    `hoisted` are the parts of its updates that need none of its states and differ from token to token; `fixed` those
-    that only parameters decide. Both are computed before the loop. `contracting` says that no eigenvalue of the group
-    exceeds 1 in modulus, so that products of its Jacobians over a segment cannot overflow.
+    Where its step maps compose (`maps`), time is cut into segments that are composed side by side, and the equations
+    are stepped within each; else they are stepped from the first token to the last. `flow` is how cotangents go back
+    through time, an affine map for each token; None where entries mix.
+
+    `hoisted` are the parts of its updates, and of its maps, that need none of its states and differ from token to
+    token; `fixed` those that only parameters decide. Both are computed before the loop. `contracting` says that no
+    eigenvalue of the group exceeds 1 in modulus, so that products of its Jacobians over a segment cannot overflow.
     """
 
     closure: Closure
@@ -55,16 +59,16 @@ class Loop:
     hoisted: tuple[Expr, ...]
     fixed: tuple[Expr, ...]
     contracting: bool = False
-    kernel: str = "loop over tokens"
+    flow: Block | None = None
 
     @property
-    def scan_back(self) -> bool:
-        """Whether the backward is a scan: affine entry by entry, with coefficients that were proved to be at most 1."""
-        first, *others = self.streams
-        if others or first.over or first.depth != 1 or first.type.kind != "real" or not self.contracting:
-            return False
-        own = [n for n in walk(first.expr) if isinstance(n, Ref) and n.role == "state" and n.name == first.name]
-        return all(isinstance(n, Apply | Ref) for n in depends([first.expr], own))
+    def maps(self) -> Composable | None:
+        """The family that its step maps compose in."""
+        return self.closure if isinstance(self.closure, Composable) else None
+
+    @property
+    def kernel(self) -> str:
+        return f"{self.maps.family} scan in segments" if self.maps else "loop over tokens"
 
 
 Step = Pointwise | Scan | Loop
@@ -126,7 +130,8 @@ def plan(
         elif not closure.group.recurrent and not streams[0].over:
             steps.append(Pointwise(closure, streams[0]))
         else:
-            steps.append(replace(_loop(closure, streams), contracting=name in contracting))
+            loop = _loop(closure, streams)
+            steps.append(replace(loop, contracting=name in contracting, flow=flow(system, closure, streams)))
     return Plan(system, tuple(steps), projections(system, steps))
 
 
@@ -136,18 +141,23 @@ def _loop(closure: Closure, streams: tuple[Stream, ...]) -> Loop:
     own = [n for n in walk(*updates) if isinstance(n, Ref) and n.role == "state" and n.name in names]
     body = depends(updates, own)
     border: dict[Expr, None] = {}
-    stack = list(reversed(updates))
-    seen: set[Expr] = set()
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node in body or _outer_product(node):
-            stack.extend(reversed(node.children))
-        else:
-            border[node] = None
-    outer = [n for n in border if not is_number(n)]
+
+    def enter(roots: Iterable[Expr], inside: Callable[[Expr], bool]) -> None:
+        stack, seen = list(roots)[::-1], set[Expr]()
+        while stack:
+            node = stack.pop()
+            if node not in seen and node not in border:
+                seen.add(node)
+                if inside(node) and node.children:
+                    stack.extend(reversed(node.children))
+                else:
+                    border[node] = None
+
+    enter(updates, lambda node: node in body or _outer_product(node))
+    if isinstance(closure, Composable):
+        # Most maps are made of the same parts as the update.
+        enter(closure.parameters, lambda node: isinstance(node, Apply))
+    outer = [n for n in border if n not in own and not is_number(n)]
     hoisted = tuple(n for n in outer if per_token(n))
     return Loop(closure, streams, hoisted, tuple(n for n in outer if not per_token(n)))
 

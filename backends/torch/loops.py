@@ -116,9 +116,14 @@ class LoopCoder:
             tuple(self.consts),
             tuple(products),
             bool(pack),
-            "_sweep_scan" if self.loop.scan_back else "_sweep_tokens",
+            "_sweep_scan" if self._scans_back() else "_sweep_tokens",
             frozenset(self.helpers),
         )
+
+    def _scans_back(self) -> bool:
+        flow, (first, *_) = self.loop.flow, self.loop.streams
+        small = flow is not None and len(flow.components) == 1 and first.depth == 1
+        return small and self.loop.contracting and first.type.kind == "real"
 
     def named(self, node: Expr) -> str:
         """The name of a state's value that a step is given."""

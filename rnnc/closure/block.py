@@ -8,6 +8,7 @@ parameters.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -80,8 +81,7 @@ def match(system: System, group: Group) -> Block | Refusal:
             return Refusal(FAMILY, f"{shapes}, and the states of a block must have the same dims and kind")
     updates = substituted(graph, streams)
     pasts = pasts_of(group.states, *updates)
-    depth = {s.name: max([1, *(p.lag for p in pasts if p.name == s.name)]) for s in streams}
-    components = [(s.name, lag) for s in streams for lag in range(1, depth[s.name] + 1)]
+    components = components_of(streams, pasts)
     if len(components) == 1:
         return Refusal(FAMILY, "one state that reaches back one token is no block")
     if len(components) > LARGEST:
@@ -100,9 +100,18 @@ def match(system: System, group: Group) -> Block | Refusal:
                 matrix[row, index[past.name, past.lag]] = slope
         if terms.rest is not None:
             offset[row] = terms.rest
-        for lag in range(2, depth[stream.name] + 1):
-            matrix[index[stream.name, lag], index[stream.name, lag - 1]] = graph.lit(1.0)
-    return _block(graph, group, tuple(components), matrix, offset)
+    for (name, lag), row in index.items():
+        if lag > 1:
+            matrix[row, index[name, lag - 1]] = graph.lit(1.0)
+    return _block(graph, group, components, matrix, offset)
+
+
+def components_of(streams: Sequence[Stream], pasts: Iterable[Ref]) -> tuple[tuple[str, int], ...]:
+    """The values that a group holds from token to token: its streams as far back as `pasts` reach, newest first."""
+    depth = {s.name: 1 for s in streams}
+    for p in pasts:
+        depth[p.name] = max(depth[p.name], p.lag)
+    return tuple((s.name, lag) for s in streams for lag in range(1, depth[s.name] + 1))
 
 
 def substituted(graph: Graph, streams: list[Stream]) -> list[Expr]:
@@ -129,9 +138,10 @@ def _row(graph: Graph, stream: Stream, update: Expr, pasts: list[Ref]) -> Terms 
     return terms
 
 
-def _block(
-    graph: Graph, group: Group, components: tuple[tuple[str, int], ...], matrix: Matrix, offset: dict[int, Expr]
-) -> Block | Refusal:
+def dense(
+    graph: Graph, components: Sequence[tuple[str, int]], matrix: Matrix, offset: Mapping[int, Expr]
+) -> tuple[tuple[Expr, ...], tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """The parameters of `matrix` and `offset`, with the places that products of such matrices reach."""
     size = range(len(components))
     reached = {(i, i) for i in size} | set(matrix)
     for k in size:
@@ -139,9 +149,14 @@ def _block(
     rows = tuple(i for i in size if any((i, j) in reached for j in offset))
     entries = tuple(sorted(reached))
     zero = graph.lit(0.0)
-    parameters = algebra.numbers(
-        graph, [*(matrix.get(at, zero) for at in entries), *(offset.get(i, zero) for i in rows)]
-    )
+    given = [*(matrix.get(at, zero) for at in entries), *(offset.get(i, zero) for i in rows)]
+    return algebra.numbers(graph, given), entries, rows
+
+
+def _block(
+    graph: Graph, group: Group, components: tuple[tuple[str, int], ...], matrix: Matrix, offset: dict[int, Expr]
+) -> Block | Refusal:
+    parameters, entries, rows = dense(graph, components, matrix, offset)
     n = len(components)
     certificate = f"update - (A s + b) = 0, A {n} x {n}; (A2, b2) after (A1, b1) = (A2 A1, A2 b1 + b2)"
     found = Block(group, parameters, "", (), components, entries, rows)
