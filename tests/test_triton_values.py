@@ -196,7 +196,7 @@ def test_another_carry_is_noticed(name: str, kernel: str, monkeypatch: pytest.Mo
     text = generate(TEXTS[name])
     start = text.index(f"def _{name}_h_{kernel}(")
     end = text.index("@triton.jit", start)
-    body, count = re.subn(r"(_sum(?:_re)?),(\s+)mask=", r"\1 * 0.5,\2mask=", text[start:end])
+    body, count = re.subn(r"(_b_segment(?:_re)?),(\s+)mask=", r"\1 * 0.5,\2mask=", text[start:end])
     assert count == 1
     changed = load_module(text[:start] + body + text[end:], "changed.rnn")
     monkeypatch.setattr(changed, "_segments", lambda *_: 2)

@@ -506,18 +506,18 @@ class CellCoder:
         target = names if len(step.streams) > 1 else f"({names},)"
         block.assign(target, f"_steps(run, {code.name}, {', '.join(args)})")
 
-    def last(self, stream: Stream) -> str | None:
-        """The name of a state's value at the last token, where something has computed it."""
+    def computed(self, field: StateField) -> str | None:
+        """Code of a part of the final state that something has computed already."""
         return None
 
     def final(self, block: Block, table: NameTable, values: dict[str, str], convs: dict[str, str]) -> list[str]:
         out: list[str] = []
         for f in self.system.fields:
-            if f.role == "state":
+            if (done := self.computed(f)) is not None:
+                out.append(f"{f.name}={done}")
+            elif f.role == "state":
                 stream = self.system.stream(f.of)
-                if (last := self.last(stream)) is not None:
-                    out.append(f"{f.name}={last}")
-                elif stream.depth == 1:
+                if stream.depth == 1:
                     self.helpers.add("_last")
                     shared = ", shared=True" if _shares_memory(stream.expr) else ""
                     out.append(f"{f.name}=_last(run, {values[f.of]}, state.{f.name}{shared})")

@@ -20,8 +20,15 @@ class ForwardCoder:
         holes.setup = coder.setup(tiles)
         states = coder.states(tiles, "{}_before", "{}_initial_ptr", coder.sequence_row())
         holes.before = tiles.take()
-        if coder.kernel.scan:
-            holes.before += coder.enter(tiles, states, False)
+        composition = coder.composition
+        if composition is not None:
+            holes.before += composition.enter(tiles, states)
+        verified = composition if composition is not None and composition.verified else None
+        sizes: list[Tile] = []
+        if verified is not None:
+            holes.verify = verified.verify(tiles)
+            sizes = verified.sizes(tiles, states)
+            holes.before += tiles.take()
         if not coder.stored:
             coder.keep(tiles, "{}_starts_ptr", coder.row(coder.dims, "(chunk + index)"), states)
             holes.chunk = tiles.take()
@@ -33,21 +40,23 @@ class ForwardCoder:
             parts = tiles.pair(result, axes, 0) if result.kind == "complex" else tiles.aligned(result, axes, 0, False)
             coder.store(tiles, f"{coder.result_names[k]}_ptr", base, place, result.kind, parts)
         if coder.stored:
-            coder.keep(tiles, "{}_ptr", coder.token_row(coder.tiled, coder.dims), after)
+            coder.keep(tiles, "{}_ptr", coder.token_row(coder.tiled, coder.dims), after, delays=False)
         if not coder.tiled:
             for state, value in zip(states, after, strict=True):
                 coder.carried(tiles, state, value)
+        if verified is not None:
+            verified.grow(tiles, sizes, states)
         holes.loop = tiles.take()
+        if verified is not None:
+            holes.arrive = verified.arrive(states, sizes)
         coder.keep(tiles, "{}_last_ptr", coder.sequence_row(), states)
         holes.after = tiles.take()
         names = coder.state_names
-        outs = [
-            *coder.result_names,
-            *(n if coder.stored else f"{n}_starts" for n in names),
-            *(f"{n}_last" for n in names),
-        ]
+        outs = [*coder.result_names, *coder.saved_names, *(f"{n}_last" for n in names)]
         holes.arguments = [*coder.inputs(), *coder.pointers(f"{n}_initial" for n in names), *coder.pointers(outs)]
-        holes.arguments += [*(coder.carries() if coder.kernel.scan else []), *coder.constants()]
+        if composition is not None:
+            holes.arguments += coder.pointers([*composition.names, *composition.checks()])
+        holes.arguments += coder.constants()
         return holes
 
     def coefficients(self) -> list[Expr]:
@@ -82,7 +91,7 @@ class ForwardCoder:
         tiles.expect(*coder.updates, *coder.results)
         out: list[Tile] = []
         for k, (stream, update) in enumerate(zip(coder.streams, coder.updates, strict=True)):
-            value = coder.whole(tiles, update, stream, coder.state_axes)
+            value = coder.whole(tiles, update, stream.type.kind, coder.state_axes)
             tiles.lines.append(f"# {coder.equations[k]}")
             out.append(tiles.assign(coder.state_names[k], value))
             tiles.values[coder.now[k]] = out[-1]
@@ -92,13 +101,18 @@ class ForwardCoder:
 
     def carry(self) -> Lines:
         """Lines of the kernel that composes the tokens of a segment."""
-        coder = self.coder
+        coder, composition = self.coder, self.coder.composition
+        assert composition is not None
         holes, tiles = Lines(), coder.tiles()
         holes.setup = coder.setup(tiles)
-        sums = coder.segment_sums(tiles)
+        composition.begin(tiles)
         holes.before = tiles.take()
-        coder.read_tokens(tiles, coder.tiled, self.coefficients())
-        tiles.expect(*self.coefficients())
-        coder.compose_segment(holes, tiles, sums, coder.coefficients, coder.tiled, "")
-        holes.arguments = [*coder.inputs(), *coder.carries(), *coder.constants()]
+        parameters = [e for m in composition.maps for e in m.parameters]
+        coder.read_tokens(tiles, coder.tiled, parameters)
+        tiles.expect(*parameters)
+        coder.compose(tiles, composition, coder.coefficients if coder.tiled else None)
+        holes.loop = tiles.take()
+        holes.largest = composition.largest(tiles)
+        holes.after = composition.store(tiles)
+        holes.arguments = [*coder.inputs(), *coder.pointers(composition.names), *coder.constants()]
         return holes

@@ -39,6 +39,9 @@ class Block(Composable):
     entries: tuple[tuple[int, int], ...]
     rows: tuple[int, ...]
 
+    def grows(self, contracting: bool) -> bool:
+        return not contracting
+
     def matrix(self, parameters: tuple[Expr, ...]) -> Matrix:
         return {at: e for at, e in zip(self.entries, parameters, strict=False) if algebra.number(e) != 0}
 
