@@ -28,7 +28,7 @@ def _filled(text: str) -> str:
 
 
 def _purpose(what: str, backward: BackwardCoder) -> str:
-    equations = "\n".join(backward.coder.equations)
+    equations = "\n".join(filter(None, backward.coder.equations))
     match what:
         case "forward":
             return equations

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from rnnc.closure import Block, Composable
-from rnnc.fuse import Kernel, delay, held, streams_of, updates
+from rnnc.fuse import Kernel, delay, held, updates
 from rnnc.ir import Expr, Linear, Ref, Type, walk
 from rnnc.lower import Stream, System
 from rnnc.plan import Scan, is_number, per_token
@@ -119,7 +119,8 @@ class KernelCoder:
             if not per_token(node) and node.children:
                 self.hints.setdefault(self._fixed_inside(node), hint)
         self.functions = {"_tl_span"}
-        texts = [f"{s.name}[t] = {expr_text(s.expr, system.names)}" for step in kernel.steps for s in streams_of(step)]
+        pairs = list(zip(self.streams, kernel.lags, strict=True))
+        texts = [f"{s.name}[t] = {expr_text(s.expr, system.names)}" if lag == 1 else "" for s, lag in pairs]
         self.equations = [cut(text) for text in texts]
         self.composition = Composition(self, self._maps(), False, kernel.verified) if kernel.scan else None
 

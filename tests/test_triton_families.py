@@ -1,0 +1,102 @@
+"""Fused kernels of every family under Triton's interpreter: segments composed, entered, and verified.
+
+Run with `TRITON_INTERPRET=1 pytest -m triton`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1 from the start of the process", allow_module_level=True)
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from backends.reference import Interpreter
+from rnnc.loading import load_module
+from rnnc.pipeline import Compilation, compile_source, module_text
+from rnnc.plan import Loop
+from rnnc.source import Source
+from tests.elementwise import Program
+from tests.families import GRAMMARS, HEAD, INPUTS, SIZES
+from tests.fused import Trial, disagreements
+from tests.interpreted import install
+
+install()
+pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+
+def compiled(text: str) -> tuple[Compilation, Any]:
+    source = Source("random.rnn", text)
+    (made,) = compile_source(source)
+    return made, load_module(module_text([made], source), source.name)
+
+
+def cell(update: str, state: str = "h[D]", *more: str) -> Program:
+    lines = [f"state {state}", f"h[t] = {update}", *more, "output h[t]"]
+    return Program(HEAD + "\n".join(lines) + "\n", SIZES, INPUTS)
+
+
+def agrees(program: Program, lead: int | Sequence[int], seed: int, dtype: torch.dtype, segments: int) -> list[str]:
+    """One call with time cut into segments, from a state that some tokens left; what disagrees."""
+    made, module = compiled(program.text)
+    assert made.cell is not None
+    module._segments = lambda *_: segments
+    oracle = Interpreter(made.cell, program.sizes)
+    params = oracle.init_params(torch.Generator().manual_seed(seed))
+    lengths = None if isinstance(lead, int) else lead
+    batch, length = (2, lead) if isinstance(lead, int) else (1, sum(lead))
+    with torch.no_grad():
+        state = oracle.run(program.draw(batch if lengths is None else len(lengths), 3, seed + 1), params)[1]
+    trial = Trial(made.cell, program.sizes, program.draw(batch, length, seed), params, state, lengths, seed % 1000)
+    assert "triton" in module.Random._backends
+
+    def build(**options: Any) -> Any:
+        return module.Random(**options, backend="triton")
+
+    return disagreements(trial.expected(), trial.computed(build, dtype), dtype)
+
+
+@pytest.mark.parametrize("family", GRAMMARS)
+def test_random_cells(family: str) -> None:
+    """The family is found, and values and gradients are the interpreter's, in float64 and float32."""
+
+    @settings(
+        max_examples=8,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(GRAMMARS[family])
+    def run(program: Program) -> None:
+        made, _ = compiled(program.text)
+        assert made.plan is not None
+        (loop,) = [s for s in made.plan.steps if isinstance(s, Loop)]
+        assert loop.closure.family == ("sequential" if family == "none" else family), program.text
+        pick = random.Random(program.text)
+        lead = pick.choice((1, 2, 5, 40, [3, 0, 1, 20], [1, 31]))
+        dtype = pick.choice((torch.float64, torch.float32))
+        wrong = agrees(program, lead, pick.randrange(10**6), dtype, pick.choice((1, 3)))
+        assert not wrong, "\n".join([*wrong, f"{lead}, {dtype}", program.text])
+
+    run()
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(*GRAMMARS.values()), st.integers(0, 10**6))
+def test_many_random_cells(program: Program, seed: int) -> None:
+    pick = random.Random(seed)
+    lead = pick.choice((1, 2, 3, 7, 33, 70, [3, 0, 1, 20], [1, 31], [0, 0, 4]))
+    dtype = pick.choice((torch.float64, torch.float64, torch.float32))
+    wrong = agrees(program, lead, seed, dtype, pick.choice((1, 2, 5)))
+    assert not wrong, "\n".join([*wrong, f"{lead}, {dtype}", program.text])
