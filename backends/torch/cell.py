@@ -309,8 +309,10 @@ class CellCoder:
                 text = f"torch.full({shape}, {number}, dtype={kind}, device=device)"
             else:
                 block.expect(value)
-                code = block.aligned(value, f.dims, arithmetic=True)
-                atom = code[0] if code[0].replace(".", "").replace("_", "").isalnum() else f"({code[0]})"
+                code = block.aligned(value, f.dims, arithmetic=True)[0]
+                atom = code.removesuffix(f".to({kind})")
+                if not atom.replace(".", "").replace("_", "").isalnum():
+                    atom = f"({code})"
                 # A copy: a state that is written to must not change a parameter.
                 text = f"{atom}.to({kind}).expand({shape}).clone(memory_format=torch.contiguous_format)"
             items.append(f"{f.name}={text},")
