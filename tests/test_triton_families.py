@@ -100,3 +100,58 @@ def test_many_random_cells(program: Program, seed: int) -> None:
     dtype = pick.choice((torch.float64, torch.float64, torch.float32))
     wrong = agrees(program, lead, seed, dtype, pick.choice((1, 2, 5)))
     assert not wrong, "\n".join([*wrong, f"{lead}, {dtype}", program.text])
+
+
+def launches(module: Any, kernel: str) -> list[bool]:
+    """Counts, from now on, launches of a kernel: whether each was the one that repairs."""
+    found: list[bool] = []
+    start = module._start
+
+    def counted(launch: Any, jit: Any, arguments: dict[str, Any]) -> None:
+        if jit.__name__ == kernel:
+            found.append(launch.constants["REPAIR"])
+        start(launch, jit, arguments)
+
+    module._start = counted
+    return found
+
+
+UNSTABLE = cell("1.5 * h[t-1] - 0.3 * h[t-2] + x")
+REPELLING = cell("2 * h[t-1] / (1 + h[t-1]) + x")
+LONG = 2000
+
+
+@pytest.mark.parametrize("program, flows", [(UNSTABLE, (1.95, 1.5, 1.0)), (REPELLING, (4.0, 2.0, 1.0))])
+def test_what_composes_beyond_numbers_is_stepped(program: Program, flows: tuple[float, ...]) -> None:
+    """Products overflow, or lose what matters, where the states are all 0: they stay 0, and so do the gradients of
+    what does not move them."""
+    _, module = compiled(program.text)
+    module._segments = lambda *_: 2
+    run, back = launches(module, "_Random_h_forward"), launches(module, "_Random_h_backward")
+    built = module.Random(backend="triton")
+    inputs = {n: torch.zeros_like(v) for n, v in program.draw(1, LONG).items()}
+    x = inputs["x"] = inputs["x"].float()[:, :, :1].expand(-1, -1, 3).clone().requires_grad_()
+    h, state = built(*(v if v.dtype == torch.bool else v.float() for v in inputs.values()))
+    assert torch.equal(h, torch.zeros_like(h)) and torch.equal(state.h, torch.zeros_like(state.h))
+    h[:, 2].sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[0, :3, 0], torch.tensor(flows))
+    assert torch.equal(x.grad[:, 3:], torch.zeros_like(x.grad[:, 3:]))
+    assert run == back == [False, True]
+
+
+def test_a_wrong_composition_is_repaired() -> None:
+    """The numbers are right all the same; without the repair they are not."""
+    program = cell("(h[t-1] + q) * r / (h[t-1] + q + r)", "h[D] = 1")
+    source = Source("random.rnn", program.text)
+    (made,) = compile_source(source)
+    text = module_text([made], source)
+    wrong = text.replace(", h_a_segment, mask=", ", 2.0 * h_a_segment, mask=")
+    assert wrong != text and made.cell is not None
+    oracle = Interpreter(made.cell, program.sizes)
+    trial = Trial(made.cell, program.sizes, program.draw(2, 40, 3), oracle.init_params(0), None, None, 1)
+    for code, right in ((wrong, True), (wrong.replace("few * size", "1e9 * size"), False)):
+        module = load_module(code, source.name)
+        module._segments = lambda *_: 3
+        got = trial.computed(lambda **o: module.Random(**o, backend="triton"), torch.float64)  # noqa: B023
+        assert bool(disagreements(trial.expected(), got)) != right
