@@ -54,13 +54,12 @@ class Kernel:
     def tiled(self) -> bool:
         """Whether a tile of tokens is taken at a time, and composed; else one token after the other, all of the tile's
         entries being wanted for the states that stay in registers."""
-        return not self.inner and all(_scans(s) for s in self.steps)
+        return not self.inner and self.scan and all(_safe(s) for s in self.steps)
 
     @property
     def tiled_back(self) -> bool:
         """The same of the backward, where it was proved that products of its coefficients cannot overflow."""
-        alone = all(len(streams_of(s)) == 1 for s in self.steps) and max(self.lags) == 1
-        return not self.inner and self.scan_back and alone and all(s.contracting for s in self.steps)
+        return not self.inner and self.scan_back and all(s.contracting for s in self.steps)
 
     @property
     def verified(self) -> bool:

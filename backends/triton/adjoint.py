@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rnnc.closure import algebra
 from rnnc.closure.block import Matrix, dense
 from rnnc.derive import pull_back
 from rnnc.ir import Expr, Ref, walk
@@ -48,7 +47,6 @@ class BackwardCoder:
         self.p = [found.get(n) for n in coder.prev]
         kernel = coder.kernel
         self.composition = Composition(coder, self._maps(), True, kernel.verified_back) if kernel.scan_back else None
-        self.elements = self._elements() if self.tiled else []
         learned = [x for x in (*coder.tokens, *coder.fixed) if x.learns]
         ends = {x.ref for x in learned if not x.token}
         roots = list(dict.fromkeys(r for e, r in coder.roots.items() if r.kind != "bool" and ends & set(walk(e))))
@@ -105,15 +103,6 @@ class BackwardCoder:
             if row == i and (g := self.g[at + column]) is not None:
                 total = self.plus(self.graph.apply("mul", a, g), total)
         return total
-
-    def _elements(self) -> list[tuple[Expr, Expr | None]]:
-        """The coefficients of the scan over `μ`, where each state is affine by itself."""
-        assert self.composition is not None
-        out: list[tuple[Expr, Expr | None]] = []
-        for m in self.composition.maps:
-            a, *b = m.parameters
-            out.append((a, b[0] if b and algebra.number(b[0]) != 0 else None))
-        return out
 
     # --- what is read ---
 
@@ -195,7 +184,8 @@ class BackwardCoder:
         coder = self.coder
         holes, tiles = Lines(), coder.tiles()
         holes.setup = coder.setup(tiles)
-        elements = [e for pair in self.elements for e in pair if e is not None] if self.tiled else []
+        composition = self.composition
+        elements = [e for m in composition.maps for e in m.parameters] if composition and self.tiled else []
         flows = [] if self.tiled else [self.found[n] for n in coder.prev if n in self.found]
         gradients = [*self.token_gradients.values(), *self.root_gradients.values()]
         exprs = [*elements, *(g for g in self.g if g is not None), *flows, *gradients]
@@ -210,7 +200,6 @@ class BackwardCoder:
             name = tiles.values[root].parts[0].removesuffix("_re" if root.kind == "complex" else "")
             totals[root] = tiles.assign(f"d_{name}_sum", Tile(zeros, axes))
         holes.before = tiles.take()
-        composition = self.composition
         if composition is not None:
             holes.before += composition.enter(tiles, flowing)
         verified = composition if composition is not None and composition.verified else None
@@ -222,17 +211,9 @@ class BackwardCoder:
         if past and not coder.stored:
             self.again(holes, tiles)
         self.read(tiles, exprs, initial)
+        nexts = self.scanned(tiles, flowing) if self.tiled else flowing
         for k, name in enumerate(coder.state_names):
-            later = flowing[k]
-            if self.tiled:
-                a, m = self.elements[k]
-                tiles.lines.append(f"# {self.comment(k)}")
-                one = coder.element(tiles, f"d_{name}_a", a, coder.streams[k], "1.0")
-                add = coder.element(tiles, f"d_{name}_b", m, coder.streams[k], "0.0")
-                _, before = coder.walked(tiles, one, add, later, None, f"d_{name}_next")
-                assert before is not None
-                later = before
-            tiles.values[self.adjoint[k]] = self.total(tiles, k, later, name)
+            tiles.values[self.adjoint[k]] = self.total(tiles, k, nexts[k], name)
         for x, node in self.token_gradients.items():
             self.write(tiles, x, node, coder.row(coder.slot(x), "token", self.axes))
         for root, node in self.root_gradients.items():
@@ -274,12 +255,27 @@ class BackwardCoder:
         if past and not coder.stored:
             self.again(holes, tiles)
         self.read(tiles, exprs, initial)
-        coder.compose(tiles, composition, self.elements if self.tiled else None, "d_")
+        (composition.tile if self.tiled else composition.token)(tiles)
         holes.loop = tiles.take()
         holes.largest = composition.largest(tiles)
         holes.after = composition.store(tiles)
         holes.arguments = self.arguments(whole=False)
         return holes
+
+    def scanned(self, tiles: Tiles, flowing: list[Tile]) -> list[Tile]:
+        """Lines that scan a tile of tokens; what flows into the gradient of each state from the next token."""
+        composition, names = self.composition, self.coder.state_names
+        assert composition is not None
+        nexts = list(flowing)
+        for m in composition.maps:
+            tiles.lines += [f"# {self.comment(k)}" for k in m.at]
+            elements = composition.elements(tiles, m)
+            states, wanted = [flowing[k] for k in m.at], [f"d_{names[k]}_next" for k in m.at]
+            _, before = composition.walk(tiles, m, elements, states, [None] * len(m.at), wanted)
+            for k, found in zip(m.at, before, strict=True):
+                assert found is not None
+                nexts[k] = found
+        return nexts
 
     def comment(self, k: int) -> str:
         """What a scan over gradients computes."""

@@ -20,9 +20,10 @@ from ..torch.block import Block, NameTable
 from ..torch.cell import CellCode, CellCoder
 from ..torch.text import cut, quoted, several, wrap
 from .adjoint import BackwardCoder
-from .document import documented
+from .document import documented, form
 from .forward import ForwardCoder
 from .kernel import KernelCoder, Leaf
+from .maptext import map_text
 from .prune import pruned
 
 
@@ -200,10 +201,12 @@ class FusedCellCoder(CellCoder):
             "backward": backward.backward(),
             "carry_back": backward.carry() if backward.composition else None,
         }
-        self.helpers |= coder.functions
         functions = _template().render(k=view).strip("\n").split("\n\n\n")
-        made = (documented(pruned(f.strip("\n")), backward) for f in functions)
-        return "\n\n\n".join("\n".join(wrap(f.split("\n"))) for f in made)
+        made = [documented(pruned(f.strip("\n")), backward) for f in functions]
+        both = (coder.composition, backward.composition)
+        own = [map_text(c, form(c).replace("`", "")) for c in both if c is not None and c.used]
+        self.helpers |= coder.functions
+        return "\n\n\n".join([*own, *("\n".join(wrap(f.split("\n"))) for f in made)])
 
     def registration(self, backward: BackwardCoder, operator: str) -> list[str]:
         """Lines that register a kernel as an operator."""

@@ -36,13 +36,13 @@ def _purpose(what: str, backward: BackwardCoder) -> str:
             return f"Gradients, from the last token to the first, of\n\n{textwrap.indent(equations, '    ')}"
         case "carry":
             told = "What a segment of the sequence does to the state that enters it"
-            return _filled(f"{told}: {_form(backward.coder.composition)}.")
+            return _filled(f"{told}: {form(backward.coder.composition)}.")
         case _:
             told = "What a segment does to the gradient that comes from the tokens after it"
-            return _filled(f"{told}: {_form(backward.composition)}.")
+            return _filled(f"{told}: {form(backward.composition)}.")
 
 
-def _form(composition: Composition | None) -> str:
+def form(composition: Composition | None) -> str:
     """The maps that are composed, in a formula."""
     assert composition is not None
     forms: dict[str, None] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rnnc.ir import Expr, Ref, walk
+from rnnc.ir import Ref, walk
 
 from .kernel import KernelCoder, Lines
 from .tile import Tile, Tiles
@@ -59,28 +59,32 @@ class ForwardCoder:
         holes.arguments += coder.constants()
         return holes
 
-    def coefficients(self) -> list[Expr]:
-        return [e for pair in self.coder.coefficients for e in pair if e is not None]
-
     def tile(self, tiles: Tiles, states: list[Tile]) -> list[Tile]:
         """Lines for a tile of tokens side by side; the states after each."""
-        coder = self.coder
-        coder.read_tokens(tiles, True, [*self.coefficients(), *coder.results])
-        tiles.expect(*self.coefficients(), *coder.results)
+        coder, composition = self.coder, self.coder.composition
+        assert composition is not None
+        parameters = [e for m in composition.maps for e in m.parameters]
+        coder.read_tokens(tiles, True, [*parameters, *coder.results])
+        tiles.expect(*parameters, *coder.results)
         below = set(walk(*coder.results))
-        out: list[Tile] = []
-        for k, (stream, (a, b)) in enumerate(zip(coder.streams, coder.coefficients, strict=True)):
-            name = coder.state_names[k]
-            tiles.lines.append(f"# {coder.equations[k]}")
-            one = coder.element(tiles, f"{name}_a", a, stream, "1.0")
-            add = coder.element(tiles, f"{name}_b", b, stream, "0.0")
-            past = f"{name}_past" if coder.prev[k] in below else None
-            after, before = coder.walked(tiles, one, add, states[k], name, past)
-            assert after is not None
-            if before is not None:
-                tiles.values[coder.prev[k]] = before
-            out.append(after)
-            tiles.values[coder.now[k]] = out[-1]
+        out = list(states)
+        for m in composition.maps:
+            tiles.lines += [f"# {coder.equations[k]}" for k in m.at if coder.equations[k]]
+            elements = composition.elements(tiles, m)
+            names = [coder.state_names[k] for k in m.at]
+            after, before = composition.walk(
+                tiles,
+                m,
+                elements,
+                [states[k] for k in m.at],
+                [n if coder.kernel.lags[k] == 1 else None for n, k in zip(names, m.at, strict=True)],
+                [f"{n}_past" if coder.prev[k] in below else None for n, k in zip(names, m.at, strict=True)],
+            )
+            for k, new, old in zip(m.at, after, before, strict=True):
+                if old is not None:
+                    tiles.values[coder.prev[k]] = old
+                if new is not None:
+                    out[k] = tiles.values[coder.now[k]] = new
         return out
 
     def token(self, tiles: Tiles, states: list[Tile]) -> list[Tile]:
@@ -110,7 +114,7 @@ class ForwardCoder:
         parameters = [e for m in composition.maps for e in m.parameters]
         coder.read_tokens(tiles, coder.tiled, parameters)
         tiles.expect(*parameters)
-        coder.compose(tiles, composition, coder.coefficients if coder.tiled else None)
+        (composition.tile if coder.tiled else composition.token)(tiles)
         holes.loop = tiles.take()
         holes.largest = composition.largest(tiles)
         holes.after = composition.store(tiles)

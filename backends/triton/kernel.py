@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from rnnc.closure import Block, Composable
 from rnnc.fuse import Kernel, delay, held, updates
 from rnnc.ir import Expr, Linear, Ref, Type, walk
-from rnnc.lower import Stream, System
+from rnnc.lower import System
 from rnnc.plan import Scan, is_number, per_token
 from rnnc.show import expr_text
 
@@ -440,40 +440,6 @@ class KernelCoder:
             parts = tuple(p if p == "0.0" else f"tl.broadcast_to({p}, {shape(axes)})" for p in parts)
         return Tile(tuple(f"tl.zeros({shape(axes)}, DTYPE)" if p == "0.0" else p for p in parts), axes)
 
-    def element(self, tiles: Tiles, wanted: str, node: Expr | None, stream: Stream, dead: str) -> Tile:
-        """One coefficient for all tokens of a tile; `dead` where there are none."""
-        axes = "ts" + self.state_axes
-        value = self.whole(tiles, node, stream.type.kind, axes)
-        if node is not None:
-            live = align("live", Tile(("live",), "ts"), axes)
-            parts = tuple(f"tl.where({live}, {p}, {x})" for p, x in zip(value.parts, (dead, "0.0"), strict=False))
-            value = Tile(parts, axes)
-        return tiles.assign(wanted, value)
-
-    def function(self, name: str, *tiles: Tile) -> str:
-        """A call of one of the templates' functions of real tiles, or of complex ones."""
-        made = f"_tl_{'complex_' if len(tiles[0].parts) == 2 else ''}{name}"
-        self.functions.add(made)
-        return f"{made}({', '.join(p for x in tiles for p in x.parts)})"
-
-    def total(self, tiles: Tiles, name: str, a: Tile, b: Tile) -> tuple[Tile, Tile]:
-        """The tokens of a tile composed."""
-        call, axes = self.function("total", a, b), a.axes.removeprefix("ts")
-        made = [tiles.variables(f"{name}_{x}_tile", len(a.parts), axes) for x in "ab"]
-        tiles.lines.append(f"{', '.join(p for x in made for p in x.parts)} = {call}")
-        return made[0], made[1]
-
-    def walked(
-        self, tiles: Tiles, a: Tile, b: Tile, state: Tile, after: str | None, before: str | None
-    ) -> tuple[Tile | None, Tile | None]:
-        """The states after each token of a tile and before, where they are given names; moves `state` on."""
-        n = len(a.parts)
-        made = [tiles.variables(x, n, a.axes) if x else None for x in (after, before)]
-        call = self.function("states_previous" if before else "states", a, b, state)
-        targets = [p for x in made[: 2 if before else 1] for p in (x.parts if x else ("_",) * n)]
-        tiles.lines.append(f"{', '.join([*targets, *state.parts])} = {call}")
-        return made[0], made[1]
-
     def carried(self, tiles: Tiles, names: Tile, value: Tile) -> None:
         """Assign to variables that the loop carries, all at once."""
         tiles.lines.append(f"{', '.join(names.parts)} = {', '.join(p for p in value.parts if p)}")
@@ -507,20 +473,6 @@ class KernelCoder:
             if not delays and lag > 1:
                 continue
             self.store(tiles, pointer.format(name), base, self.dims, stream.type.kind, value.parts)
-
-    def compose(
-        self, tiles: Tiles, composition: Composition, tile: Sequence[tuple[Expr, Expr | None]] | None, prefix: str = ""
-    ) -> None:
-        """Lines that compose one more token or, with the coefficients of affine states, one more `tile` of them."""
-        if tile is None:
-            composition.token(tiles)
-            return
-        found: list[tuple[Tile, Tile]] = []
-        for k, (stream, (a, b)) in enumerate(zip(self.streams, tile, strict=True)):
-            name = prefix + self.state_names[k]
-            one = self.element(tiles, f"{name}_a", a, stream, "1.0")
-            found.append(self.total(tiles, name, one, self.element(tiles, f"{name}_b", b, stream, "0.0")))
-        composition.tile(tiles, found)
 
     # --- parameters ---
 

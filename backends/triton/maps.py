@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rnnc.closure import Block, Composable, Tropical
+from rnnc.closure import Block, Composable, Tropical, algebra
 from rnnc.ir import Expr, Kind, Lit, Type
 
 from ..torch.block import NameTable
-from .tile import Tile, Tiles, shape
+from .tile import Tile, Tiles, align, literal, shape
 
 if TYPE_CHECKING:
     from .kernel import KernelCoder
@@ -33,6 +33,11 @@ class Maps:
     def parameters(self) -> tuple[Expr, ...]:
         return self.closure.parameters
 
+    @property
+    def simple(self) -> bool:
+        """Whether the library's functions serve: one state, `a * s + b`."""
+        return isinstance(self.closure, Block) and len(self.at) == 1
+
 
 def labels(closure: Composable) -> tuple[str, ...]:
     """A letter for each parameter, as in the family's certificate; entries of a matrix are numbered from 1."""
@@ -40,7 +45,8 @@ def labels(closure: Composable) -> tuple[str, ...]:
         case Block(components=(_,)):
             return ("a", "b")[: len(closure.parameters)]
         case Block(entries=entries, rows=rows):
-            return (*(f"a{i + 1}_{j + 1}" for i, j in entries), *(f"b{i + 1}" for i in rows))
+            gap = "_" if len(closure.components) > 9 else ""
+            return (*(f"a{i + 1}{gap}{j + 1}" for i, j in entries), *(f"b{i + 1}" for i in rows))
         case Tropical(roles=roles):
             return tuple(roles)
         case _:
@@ -59,6 +65,8 @@ class Composition:
         self.sums = [
             [self.graph.ref("input", f"sum of {n}", t) for n in m.names] for m, t in zip(maps, self.types, strict=True)
         ]
+        self.used: set[str] = set()
+        """Which functions over tiles the kernels call."""
         coder.expect_numbers(self._composed(list(m.parameters) for m in maps))
 
     @property
@@ -76,19 +84,23 @@ class Composition:
     def begin(self, tiles: Tiles) -> None:
         """Lines that start from the map that changes nothing."""
         for m, sums in zip(self.maps, self.sums, strict=True):
-            for name, ref, literal in zip(m.names, sums, m.closure.identity(self.graph), strict=True):
-                assert isinstance(literal, Lit)
-                value = self.coder.whole(tiles, literal, m.kind, self.coder.state_axes)
+            for name, ref, number in zip(m.names, sums, m.closure.identity(self.graph), strict=True):
+                assert isinstance(number, Lit)
+                value = self.coder.whole(tiles, number, m.kind, self.coder.state_axes)
                 tiles.values[ref] = tiles.assign(f"{name}_segment", value)
 
     def token(self, tiles: Tiles) -> None:
         """Lines that compose one more token."""
         self._move(tiles, self._composed(m.parameters for m in self.maps))
 
-    def tile(self, tiles: Tiles, found: Sequence[Sequence[Tile]]) -> None:
-        """Lines that compose a tile of tokens, `found` from it, with those so far: it comes before them."""
+    def tile(self, tiles: Tiles) -> None:
+        """Lines that compose a tile of tokens with those so far: it comes before them."""
         exprs: list[Expr] = []
-        for m, type_, sums, parts in zip(self.maps, self.types, self.sums, found, strict=True):
+        for m, type_, sums in zip(self.maps, self.types, self.sums, strict=True):
+            elements = self.elements(tiles, m)
+            parts = [tiles.variables(f"{n}_tile", len(e.parts), "c") for n, e in zip(m.names, elements, strict=True)]
+            call = self._call("total", m, elements)
+            tiles.lines.append(f"{', '.join(p for x in parts for p in x.parts)} = {call}")
             refs = [self.graph.ref("input", f"tile of {n}", type_) for n in m.names]
             tiles.values.update(zip(refs, parts, strict=True))
             exprs += m.closure.compose(self.graph, tuple(sums), tuple(refs))
@@ -102,8 +114,16 @@ class Composition:
         coder.carried_all(tiles, names, made)
 
     def largest(self, tiles: Tiles) -> str:
-        """Whether anything before can still matter: the largest modulus of the products."""
-        parts = [f"tl.abs({p})" for sums in self.sums for p in tiles.values[sums[0]].parts]
+        """Whether anything before can still matter: the largest modulus of the products, where there are some."""
+        if not all(isinstance(m.closure, Block) for m in self.maps):
+            return ""
+        factors = [
+            ref
+            for m, sums in zip(self.maps, self.sums, strict=True)
+            if isinstance(m.closure, Block)
+            for ref, _ in zip(sums, m.closure.entries, strict=False)
+        ]
+        parts = [f"tl.abs({p})" for ref in factors for p in tiles.values[ref].parts]
         text = parts[0]
         for part in parts[1:]:
             text = f"tl.maximum({text}, {part})"
@@ -116,6 +136,58 @@ class Composition:
             for name, ref in zip(m.names, sums, strict=True):
                 coder.store(tiles, f"{name}_ptr", base, coder.dims, m.kind, tiles.values[ref].parts)
         return ["slot = (segment * sequences + sequence).to(tl.int64)", *tiles.take()]
+
+    # --- a tile of tokens at once ---
+
+    def elements(self, tiles: Tiles, m: Maps) -> list[Tile]:
+        """Lines for the parameters of each token of a tile: those of the identity where there is none."""
+        axes = f"ts{self.coder.state_axes}"
+        live = align("live", Tile(("live",), "ts"), axes)
+        found: list[Tile] = []
+        for name, e, dead in zip(m.names, m.parameters, m.closure.identity(self.graph), strict=True):
+            assert isinstance(dead, Lit)
+            value = self.coder.whole(tiles, e, m.kind, axes)
+            if algebra.number(e) != dead.value:
+                others = (*literal(dead.value), "0.0")
+                parts = (f"tl.where({live}, {p}, {x})" for p, x in zip(value.parts, others, strict=False))
+                value = Tile(tuple(parts), axes)
+            found.append(tiles.assign(name, value))
+        return found
+
+    def walk(
+        self,
+        tiles: Tiles,
+        m: Maps,
+        elements: Sequence[Tile],
+        states: Sequence[Tile],
+        after: Sequence[str | None],
+        before: Sequence[str | None],
+    ) -> tuple[list[Tile | None], list[Tile | None]]:
+        """The states after each token of a tile and before, where they are given names; moves `states` on."""
+        n = 2 if m.kind == "complex" else 1
+        axes = elements[0].axes
+        found = [[tiles.variables(x, n, axes) if x else None for x in names] for names in (after, before)]
+        earlier = any(before)
+        call = self._call("states_previous" if earlier else "states", m, [*elements, *states])
+        made = [x for group in found[: 2 if earlier else 1] for x in group]
+        targets = [p for x in made for p in (x.parts if x else ("_",) * n)]
+        tiles.lines.append(f"{', '.join([*targets, *(p for s in states for p in s.parts)])} = {call}")
+        return found[0], found[1]
+
+    def _call(self, what: str, m: Maps, operands: Sequence[Tile]) -> str:
+        """A call of a function over tiles: the library's, or one of this kernel's own."""
+        if m.simple:
+            name = f"_tl_{'complex_' if m.kind == 'complex' else ''}{what}"
+            self.coder.functions.add(name)
+        else:
+            name = f"{self.own_name}_{what}"
+            self.used.add(what)
+        return f"{name}({', '.join(p for x in operands for p in x.parts)})"
+
+    @property
+    def own_name(self) -> str:
+        """What the functions of these maps are called, before what they do."""
+        return f"{self.coder.name}_{'back' if self.back else 'maps'}"
 
     # --- entering a segment, and what it arrives at ---
 

@@ -117,6 +117,8 @@ class _Call(NamedTuple):
     packed: bool
     parts: int
     """Real numbers of one entry of all states."""
+    maps: tuple[int, int]
+    """The same of the maps that compose them, forward and backward."""
 
 
 def _call(
@@ -127,7 +129,9 @@ def _call(
     dtype = torch.float64 if initial[0].dtype in (torch.float64, torch.complex128) else torch.float32
     batch, steps = lead
     parts = sum(1 + s.is_complex() for s in initial)
-    return _Call(size, (batch, steps), initial[0].shape[0], width, inner, rows, dtype, out, packed, parts)
+    of = {name: 1 + s.is_complex() for name, s in zip(fused.states, initial)}
+    maps = sum(of[s] for s in fused.maps.values()), sum(of[s] for s in fused.maps_back.values())
+    return _Call(size, (batch, steps), initial[0].shape[0], width, inner, rows, dtype, out, packed, parts, maps)
 
 
 def _per_token(call: _Call, dims: tuple[str, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -162,7 +166,7 @@ def _tile(fused: _Fused, call: _Call, back: bool, reads: Sequence[Tensor]) -> _T
     double = call.dtype == torch.float64
     if not (fused.tiled_back if back else fused.tiled):
         return _stepped_tile(call, back, double, reads)
-    held = (4 if back else 2) * call.parts + sum(1 + x.is_complex() for x in reads)
+    held = (2 if back else 1) * call.maps[back] + sum(1 + x.is_complex() for x in reads)
     entries = min(8 if double else 16, _power_of_two(150 // (held * (1 + double)) + 1) // 2 or 1)
     vector = max(1, entries // 4) if call.width % 16 == 0 else 1
     channels = 64 if vector > 1 and not double else 32
