@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from backends.reference import Interpreter
+from rnnc.fuse import fuse
 from rnnc.loading import load_module
 from rnnc.pipeline import Compilation, compile_source, module_text
 from rnnc.plan import Loop
@@ -155,3 +156,34 @@ def test_a_wrong_composition_is_repaired() -> None:
         module._segments = lambda *_: 3
         got = trial.computed(lambda **o: module.Random(**o, backend="triton"), torch.float64)  # noqa: B023
         assert bool(disagreements(trial.expected(), got)) != right
+
+
+CELLS = {
+    "complex block": "state h[D]: complex, g[D]: complex\nh[t] = 0.9 * exp(1j * w) * h[t-1] - 0.1 * g[t-1] + x\n"
+    "g[t] = 0.5 * h[t]\noutput real(h[t])\noutput g[t]",
+    "complex fraction": "state h[D]: complex = 1\nh[t] = (h[t-1] + 1j * q) / (2 + 1j * w + h[t-1])\noutput h[t]",
+    "affine, any factor": "state h[D]\nh[t] = w * h[t-1] + x\noutput h[t]\noutput h[t-3]",
+    "affine, read from far": "state h[D]\nh[t] = z * h[t-1] + x\noutput h[t] * h[t-1]\noutput h[t-2]",
+    "block, contracted": "state h[D, N], g[D, N] = 1\nparam U[D, N] = normal(1)\n"
+    "h[t] = z * h[t-1] + 0.2 * g[t-1] + x * U\ng[t] = 0.5 * h[t-1]\noutput sum[N](U * h[t])",
+    "tropical, contracted": "state h[D, N]\nparam U[D, N] = normal(1)\nh[t] = max(h[t-1] - z, x * U)\n"
+    "output sum[N](U * h[t])",
+    "block in tiles": "gate s = sigmoid(w)\nstate h[D], g[D]\nh[t] = s * (cos(x) * h[t-1] - sin(x) * g[t-1]) + x\n"
+    "g[t] = s * (sin(x) * h[t-1] + cos(x) * g[t-1])\noutput h[t]\noutput tanh(g[t-1]) * x",
+    "lags in tiles": "state h[D] = u\nh[t] = 0.4 * z * h[t-1] + 0.3 * h[t-2] - 0.2 * h[t-3] + x\noutput h[t] * w",
+    "cascade": "state m[D] = -inf, p[D] = 1, s[D]\nm[t] = max(m[t-1] - z, x)\n"
+    "p[t] = (p[t-1] + q) * r / (p[t-1] + q + r)\n"
+    "s[t] = exp(m[t-1] - m[t]) * s[t-1] + p[t-1] * mean[D](m[t])\noutput s[t]",
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cells(name: str) -> None:
+    program = Program(f"{HEAD}{CELLS[name]}\n", SIZES, INPUTS)
+    made, _ = compiled(program.text)
+    assert made.plan is not None
+    kernels = fuse(made.plan)
+    assert sum(len(k.steps) for k in kernels) == len(made.plan.steps)
+    assert all(k.tiled and k.tiled_back for k in kernels) or "tiles" not in name
+    for lead, segments in ((40, 3), ([3, 0, 1, 20], 3), ([1, 9], 1)):
+        assert agrees(program, lead, 5, torch.float64, segments) == []

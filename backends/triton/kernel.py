@@ -446,11 +446,23 @@ class KernelCoder:
 
     def carried_all(self, tiles: Tiles, names: Sequence[Tile], values: Sequence[Tile]) -> None:
         """The same for several variables, none of whose new values may be seen by another."""
+        if sum(len(p) + 2 for x in names for p in x.parts) > _TARGETS:
+            made = [self._next(tiles, n, v) for n, v in zip(names, values, strict=True)]
+            for name, value in zip(names, made, strict=True):
+                tiles.lines += [f"{n} = {v}" for n, v in zip(name.parts, value.parts, strict=True) if n != v]
+            return
         if len(values) > 1:
             values = [v if v.parts[-1] else tiles.assign("value", v) for v in values]
         self.carried(
             tiles, *(Tile(tuple(p for x in group for p in x.parts), self.state_axes) for group in (names, values))
         )
+
+    def _next(self, tiles: Tiles, name: Tile, value: Tile) -> Tile:
+        """A new value under a name of its own, where it is not what the variable holds."""
+        if value.parts == name.parts:
+            return value
+        stem = name.parts[0].removesuffix("_re" if len(name.parts) == 2 else "")
+        return tiles.assign(f"{stem}_next", value)
 
     def move(self, tiles: Tiles, names: list[Tile], values: list[Tile], wanted: str) -> None:
         """Assign to the variables of all states; new values, where there are several, are all made before."""
@@ -511,6 +523,10 @@ class KernelCoder:
             return dims
         block = self.block if set(dims) & set(self.block) else ("*",)
         return (*self.outer, *block, *inner)
+
+
+_TARGETS = 90
+"""Characters that the targets of one assignment may have."""
 
 
 def _atom(text: str) -> str:
