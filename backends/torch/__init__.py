@@ -85,7 +85,7 @@ def _template() -> jinja2.Template:
     return environment.from_string(text)
 
 
-RUNTIME = tuple(f"torch/{name}.py" for name in ("numbers", "values", "time", "scan", "loop", "module"))
+RUNTIME = tuple(f"torch/{name}.py" for name in ("numbers", "values", "time", "scan", "loop", "composed", "module"))
 """The files of `templates/` that generated modules take definitions from, in this order."""
 
 
@@ -130,6 +130,7 @@ def _imports(code: str) -> str:
 
     plain = [f"import {m}" for m in ("cmath", "contextlib", "itertools", "math", "os") if m in used]
     plain += of("collections.abc", "Callable", "Iterable", "Sequence")
+    plain += of("functools", "reduce")
     kernels = "triton" in used
     plain += [*(["from types import SimpleNamespace"] if kernels else []), *of("typing", "Any", "NamedTuple")]
     functional = ["import torch.nn.functional as F"] if "F" in used else []

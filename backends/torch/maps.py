@@ -1,0 +1,126 @@
+"""The functions of a stepped group whose maps compose: their parameters, how two become one, how one is applied."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rnnc.closure import Block as Matrices
+from rnnc.closure import Composable, Tropical
+from rnnc.ir import Expr, Graph, Type, walk
+from rnnc.plan import is_number
+
+from .block import Block, NameTable
+from .text import several
+
+if TYPE_CHECKING:
+    from .loops import LoopCoder
+
+Function = tuple[str, list[str] | None, list[str], str]
+"""Name, arguments (None: those of a step), body, docstring."""
+
+
+class MapsCoder:
+    """Writes `_NAME_maps`, `_NAME_compose` and `_NAME_apply`; of a flow backwards `_NAME_slopes` and the other two."""
+
+    def __init__(self, coder: LoopCoder, maps: Composable, back: bool) -> None:
+        self.coder, self.maps, self.back = coder, maps, back
+        self.streams = coder.loop.streams
+        self.graph = Graph(coder.graph.order)
+        self.dims = self.graph.sort(self.streams[0].type.dims)
+        self.name, self.after = coder.name, "_back" if back else ""
+        self.parameters_name = f"{self.name}_{'slopes' if back else 'maps'}"
+
+    def functions(self) -> list[Function]:
+        body = self.parameters()
+        return [self.given(body), self.compose(), self.apply()]
+
+    def given(self, body: list[str]) -> Function:
+        if self.back:
+            return self.parameters_name, None, body, "How the gradient of each past depends on that of the new values."
+        return self.parameters_name, None, body, "Parameters of the maps of all tokens."
+
+    @property
+    def text(self) -> str:
+        """Code of a `_Maps` of the runtime."""
+        lags = [sum(name == s.name for name, _ in self.maps.components) for s in self.streams]
+        parts = [self.parameters_name, f"{self.name}_compose{self.after}", f"{self.name}_apply{self.after}"]
+        parts.append(several(map(str, lags)))
+        if self.back:
+            parts.append(several(map(str, self.arriving())))
+        return f"_Maps({', '.join(parts)})"
+
+    def arriving(self) -> list[int]:
+        """For each offset of a flow, the stream whose gradient it is."""
+        assert isinstance(self.maps, Matrices)
+        newest = {self.maps.components.index((s.name, 1)): i for i, s in enumerate(self.streams)}
+        return [newest.get(row, -1) for row in self.maps.rows]
+
+    # --- one function each ---
+
+    def parameters(self) -> list[str]:
+        coder, roots = self.coder, self.maps.parameters
+        if isinstance(self.maps, Matrices) and self.back:
+            roots = roots[: len(self.maps.entries)]
+        block = coder.block(NameTable(coder.table.taken), coder.leaves() if self.back else {})
+        below = set(walk(*roots))
+        block.hints = {n: h for n, h in coder.all_hints.items() if n in below and n not in coder.names}
+        block.expect(*roots)
+        block.lines.append(f"return {several([block.aligned_code(e, self.dims) for e in roots])}")
+        return block.lines
+
+    def compose(self) -> Function:
+        later, earlier = self.letters("2"), self.letters("1")
+        found = self.maps.compose(self.graph, self.refs(later), self.refs(earlier))
+        body = self.body([*later, *earlier], [(e, self.dims) for e in found])
+        return f"{self.name}_compose{self.after}", [*later, *earlier], body, "The map of two stretches of tokens."
+
+    def apply(self) -> Function:
+        letters = self.letters("")
+        by_name = {s.name: s for s in self.streams}
+        held = [by_name[name] for name, _ in self.maps.components]
+        names = NameTable(letters)
+        states = [names.new(self.held(name, lag)) for name, lag in self.maps.components]
+        refs = tuple(self.graph.ref("input", n, s.type) for n, s in zip(states, held, strict=True))
+        found = self.maps.apply(self.graph, self.refs(letters), refs)
+        body = self.body([*letters, *states], [(e, s.type.dims) for e, s in zip(found, held, strict=True)])
+        return f"{self.name}_apply{self.after}", [*letters, *states], body, self.says()
+
+    def says(self) -> str:
+        return "What flows back to the token before." if self.back else "What is held after a stretch of tokens."
+
+    def held(self, name: str, lag: int) -> str:
+        return (
+            f"d_{name}" + ("" if lag == 1 else f"_prev{lag - 1}" if lag > 2 else "_prev")
+            if self.back
+            else self.coder.past[name, lag]
+        )
+
+    # --- opaque arguments ---
+
+    def letters(self, mark: str) -> list[str]:
+        """Names of the parameters of one map."""
+        match self.maps:
+            case Matrices(entries=entries, rows=rows) if len(self.maps.components) > 1:
+                return [*(f"a{mark}_{i}_{j}" for i, j in entries), *(f"b{mark}_{i}" for i in rows)]
+            case Tropical(roles=roles):
+                return [f"{role}{mark}" for role in roles]
+            case _:
+                return [f"{letter}{mark}" for letter, _ in zip("abcd", self.maps.parameters, strict=False)]
+
+    def refs(self, names: list[str]) -> tuple[Expr, ...]:
+        """Parameters of which nothing is known but their kind."""
+        kinds = [e.kind for e in self.maps.parameters]
+        return tuple(self.graph.ref("input", n, Type(self.dims, k)) for n, k in zip(names, kinds, strict=True))
+
+    def body(self, arguments: list[str], results: list[tuple[Expr, tuple[str, ...]]]) -> list[str]:
+        def nothing(*_: object) -> str:
+            raise AssertionError("maps are elementwise")
+
+        real = f"{arguments[0]}{'.real' if self.maps.parameters[0].kind == 'complex' else ''}.dtype"
+        table = NameTable({*self.coder.reserved, *arguments})
+        block = Block(table, lambda r: r.name, nothing, {}, {}, nothing, nothing, nothing, real)
+        block.helpers = self.coder.helpers
+        assert not any(is_number(e) for e, _ in results)
+        block.expect(*(e for e, _ in results))
+        block.lines.append(f"return {several([block.aligned_code(e, dims) for e, dims in results])}")
+        return block.lines
