@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from rnnc.closure import Block as Matrices
 from rnnc.closure import Composable, Tropical
-from rnnc.ir import Expr, Graph, Type, walk
+from rnnc.ir import Apply, Expr, Graph, Type, walk
 from rnnc.plan import is_number
 
-from .block import Block, NameTable
+from .block import ATOM, SUM, Block, NameTable
 from .text import several
 
 if TYPE_CHECKING:
@@ -17,6 +17,31 @@ if TYPE_CHECKING:
 
 Function = tuple[str, list[str] | None, list[str], str]
 """Name, arguments (None: those of a step), body, docstring."""
+
+
+class _Sums(Block):
+    """Adds products in one operation each."""
+
+    where = "_where"
+
+    def apply(self, node: Apply) -> tuple[str, int]:
+        terms = self._terms(node) if node.op == "add" else []
+        products = [t for t in terms if isinstance(t, Apply) and t.op == "mul" and t not in self.variables]
+        factors = [a for t in products for a in t.args]
+        if not products or any(map(is_number, (*terms, *factors))) or any(e.kind != "real" for e in (*terms, *factors)):
+            return super().apply(node)
+        plain = [self.aligned(t, node.dims)[0] for t in terms if t not in products]
+        text = " + ".join(plain) if plain else super().apply(products.pop(0))[0]
+        for product in products:
+            text = f"torch.addcmul({text}, {', '.join(self.aligned(a, node.dims)[0] for a in product.args)})"
+        # Calls bind as names do; what is left is the sum or product that all began with.
+        return text, ATOM if text.startswith("torch.addcmul") and products else SUM
+
+    def _terms(self, node: Expr) -> list[Expr]:
+        """The operands of a sum of sums."""
+        if isinstance(node, Apply) and node.op == "add" and node not in self.variables:
+            return [t for a in node.args for t in self._terms(a)]
+        return [node]
 
 
 class MapsCoder:
@@ -62,6 +87,7 @@ class MapsCoder:
         if isinstance(self.maps, Matrices) and self.back:
             roots = roots[: len(self.maps.entries)]
         block = coder.block(NameTable(coder.table.taken), coder.leaves() if self.back else {})
+        block.where = "_where"
         below = set(walk(*roots))
         block.hints = {n: h for n, h in coder.all_hints.items() if n in below and n not in coder.names}
         block.expect(*roots)
@@ -118,7 +144,7 @@ class MapsCoder:
 
         real = f"{arguments[0]}{'.real' if self.maps.parameters[0].kind == 'complex' else ''}.dtype"
         table = NameTable({*self.coder.reserved, *arguments})
-        block = Block(table, lambda r: r.name, nothing, {}, {}, nothing, nothing, nothing, real)
+        block = _Sums(table, lambda r: r.name, nothing, {}, {}, nothing, nothing, nothing, real)
         block.helpers = self.coder.helpers
         assert not any(is_number(e) for e, _ in results)
         block.expect(*(e for e, _ in results))

@@ -73,10 +73,14 @@ def _spread_map(parameters: Sequence[Any], like: Tensor) -> list[Tensor]:
     return [p[(None,) * (like.ndim - p.ndim)] for p in tensors]
 
 
-def _of(parameters: Sequence[Tensor], at: Any, axis: int = 1) -> list[Tensor]:
+def _of(parameters: Sequence[Tensor], at: slice) -> list[Tensor]:
     """The parameters at some tokens."""
-    index = (slice(None),) * axis + (at,)
-    return [p if p.shape[axis] == 1 else p[index] for p in parameters]
+    return [p if p.shape[1] == 1 else p[:, at] for p in parameters]
+
+
+def _each(parameters: Sequence[Tensor], count: int) -> list[tuple[Tensor, ...]]:
+    """The parameters of `count` maps, one map after the other."""
+    return list(zip(*(p.unbind(1) if p.shape[1] > 1 else (p[:, 0],) * count for p in parameters)))
 
 
 def _totals(
@@ -87,7 +91,8 @@ def _totals(
     begins = None if fresh is None else way.cut(fresh, 0)
     size = way.size
     while size > 1:
-        earlier, later = (_of(maps, slice(i, None, 2), 2) for i in ((1, 0) if way.reverse else (0, 1)))
+        even, odd = ([m if m.shape[2] == 1 else m[:, :, i::2] for m in maps] for i in (0, 1))
+        earlier, later = (odd, even) if way.reverse else (even, odd)
         maps = list(compose(*later, *earlier))
         if begins is not None:
             # What was before the first token of a sequence is not for it.
@@ -117,13 +122,14 @@ def _in_segments(
     heads = list(itertools.accumulate(maps.lags[:-1], initial=0))
     totals, begins = _totals(maps.compose, parameters, fresh, way)
     held, entering = list(initial), [list(initial)]
-    starts = begin(way.at(way.size - 1))
+    starts = [] if begins is None else begin(way.at(way.size - 1))
+    rows = _each(totals, way.count - 1)
     for k in range(way.count - 2, -1, -1) if way.reverse else range(way.count - 1):
         if begins is not None:
             # The last token of a segment is of the sequence that began last.
             start = [x[:, k] if isinstance(x, Tensor) else x for x in starts]
             held = [torch.where(begins[k], x, h) for x, h in zip(start, held)]
-        held = [h.expand(x.shape) for h, x in zip(maps.apply(*_of(totals, k), *held), initial)]
+        held = [h.expand(x.shape) for h, x in zip(maps.apply(*rows[k], *held), initial)]
         entering.append(held)
     ordered = reversed(entering) if way.reverse else entering
     entered = held = [torch.stack(x, 1) for x in zip(*ordered)]
@@ -192,7 +198,7 @@ def _worthwhile(like: Tensor) -> bool:
     return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _segments(steps: int, reverse: bool = False) -> _Segments:
+def _way(steps: int, reverse: bool = False) -> _Segments:
     """As many segments as each has tokens, about; their size a power of two."""
     return _Segments(steps, 1 << (steps.bit_length() // 2), reverse)
 
@@ -233,7 +239,7 @@ def _composed(maps: _Maps) -> Callable[..., list[Tensor]]:
             initial = [h[:batch, i] for h, lag in zip(history, maps.lags) for i in range(lag)]
             parameters = _spread_map(maps.parameters(*hoisted, *fixed, *numbers), like)
             fresh = None if position is None else position == 0
-            values = _in_segments(maps, parameters, advance, initial, _segments(steps), fresh, begin)
+            values = _in_segments(maps, parameters, advance, initial, _way(steps), fresh, begin)
         if values is None:
             values = _stepped(step, hoisted, shared, fixed, history, numbers, steps, sequence, position)
         return values
@@ -310,22 +316,22 @@ def _cotangents(
     ]
     fresh = None if fresh is None else fresh[1:]
 
-    def step(at: slice | int, held: list[Tensor]) -> Sequence[Tensor]:
+    def step(at: slice, held: list[Tensor]) -> Sequence[Tensor]:
         return flow.apply(*_of(parameters, at), *held)
 
     values = None
     if _worthwhile(grads[0]):
-        way = _segments(steps, reverse=True)
+        way = _way(steps, reverse=True)
         values = _in_segments(flow, parameters, step, initial, way, fresh, lambda _: [0.0] * len(initial))
     if values is None:
         heads = list(itertools.accumulate(flow.lags[:-1], initial=0))
         rows: list[list[Tensor]] = [[] for _ in grads]
         held = initial
+        each = _each(parameters, steps)
         for t in range(steps - 1, -1, -1):
             if fresh is not None:
                 held = [torch.where(fresh[t], 0.0, h) for h in held]
-            here = [p[:, 0 if p.shape[1] == 1 else t] for p in parameters]
-            held = [x.expand(h.shape) for x, h in zip(flow.apply(*here, *held), held)]
+            held = [x.expand(h.shape) for x, h in zip(flow.apply(*each[t], *held), held)]
             for row, head in zip(rows, heads):
                 row.append(held[head])
         values = [torch.stack(row[::-1], 1) for row in rows]
