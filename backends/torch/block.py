@@ -102,9 +102,6 @@ class Block:
     `leaf` gives the code of a reference; `size` that of a dim's size. Nodes in `variables` are there under a name.
     """
 
-    where = "torch.where"
-    """What selects: `_where`, which autograd does not know, in code that it never sees."""
-
     def __init__(
         self,
         names: NameTable,
@@ -346,7 +343,7 @@ class Block:
         if is_number(yes) and is_number(no):
             kind = {"bool": "torch.bool", "real": self.dtype}.get(node.kind) or self.call("_complex_of", self.dtype)
             texts[1] = f"torch.full((), {texts[1]}, dtype={kind}, device={self.atom(condition)}.device)"
-        return self.call(self.where, *texts)
+        return f"torch.where({', '.join(texts)})"
 
     def _complex_part(self, op: str, arg: Expr, target: tuple[str, ...]) -> tuple[str, int]:
         text = self.aligned(arg, target, arithmetic=True)

@@ -270,7 +270,6 @@ class LoopCoder:
                 if node in found:
                     add(pairs, node, found[node])
         block = self.block(table, leaves)
-        block.where = "_where"
         block.hints = {**self.hints, **{n: name for n, name in cotangents.items() if n not in self.hints}}
         for s in streams:
             if not s.over and s.expr.dims == s.type.dims and s.expr in self.body and not isinstance(s.expr, Ref):

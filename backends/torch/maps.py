@@ -22,8 +22,6 @@ Function = tuple[str, list[str] | None, list[str], str]
 class _Sums(Block):
     """Adds products in one operation each."""
 
-    where = "_where"
-
     def apply(self, node: Apply) -> tuple[str, int]:
         terms = self._terms(node) if node.op == "add" else []
         products = [t for t in terms if isinstance(t, Apply) and t.op == "mul" and t not in self.variables]
@@ -87,7 +85,6 @@ class MapsCoder:
         if isinstance(self.maps, Matrices) and self.back:
             roots = roots[: len(self.maps.entries)]
         block = coder.block(NameTable(coder.table.taken), coder.leaves() if self.back else {})
-        block.where = "_where"
         below = set(walk(*roots))
         block.hints = {n: h for n, h in coder.all_hints.items() if n in below and n not in coder.names}
         block.expect(*roots)

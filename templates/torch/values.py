@@ -55,21 +55,6 @@ def _choose(condition: bool, x: Tensor | float, y: Tensor | float) -> Tensor:
     return torch.where(torch.full((), condition, device=x.device), x, y)
 
 
-def _where(condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
-    """`torch.where` without a derivative. On a CPU by bits: that one takes a branch for every entry, and mispredicts."""
-    like = x if isinstance(x, Tensor) else y
-    assert isinstance(like, Tensor)
-    bits = {torch.float32: torch.int32, torch.float64: torch.int64}.get(like.dtype)
-    if bits is None or condition.numel() < 2048 or like.device.type != "cpu":
-        return torch.where(condition, x, y)
-    mask = condition.to(bits).neg_()
-    yes = (x if isinstance(x, Tensor) else like.new_full((), x)).view(bits)
-    if not isinstance(y, Tensor) and y == 0:
-        return (yes & mask).view(like.dtype)
-    no = (y if isinstance(y, Tensor) else like.new_full((), y)).view(bits)
-    return (((yes ^ no) & mask) ^ no).view(like.dtype)
-
-
 def _only(x: Tensor, selected: Tensor | bool) -> Tensor:
     """`x`, with a gradient of exactly 0 where it is not selected."""
     if not isinstance(selected, Tensor):
