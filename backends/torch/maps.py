@@ -49,9 +49,17 @@ class MapsCoder:
         self.coder, self.maps, self.back = coder, maps, back
         self.streams = coder.loop.streams
         self.graph = Graph(coder.graph.order)
-        self.dims = self.graph.sort(self.streams[0].type.dims)
+        self.layouts = self.parameter_dims()
         self.name, self.after = coder.name, "_back" if back else ""
         self.parameters_name = f"{self.name}_{'slopes' if back else 'maps'}"
+
+    def parameter_dims(self) -> list[tuple[str, ...]]:
+        """Dims of each parameter: what is added to a stream has the stream's own order."""
+        maps, sorted_dims = self.maps, self.graph.sort(self.streams[0].type.dims)
+        if not isinstance(maps, Matrices):
+            return [sorted_dims for _ in maps.parameters]
+        own = {s.name: s.type.dims for s in self.streams}
+        return [*(sorted_dims for _ in maps.entries), *(own[maps.components[row][0]] for row in maps.rows)]
 
     def functions(self) -> list[Function]:
         body = self.parameters()
@@ -88,13 +96,14 @@ class MapsCoder:
         below = set(walk(*roots))
         block.hints = {n: h for n, h in coder.all_hints.items() if n in below and n not in coder.names}
         block.expect(*roots)
-        block.lines.append(f"return {several([block.aligned_code(e, self.dims) for e in roots])}")
+        results = [block.aligned_code(e, dims) for e, dims in zip(roots, self.layouts, strict=False)]
+        block.lines.append(f"return {several(results)}")
         return block.lines
 
     def compose(self) -> Function:
         later, earlier = self.letters("2"), self.letters("1")
         found = self.maps.compose(self.graph, self.refs(later), self.refs(earlier))
-        body = self.body([*later, *earlier], [(e, self.dims) for e in found])
+        body = self.body([*later, *earlier], list(zip(found, self.layouts, strict=True)))
         return f"{self.name}_compose{self.after}", [*later, *earlier], body, "The map of two stretches of tokens."
 
     def apply(self) -> Function:
@@ -132,8 +141,8 @@ class MapsCoder:
 
     def refs(self, names: list[str]) -> tuple[Expr, ...]:
         """Parameters of which nothing is known but their kind."""
-        kinds = [e.kind for e in self.maps.parameters]
-        return tuple(self.graph.ref("input", n, Type(self.dims, k)) for n, k in zip(names, kinds, strict=True))
+        types = [Type(d, e.kind) for d, e in zip(self.layouts, self.maps.parameters, strict=True)]
+        return tuple(self.graph.ref("input", n, t) for n, t in zip(names, types, strict=True))
 
     def body(self, arguments: list[str], results: list[tuple[Expr, tuple[str, ...]]]) -> list[str]:
         def nothing(*_: object) -> str:

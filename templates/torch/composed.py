@@ -193,7 +193,7 @@ def _worthwhile(like: Tensor) -> bool:
     Not where one token's operations take longer than their launch. Not while a CUDA graph is recorded, when the host
     cannot ask whether what was composed holds.
     """
-    if like.shape[1] < 16 or (like[:, 0].numel() > 8192 and like.device.type == "cpu"):
+    if like.shape[1] < 16 or (like[:, 0].numel() > 1024 and like.device.type == "cpu"):
         return False
     return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
 
@@ -324,18 +324,25 @@ def _cotangents(
         way = _way(steps, reverse=True)
         values = _in_segments(flow, parameters, step, initial, way, fresh, lambda _: [0.0] * len(initial))
     if values is None:
-        heads = list(itertools.accumulate(flow.lags[:-1], initial=0))
-        rows: list[list[Tensor]] = [[] for _ in grads]
-        held = initial
-        each = _each(parameters, steps)
-        for t in range(steps - 1, -1, -1):
-            if fresh is not None:
-                held = [torch.where(fresh[t], 0.0, h) for h in held]
-            held = [x.expand(h.shape) for x, h in zip(flow.apply(*each[t], *held), held)]
-            for row, head in zip(rows, heads):
-                row.append(held[head])
-        values = [torch.stack(row[::-1], 1) for row in rows]
+        values = _applied(flow, parameters, initial, steps, fresh)
     return [torch.cat([value, grad[:, -1:]], 1) for value, grad in zip(values, grads)]
+
+
+def _applied(
+    flow: _Maps, parameters: Sequence[Tensor], initial: Sequence[Tensor], steps: int, fresh: Tensor | None
+) -> list[Tensor]:
+    """The same, one token after the other."""
+    heads = list(itertools.accumulate(flow.lags[:-1], initial=0))
+    rows: list[list[Tensor]] = [[] for _ in heads]
+    held = list(initial)
+    each = _each(parameters, steps)
+    for t in range(steps - 1, -1, -1):
+        if fresh is not None:
+            held = [torch.where(fresh[t], 0.0, h) for h in held]
+        held = [x.expand(h.shape) for x, h in zip(flow.apply(*each[t], *held), held)]
+        for row, head in zip(rows, heads):
+            row.append(held[head])
+    return [torch.stack(row[::-1], 1) for row in rows]
 
 
 def _apart(made: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
