@@ -1,5 +1,8 @@
-"""Cells of each family of closure on a CPU, forward and backward: the generated module against a Python loop of the same
+"""Cells of each family of closure on a CPU, forward and backward: the generated module against Python loops of the same
 equations under autograd, in one run.
+
+One loop indexes the inputs, `x[:, t]`, as a researcher would write it first: each index costs the backward a gradient
+of all tokens. The other takes them apart once, by `unbind`.
 
     OMP_NUM_THREADS=1 python benchmarks/families_cpu.py [--json FILE]
 """
@@ -43,7 +46,18 @@ output h[t]
 """
 
 
-def kalman(y: Tensor, q: Tensor, r: Tensor) -> Tensor:
+Tokens = Callable[..., Iterable[tuple[Tensor, ...]]]
+
+
+def indexed(*inputs: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    return (tuple(x[:, t] for x in inputs) for t in range(inputs[0].shape[1]))
+
+
+def unbound(*inputs: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    return zip(*(x.unbind(1) for x in inputs), strict=True)
+
+
+def kalman(tokens: Tokens, y: Tensor, q: Tensor, r: Tensor) -> Tensor:
     p, m, out = torch.ones_like(y[:, 0]), torch.zeros_like(y[:, 0]), []
     for y_t, q_t, r_t in tokens(y, q, r):
         p = (p + q_t) * r_t / (p + q_t + r_t)
@@ -52,7 +66,7 @@ def kalman(y: Tensor, q: Tensor, r: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
-def leaky_peak(x: Tensor, a: Tensor) -> Tensor:
+def leaky_peak(tokens: Tokens, x: Tensor, a: Tensor) -> Tensor:
     p, e, peaks, energies = torch.full_like(x[:, 0], -math.inf), torch.zeros_like(x[:, 0]), [], []
     for x_t, a_t in tokens(x, a):
         p = torch.maximum(p - (1 - a_t), x_t)
@@ -62,7 +76,7 @@ def leaky_peak(x: Tensor, a: Tensor) -> Tensor:
     return torch.stack(peaks, 1) + torch.stack(energies, 1)
 
 
-def oscillator(x: Tensor, angle: Tensor, r: Tensor) -> Tensor:
+def oscillator(tokens: Tokens, x: Tensor, angle: Tensor, r: Tensor) -> Tensor:
     h, g, out = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0]), []
     for x_t, cos, sin, r_t in tokens(x, torch.cos(angle), torch.sin(angle), r):
         h, g = r_t * (cos * h - sin * g) + x_t, r_t * (sin * h + cos * g)
@@ -70,7 +84,7 @@ def oscillator(x: Tensor, angle: Tensor, r: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
-def clamp(x: Tensor) -> Tensor:
+def clamp(tokens: Tokens, x: Tensor) -> Tensor:
     h, out = torch.zeros_like(x[:, 0]), []
     for (x_t,) in tokens(x):
         h = torch.clamp(h + x_t, -1, 1)
@@ -78,22 +92,18 @@ def clamp(x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
-def tokens(*inputs: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """One token after the other. Indexed, each would cost the backward a gradient of all tokens."""
-    return zip(*(x.unbind(1) for x in inputs), strict=True)
-
-
 def times(calls: dict[str, Callable[[], Tensor]], leaves: list[Tensor], repeats: int) -> dict[str, float]:
-    """Median milliseconds of forward and backward; the contenders take turns, so that load falls on all alike."""
+    """Median milliseconds of the processor's time, forward and backward; the contenders take turns, so that load falls
+    on all alike."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(repeats + 2):
         for name, call in calls.items():
             for x in leaves:
                 x.grad = None
-            start = time.perf_counter()
+            start = time.process_time()
             call().sum().backward()
             if i >= 2:
-                taken[name].append(1e3 * (time.perf_counter() - start))
+                taken[name].append(1e3 * (time.process_time() - start))
     return {name: statistics.median(t) for name, t in taken.items()}
 
 
@@ -118,11 +128,15 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     for name, (cell, loop, inputs) in contenders.items():
         leaves = [i.clone().requires_grad_() for i in inputs]
-        assert torch.allclose(total(cell(*leaves)[0]), loop(*leaves), rtol=1e-4, atol=1e-4), name
-        calls = {"rnnc": lambda c=cell, v=leaves: total(c(*v)[0]), "python loop": lambda f=loop, v=leaves: f(*v)}
+        assert torch.allclose(total(cell(*leaves)[0]), loop(unbound, *leaves), rtol=1e-4, atol=1e-4), name
+        calls = {
+            "rnnc": lambda c=cell, v=leaves: total(c(*v)[0]),
+            "python loop": lambda f=loop, v=leaves: f(indexed, *v),
+            "python loop, unbound": lambda f=loop, v=leaves: f(unbound, *v),
+        }
         found[name] = times(calls, leaves, args.repeats)
-        ours, theirs = found[name].values()
-        print(f"{name:12} rnnc {ours:8.2f} ms   python loop {theirs:8.2f} ms   {theirs / ours:5.1f} x")
+        shown = [f"{n} {ms:8.2f} ms {ms / found[name]['rnnc']:5.1f} x" for n, ms in found[name].items()]
+        print(f"{name:12} {'   '.join(shown)}")
     if args.json:
         machine = {"cpu": cpu(), "threads": torch.get_num_threads()}
         shape = {"B": B, "T": T, "D": D, "dtype": "float32"}

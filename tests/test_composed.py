@@ -24,6 +24,7 @@ from rnnc.pipeline import compile_source
 from rnnc.source import Source
 from tests.modules import agree, checked, draw_for, generate, gradients, load, some_state, tensors, with_gradients
 from tests.test_families import CELLS, cell
+from tests.test_module_autograd import Calls, fresh
 
 T = 130
 NONE = {
@@ -151,6 +152,32 @@ def test_nan_stays_with_its_sequence(name: str) -> None:
             parts = ((got[[0, 2]], want[[0, 2]]),)
         for a, b in parts:
             same([a], [b])
+
+
+@pytest.mark.parametrize("name", ["oscillator", "kalman", "AR(3)", "clamp", "coupled", "complex", "logaddexp"])
+def test_operators_are_sound(name: str) -> None:
+    """Their derivatives by finite differences, their fake versions, no aliasing."""
+    module = build(load(ALL[name]))
+    inputs = draw_for(checked(ALL[name]), module, 1, 20, requires_grad=True)
+    state = some_state(module, 1)
+
+    def run(*values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensors(module(*values[: len(inputs)], state=type(state)(*values[len(inputs) :]))))
+
+    assert torch.autograd.gradcheck(run, (*inputs, *state), atol=1e-6)
+    with Calls(load(ALL[name])._OPERATORS) as seen:
+        with_gradients(module, module(*inputs, state=state), *inputs, *state)
+    for operator, args in seen.calls.values():
+        forward = not operator.name().split(".")[0].endswith("_backward")
+        torch.library.opcheck(operator, tuple(fresh(a, forward) for a in args))
+
+
+@pytest.mark.parametrize("name", ["oscillator", "kalman", "coupled"])
+def test_it_compiles_as_a_whole(name: str) -> None:
+    module = build(load(ALL[name]))
+    inputs = draw_for(checked(ALL[name]), module, 2, 40, requires_grad=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    same(with_gradients(module, compiled(*inputs), *inputs), with_gradients(module, module(*inputs), *inputs))
 
 
 # --- what composing cannot give --------------------------------------------------------------------------------------

@@ -130,7 +130,6 @@ def _imports(code: str) -> str:
 
     plain = [f"import {m}" for m in ("cmath", "contextlib", "itertools", "math", "os") if m in used]
     plain += of("collections.abc", "Callable", "Iterable", "Sequence")
-    plain += of("functools", "reduce")
     kernels = "triton" in used
     plain += [*(["from types import SimpleNamespace"] if kernels else []), *of("typing", "Any", "NamedTuple")]
     functional = ["import torch.nn.functional as F"] if "F" in used else []

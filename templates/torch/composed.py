@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +42,7 @@ class _Segments(NamedTuple):
     reverse: bool
 
     @property
-    def count(self) -> int:
+    def many(self) -> int:
         return -(-self.steps // self.size)
 
     def at(self, i: int) -> slice:
@@ -51,14 +50,14 @@ class _Segments(NamedTuple):
         return slice((self.steps - 1 - i) % self.size if self.reverse else i, None, self.size)
 
     def cut(self, x: Tensor, axis: int = 1) -> Tensor:
-        """The tokens of all segments but the one gone through last: [..., count - 1, size, ...]."""
-        some = (self.count - 1) * self.size
+        """The tokens of all segments but the one gone through last: [..., many - 1, size, ...]."""
+        some = (self.many - 1) * self.size
         x = x.narrow(axis, self.steps - some if self.reverse else 0, some)
-        return x.unflatten(axis, (self.count - 1, self.size))
+        return x.unflatten(axis, (self.many - 1, self.size))
 
     def leaving(self, x: Tensor) -> Tensor:
         """Of something for each segment, those of all but the one gone through last."""
-        return x[:, x.shape[1] - self.count + 1 :] if self.reverse else x[:, : self.count - 1]
+        return x[:, x.shape[1] - self.many + 1 :] if self.reverse else x[:, : self.many - 1]
 
     def entered(self, x: Tensor) -> Tensor:
         """Of something for each segment, those of all but the one gone through first."""
@@ -123,8 +122,8 @@ def _in_segments(
     totals, begins = _totals(maps.compose, parameters, fresh, way)
     held, entering = list(initial), [list(initial)]
     starts = [] if begins is None else begin(way.at(way.size - 1))
-    rows = _each(totals, way.count - 1)
-    for k in range(way.count - 2, -1, -1) if way.reverse else range(way.count - 1):
+    rows = _each(totals, way.many - 1)
+    for k in range(way.many - 2, -1, -1) if way.reverse else range(way.many - 1):
         if begins is not None:
             # The last token of a segment is of the sequence that began last.
             start = [x[:, k] if isinstance(x, Tensor) else x for x in starts]
@@ -159,23 +158,25 @@ def _holds(
     A thousand of them of the stream's own largest number within the segment, or some tens of the whole group's: what
     cancels in one stream may be made of another's numbers. What is not finite must be the same.
     """
-    if way.count == 1:
+    if way.many == 1:
         return True
     sizes: list[Tensor] = []
     first = 0
     for value, lag in zip(values, lags):
-        within = torch.nan_to_num_(way.cut(value).abs(), 0.0, 0.0).amax(2)
-        begun = [way.leaving(x).abs().nan_to_num(0.0, 0.0) for x in entered[first : first + lag]]
-        sizes.append(reduce(torch.maximum, begun, within))
+        largest = torch.nan_to_num_(way.cut(value).abs(), 0.0, 0.0).amax(2)
+        for x in entered[first : first + lag]:
+            largest = torch.maximum(largest, way.leaving(x).abs().nan_to_num(0.0, 0.0))
+        sizes.append(largest)
         first += lag
-    group = reduce(torch.maximum, sizes) if len({x.shape for x in sizes}) == 1 else None
+    alike = len(sizes) > 1 and len({x.shape for x in sizes}) == 1
+    group = torch.stack(sizes).amax(0) if alike else sizes[0]
     eps = torch.finfo(values[0].dtype).eps
     right: list[Tensor] = []
     which = itertools.chain.from_iterable(itertools.repeat(i, lag) for i, lag in enumerate(lags))
     for i, arrived, composed in zip(which, held, entered):
         x, y = way.leaving(arrived), way.entered(composed)
         allowed = 1000 * eps * sizes[i] + torch.finfo(values[0].dtype).tiny
-        if len(sizes) > 1 and group is not None:
+        if alike:
             allowed = torch.maximum(allowed, 32 * eps * group)
         # An infinite difference is within no bound, and NaN is equal to nothing.
         right.append((((x - y).abs() <= allowed) | (x == y) | ((x != x) & (y != y))).all())
