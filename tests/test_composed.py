@@ -34,6 +34,7 @@ NONE = {
     "far back": cell("tanh(h[t-1] - z * h[t-3]) + x", "h[D] = 0.5"),
     "read far back": cell("tanh(h[t-1]) + 0.1 * x * sum[N](U)") + "output h[t-4]\n",
     "constant": cell("max(0.9 * h[t-1], -1)", "h[D] = 3"),
+    "five": cell(" + ".join(f"0.1 * z * h[t-{i}]" for i in (1, 2, 3, 5)) + " + x", "h[D] = 1"),
     "of another layout": """cell C
 dim D = 3, E = 2
 input x[D, E], z[E] in [0, 1]
@@ -53,7 +54,7 @@ output h[t]
 output g[t-1]
 """,
 }
-COMPOSE = ("constant", "of another layout", "complex")
+COMPOSE = ("five", "constant", "of another layout", "complex")
 ALL = {**CELLS, **NONE}
 every = pytest.mark.parametrize("name", ALL)
 

@@ -10,11 +10,13 @@ from rnnc.ir import Apply, Expr, Graph, Type, walk
 from rnnc.plan import is_number
 
 from .block import ATOM, SUM, Block, NameTable
-from .text import several
+from .text import quoted, several
 
 if TYPE_CHECKING:
     from .loops import LoopCoder
 
+LARGEST = 3
+"""Up to here maps of matrices are written out."""
 Function = tuple[str, list[str] | None, list[str], str]
 """Name, arguments (None: those of a step), body, docstring."""
 
@@ -62,8 +64,14 @@ class MapsCoder:
         return [*(sorted_dims for _ in maps.entries), *(own[maps.components[row][0]] for row in maps.rows)]
 
     def functions(self) -> list[Function]:
-        body = self.parameters()
-        return [self.given(body), self.compose(), self.apply()]
+        made = [self.given(self.parameters())]
+        return made if self.large else [*made, self.compose(), self.apply()]
+
+    @property
+    def large(self) -> bool:
+        """Whether written out it would be many lines: `n ** 3` products."""
+        alike = len({s.type.dims for s in self.streams}) == 1
+        return isinstance(self.maps, Matrices) and len(self.maps.components) > LARGEST and alike
 
     def given(self, body: list[str]) -> Function:
         if self.back:
@@ -75,10 +83,19 @@ class MapsCoder:
         """Code of a `_Maps` of the runtime."""
         lags = [sum(name == s.name for name, _ in self.maps.components) for s in self.streams]
         parts = [self.parameters_name, f"{self.name}_compose{self.after}", f"{self.name}_apply{self.after}"]
+        if self.large:
+            parts[1:] = [f"*{self.matrices()}"]
         parts.append(several(map(str, lags)))
         if self.back:
             parts.append(several(map(str, self.arriving())))
         return f"_Maps({', '.join(parts)})"
+
+    def matrices(self) -> str:
+        assert isinstance(self.maps, Matrices)
+        size, entries = range(len(self.maps.components)), set(self.maps.entries)
+        pattern = [quoted("".join("x" if (i, j) in entries else "." for j in size)) for i in size]
+        self.coder.helpers.add("_matrices")
+        return f"_matrices({several(pattern)}, {several(map(str, self.maps.rows))})"
 
     def arriving(self) -> list[int]:
         """For each offset of a flow, the stream whose gradient it is."""

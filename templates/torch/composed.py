@@ -31,6 +31,33 @@ class _Maps(NamedTuple):
     arriving: tuple[int, ...] = ()
 
 
+def _matrices(
+    pattern: Sequence[str], rows: Sequence[int]
+) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]]:
+    """`compose` and `apply` of `A s + b`: parameters are the entries of A where `pattern` has an x, then those of b."""
+    entries = [(i, j) for i, row in enumerate(pattern) for j, mark in enumerate(row) if mark == "x"]
+    count, whole, size = len(entries), len(entries) + len(rows), range(len(pattern))
+
+    def dot(pairs: Sequence[tuple[Tensor, Tensor]], total: Tensor | None = None) -> Tensor:
+        for x, y in pairs:
+            alike = total is not None and x.dtype == y.dtype == total.dtype
+            total = x * y if total is None else torch.addcmul(total, x, y) if alike else total + x * y
+        assert total is not None
+        return total
+
+    def compose(*maps: Tensor) -> tuple[Tensor, ...]:
+        a2, a1 = dict(zip(entries, maps)), dict(zip(entries, maps[whole:]))
+        b2, b1 = dict(zip(rows, maps[count:whole])), dict(zip(rows, maps[whole + count :]))
+        matrix = [dot([(a2[i, k], a1[k, j]) for k in size if (i, k) in a2 and (k, j) in a1]) for i, j in entries]
+        return (*matrix, *(dot([(a2[i, k], b1[k]) for k in rows if (i, k) in a2], b2[i]) for i in rows))
+
+    def apply(*given: Tensor) -> tuple[Tensor, ...]:
+        a, b, held = dict(zip(entries, given)), dict(zip(rows, given[count:whole])), given[whole:]
+        return tuple(dot([(a[i, j], held[j]) for j in size if (i, j) in a], b.get(i)) for i in size)
+
+    return compose, apply
+
+
 class _Segments(NamedTuple):
     """Tokens cut into segments of `size`, gone through from the last to the first if `reverse`.
 
