@@ -138,7 +138,7 @@ def test_plan_says_which_kernel_each_group_uses() -> None:
     assert make("mingru", backend="triton").plan == {"h": "triton: fused scan over tiles of tokens"}
     assert make("mingru", backend="torch").plan == {"h": "torch: affine scan"}
     assert make("mingru", backend="reference").plan == {"h": "reference: one token at a time"}
-    assert make("kalman", backend="torch").plan == {"P": "torch: loop over tokens", "m": "torch: affine scan"}
+    assert make("kalman", backend="torch").plan == {"P": "torch: moebius scan in segments", "m": "torch: affine scan"}
     assert list(make("lstm").plan) == ["c, h"]
 
 

@@ -85,7 +85,7 @@ def _template() -> jinja2.Template:
     return environment.from_string(text)
 
 
-RUNTIME = tuple(f"torch/{name}.py" for name in ("numbers", "values", "time", "scan", "loop", "module"))
+RUNTIME = tuple(f"torch/{name}.py" for name in ("numbers", "values", "time", "scan", "loop", "composed", "module"))
 """The files of `templates/` that generated modules take definitions from, in this order."""
 
 

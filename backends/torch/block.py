@@ -19,11 +19,11 @@ from rnnc.plan import Projection, is_number, per_token
 WIDTH = 100
 
 # Binding strength of Python operators, weakest first.
-_TERNARY, _OR, _AND, _COMPARE, _BITOR, _BITAND, _SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(11)
+_TERNARY, _OR, _AND, _COMPARE, _BITOR, _BITAND, SUM, _PRODUCT, _SIGN, _POWER, ATOM = range(11)
 
 _INFIX: Mapping[str, tuple[str, int]] = {
-    "add": ("+", _SUM),
-    "sub": ("-", _SUM),
+    "add": ("+", SUM),
+    "sub": ("-", SUM),
     "mul": ("*", _PRODUCT),
     "div": ("/", _PRODUCT),
     "pow": ("**", _POWER),
@@ -150,7 +150,7 @@ class Block:
         if node in self.variables:
             return self.variables[node]
         text, strength = self.build(node)
-        if isinstance(node, Ref) and strength == _ATOM and text.isidentifier():
+        if isinstance(node, Ref) and strength == ATOM and text.isidentifier():
             self.variables[node] = text
             return text
         name = self.names.new(wanted or self.hints.get(node) or "value")
@@ -207,7 +207,7 @@ class Block:
         return len(self.build(node)[0]) > WIDTH - 30
 
     def nested(self, node: Expr) -> tuple[str, int]:
-        return (self.variables[node], _ATOM) if node in self.variables else self.build(node)
+        return (self.variables[node], ATOM) if node in self.variables else self.build(node)
 
     def build(self, node: Expr) -> tuple[str, int]:
         """Code of one node over its operands, and how strongly it binds."""
@@ -215,36 +215,36 @@ class Block:
             return self.number(node)
         match node:
             case Ref():
-                return self.leaf(node), _ATOM
+                return self.leaf(node), ATOM
             case Apply():
                 return self.apply(node)
             case Reduce():
-                return self.reduce(node), _PRODUCT if self._missing(node) else _ATOM
+                return self.reduce(node), _PRODUCT if self._missing(node) else ATOM
             case Normalize():
                 axes = self.axes(node.over, node.dims)
                 code = self.placed(node.arg, node.dims)
-                return self.call(f"_{node.op}", code, axes, *([] if node.op == "softmax" else [repr(node.eps)])), _ATOM
+                return self.call(f"_{node.op}", code, axes, *([] if node.op == "softmax" else [repr(node.eps)])), ATOM
             case Rename(arg=arg, old=old, new=new):
-                return self.moved(arg, [new if d == old else d for d in arg.dims], node.dims), _ATOM
+                return self.moved(arg, [new if d == old else d for d in arg.dims], node.dims), ATOM
             case Split(arg=arg, dim=dim, into=into):
                 axis = arg.dims.index(dim) - len(arg.dims)
                 code = f"{self.atom(arg)}.unflatten({axis}, ({', '.join(self.size(d) for d in into)}))"
                 have = [e for d in arg.dims for e in (into if d == dim else (d,))]
-                return self._permute(code, have, node.dims), _ATOM
+                return self._permute(code, have, node.dims), ATOM
             case Merge():
-                return self.merge(node), _ATOM
+                return self.merge(node), ATOM
             case Linear():
-                return self.linear(node), _ATOM
+                return self.linear(node), ATOM
             case Conv():
-                return self._permute(self.conv(node, self.code_of(node.arg)), list(node.arg.dims), node.dims), _ATOM
+                return self._permute(self.conv(node, self.code_of(node.arg)), list(node.arg.dims), node.dims), ATOM
             case Solve():
-                return self.solve(node), _ATOM
+                return self.solve(node), ATOM
             case Draw():
-                return self.draw(node), _ATOM
+                return self.draw(node), ATOM
             case _:
                 raise TypeError(f"no code for {type(node).__name__}")
 
-    def atom(self, node: Expr, strength: int = _ATOM) -> str:
+    def atom(self, node: Expr, strength: int = ATOM) -> str:
         text, have = self.nested(node)
         return text if have >= strength else f"({text})"
 
@@ -260,12 +260,12 @@ class Block:
             case Lit(value=value):
                 return _literal(value)
             case Ref(role="size", name=name):
-                return self.size(name), _ATOM
+                return self.size(name), ATOM
             case Ref():
-                return self.leaf(node), _ATOM
+                return self.leaf(node), ATOM
             case Apply(op="div" | "pow" as op, args=(left, right)) if node.kind != "complex" and _may_vanish(node):
                 function = "_ratio" if op == "div" else "_power"
-                return self.call(function, self.number(left)[0], self.number(right)[0]), _ATOM
+                return self.call(function, self.number(left)[0], self.number(right)[0]), ATOM
             case Apply(op=op, args=args) if op in _INFIX and op not in ("and", "or"):
                 symbol, strength = _INFIX[op]
                 return self._infix(symbol, strength, [self.number(a) for a in args])
@@ -273,19 +273,19 @@ class Block:
                 text, have = self.number(arg)
                 return f"-{text if have >= _SIGN and have != _POWER else f'({text})'}", _SIGN
             case Apply(op="real" | "conj" | "imag" as op, args=(arg,)) if arg.kind != "complex":
-                return ("0.0", _ATOM) if op == "imag" else self.number(arg)
+                return ("0.0", ATOM) if op == "imag" else self.number(arg)
             case Apply(op=op, args=args):
-                parts = [(t if s == _ATOM else f"({t})") for t, s in (self.number(a) for a in args)]
+                parts = [(t if s == ATOM else f"({t})") for t, s in (self.number(a) for a in args)]
                 table = (
                     _COMPLEX_NUMBERS if any(a.kind == "complex" for a in args) and op in _COMPLEX_NUMBERS else _NUMBERS
                 )
                 self.helpers.update(re.findall(r"\b_\w+", table[op]))
-                return table[op].format(*parts), _ATOM
+                return table[op].format(*parts), ATOM
             case Reduce(arg=arg, over=over, op=op):
                 text, have = self.number(arg)
                 if op != "sum":
                     return text, have
-                return self._infix("*", _PRODUCT, [*((self.size(d), _ATOM) for d in over), (text, have)])
+                return self._infix("*", _PRODUCT, [*((self.size(d), ATOM) for d in over), (text, have)])
             case _:
                 return self.number(node.children[0])
 
@@ -309,9 +309,9 @@ class Block:
             return self._complex_part(op, args[0], target)
         if op == "stop_gradient":
             text, have = self.aligned(args[0], target)
-            return f"{text if have == _ATOM else f'({text})'}.detach()", _ATOM
+            return f"{text if have == ATOM else f'({text})'}.detach()", ATOM
         if op == "like":
-            return self.call("_like", *(self.aligned(a, target)[0] for a in args)), _ATOM
+            return self.call("_like", *(self.aligned(a, target)[0] for a in args)), ATOM
         if op in ("add", "sub", "mul", "div", "pow", "neg"):
             parts = [self.aligned(a, target, arithmetic=True) for a in args]
         elif op == "where":
@@ -327,11 +327,11 @@ class Block:
             return f"{'-' if op == 'neg' else '~'}{text if bare else f'({text})'}", _SIGN
         texts = [t for t, _ in parts]
         if op == "where":
-            return self._where(node, texts), _ATOM
+            return self._where(node, texts), ATOM
         if op == "softplus":
             inner = parts[0][0] if parts[0][1] >= _SIGN else f"({parts[0][0]})"
             return f"-F.logsigmoid(-{inner})", _SIGN
-        return self.call(_CALLS[op], *texts), _ATOM
+        return self.call(_CALLS[op], *texts), ATOM
 
     def code_of(self, node: Expr) -> str:
         return self.nested(node)[0]
@@ -350,9 +350,9 @@ class Block:
         if arg.kind == "complex":
             if op == "conj":
                 # Lazily, by a mark on the tensor, it is lost where a dispatch mode looks into an operator.
-                return self.call("torch.conj_physical", text[0]), _ATOM
-            return f"{text[0] if text[1] == _ATOM else f'({text[0]})'}.{op}", _ATOM
-        return text if op != "imag" else (self.call("torch.zeros_like", text[0]), _ATOM)
+                return self.call("torch.conj_physical", text[0]), ATOM
+            return f"{text[0] if text[1] == ATOM else f'({text[0]})'}.{op}", ATOM
+        return text if op != "imag" else (self.call("torch.zeros_like", text[0]), ATOM)
 
     def aligned(self, node: Expr, target: tuple[str, ...], arithmetic: bool = False) -> tuple[str, int]:
         """Code of a node as an operand that broadcasts to `target`; booleans become numbers in arithmetic."""
@@ -362,9 +362,9 @@ class Block:
         have = list(node.dims)
         wanted = [d for d in target if d in have]
         if have != wanted:
-            text, strength = self._permute(text if strength == _ATOM else f"({text})", have, tuple(wanted)), _ATOM
+            text, strength = self._permute(text if strength == ATOM else f"({text})", have, tuple(wanted)), ATOM
         if arithmetic and node.kind == "bool":
-            text, strength = f"{text if strength == _ATOM else f'({text})'}.to({self.dtype})", _ATOM
+            text, strength = f"{text if strength == ATOM else f'({text})'}.to({self.dtype})", ATOM
         axes = [":" if d in have else "None" for d in target]
         if not per_token(node):
             while axes and axes[0] == "None":
@@ -372,7 +372,7 @@ class Block:
         if "None" in axes:
             while axes and axes[0] == ":":
                 axes.pop(0)
-            text, strength = f"{text if strength == _ATOM else f'({text})'}[..., {', '.join(axes)}]", _ATOM
+            text, strength = f"{text if strength == ATOM else f'({text})'}[..., {', '.join(axes)}]", ATOM
         return text, strength
 
     def placed(self, node: Expr, target: tuple[str, ...]) -> str:
@@ -441,7 +441,7 @@ class Block:
             return self._einsum([e for e in factors if not is_number(e)], node, [e for e in factors if is_number(e)])
         over = [d for d in node.over if d in dims]
         code = self.aligned(node.arg, dims, arithmetic=True)
-        text = code[0] if code[1] == _ATOM else f"({code[0]})"
+        text = code[0] if code[1] == ATOM else f"({code[0]})"
         if over:
             axes = self.axes(over, dims)
             method = {"max": "amax", "min": "amin"}.get(node.op, node.op)
@@ -459,7 +459,7 @@ class Block:
         out = lead + "".join(letters[d] for d in node.dims)
         args = ", ".join(self.code_of(e) for e in tensors)
         text = f'torch.einsum("{",".join(terms)}->{out}", {args})'
-        scale = [self.number(n) for n in numbers] + [(self.size(d), _ATOM) for d in self._missing(node)]
+        scale = [self.number(n) for n in numbers] + [(self.size(d), ATOM) for d in self._missing(node)]
         return "".join(f"{t if s >= _PRODUCT else f'({t})'} * " for t, s in scale) + text
 
     # --- learned maps ---
@@ -558,8 +558,8 @@ def _letter(dim: str, letters: dict[str, str]) -> str:
 def _literal(value: bool | int | float | complex) -> tuple[str, int]:
     if isinstance(value, complex):
         text = repr(value)
-        return (text, _ATOM) if text.startswith("(") or not text.startswith("-") else (f"({text})", _ATOM)
+        return (text, ATOM) if text.startswith("(") or not text.startswith("-") else (f"({text})", ATOM)
     if isinstance(value, float) and math.isinf(value):
-        return ("math.inf", _ATOM) if value > 0 else ("-math.inf", _SIGN)
+        return ("math.inf", ATOM) if value > 0 else ("-math.inf", _SIGN)
     text = repr(value)
-    return text, _SIGN if text.startswith("-") else _ATOM
+    return text, _SIGN if text.startswith("-") else ATOM

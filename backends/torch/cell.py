@@ -85,7 +85,7 @@ class CellCoder:
             name = f"_{self.cell.name}_{names}"
             coder = LoopCoder(self.system, step, name, self.system.names, plan.projections, self.reserved)
             self.loops[id(step)] = coder.code()
-            self.helpers |= {*self.loops[id(step)].helpers, "_steps", "_loop_operator", self.loops[id(step)].sweep}
+            self.helpers |= {*self.loops[id(step)].helpers, "_steps", "_loop_operator"}
             if not self.loops[id(step)].packs:
                 self.helpers.add("_nothing")
         self.first = first
@@ -550,7 +550,7 @@ class CellCoder:
         for i, code in enumerate(loops, self.first):
             pack = f"{code.name}_pack" if code.packs else "_nothing"
             products = several(f"({w}, {quoted(e)}, {n}, {m})" for w, e, n, m in code.products)
-            functions = f"{code.name}_step, {code.name}_back, {pack}, {products}, {code.sweep}"
+            functions = f"{code.name}_step, {code.name}_back, {pack}, {products}, {code.run}, {code.sweep}"
             line = f'{code.name} = _loop_operator(_OPERATORS, "loop_{i}", {functions})'
             lines.extend(wrap([line]))
         return lines

@@ -12,6 +12,7 @@ from rnnc.lower import Stream, System
 from rnnc.plan import Loop, Projection, inside, is_number
 
 from .block import Block, NameTable
+from .maps import MapsCoder
 from .text import several, wrap
 
 
@@ -30,8 +31,10 @@ class LoopCode:
     consts: tuple[str, ...]
     products: tuple[tuple[int, str, int, int], ...]
     packs: bool
+    run: str
+    """Code of what takes the step through time,"""
     sweep: str
-    """The runtime's function that takes the backward through time."""
+    """and of what takes its backward."""
     helpers: frozenset[str]
 
 
@@ -54,6 +57,7 @@ class LoopCoder:
         self.system, self.loop, self.name = system, loop, name
         self.graph = system.graph
         self.body = inside(loop)
+        self.all_hints, self.reserved = hints, reserved
         self.hints = {n: h for n, h in hints.items() if n in self.body}
         self.projections = {n: p for n, p in projections.items() if n in self.body}
         # The gradients that arrive at a step have fixed names, whatever the program calls its own.
@@ -93,21 +97,30 @@ class LoopCoder:
         step = self.step()
         back, products = self.back()
         pack = self.pack()
+        maps = MapsCoder(self, self.loop.maps, False) if self.loop.maps else None
+        flow = MapsCoder(self, self.loop.flow, True) if self.loop.flow else None
+        functions = [(m.back, *f) for m in (maps, flow) if m for f in m.functions()]
         inputs = [self.names[n] for n in (*self.loop.hoisted, *self.loop.fixed)]
         weights = [self.weight_names[w] for w in self.weights]
         tensors = [*inputs, *weights, *self.pack_names.values(), *self.past.values()]
         numbers = [*self.sizes.values(), *self.consts.values()]
         updates = [f"{s.name}[t]" for s in self.loop.streams]
+        whole = [*tensors, *self.new.values(), *numbers]
         parts = [
             _function(f"{self.name}_step", [*tensors, *numbers], step, f"One token of {', '.join(updates)}."),
             *([pack] if pack else []),
             _function(
                 f"{self.name}_back",
-                [*(f"d_{n}" for n in self.new), *tensors, *self.new.values(), *numbers],
+                [*(f"d_{n}" for n in self.new), *whole],
                 back,
                 "Gradients of one token's step: for the past, what was computed before the loop, parameters, products.",
             ),
         ]
+        given = {False: [*inputs, *numbers], True: whole}
+        parts += [_function(n, given[b] if args is None else args, body, doc) for b, n, args, body, doc in functions]
+        run = f"_composed({maps.text})" if maps else "_stepped"
+        sweep = f"_sweep_scan({flow.text})" if flow else "_sweep_tokens"
+        self.helpers |= {"_composed" if maps else "_stepped", "_sweep_scan" if flow else "_sweep_tokens"}
         return LoopCode(
             self.name,
             "\n\n\n".join(parts),
@@ -116,14 +129,10 @@ class LoopCoder:
             tuple(self.consts),
             tuple(products),
             bool(pack),
-            "_sweep_scan" if self._scans_back() else "_sweep_tokens",
+            run,
+            sweep,
             frozenset(self.helpers),
         )
-
-    def _scans_back(self) -> bool:
-        flow, (first, *_) = self.loop.flow, self.loop.streams
-        small = flow is not None and len(flow.components) == 1 and first.depth == 1
-        return small and self.loop.contracting and first.type.kind == "real"
 
     def named(self, node: Expr) -> str:
         """The name of a state's value that a step is given."""
@@ -167,7 +176,7 @@ class LoopCoder:
     def _complex(self) -> bool:
         return self.loop.streams[0].type.kind == "complex"
 
-    def _leaves(self) -> dict[tuple[str, int], str]:
+    def leaves(self) -> dict[tuple[str, int], str]:
         return {**self.past, **{(n, 0): name for n, name in self.new.items()}}
 
     # --- forward ---
@@ -221,7 +230,7 @@ class LoopCoder:
     def back(self) -> tuple[list[str], list[tuple[int, str, int, int]]]:
         graph, streams = self.graph, self.loop.streams
         table = NameTable(self.table.taken)
-        leaves = self._leaves()
+        leaves = self.leaves()
         sums: dict[Expr, Expr] = {}
         pairs: dict[Expr, Expr] = {}
         loops: list[_OverBack] = []

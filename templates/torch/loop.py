@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .scan import _carry_in_segments, _reject_tangents
-from .time import _along, _Run
+from .scan import _reject_tangents
+from .time import _Run
 
 
 def _without_autocast(like: Tensor) -> torch.autocast:
@@ -52,6 +52,29 @@ def _pasts(values: Sequence[Sequence[Tensor]], history: Sequence[Tensor], t: int
             early = before[sequence, (lag - 1 - position).clamp(min=0)].unsqueeze(0)
             out.append(torch.where(position < lag, early, value[t - lag]) if t >= lag else early)
     return out
+
+
+def _stepped(
+    step: Callable[..., tuple[Tensor, ...]],
+    hoisted: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    _fixed: Sequence[Tensor],
+    history: Sequence[Tensor],
+    numbers: Sequence[float],
+    steps: int,
+    sequence: Tensor | None,
+    position: Tensor | None,
+) -> list[Tensor]:
+    """The streams of a loop, token after token."""
+    where = _places(sequence, position)
+    tokens = [x.unbind(1) for x in hoisted]
+    values: list[list[Tensor]] = [[] for _ in history]
+    batch = history[0].shape[0] if where is None else 1
+    for t in range(steps):
+        new = step(*(x[t] for x in tokens), *shared, *_pasts(values, history, t, where), *numbers)
+        for value, now, before in zip(values, new, history):
+            value.append(now.to(before.dtype).expand(batch, *before.shape[2:]))
+    return [torch.stack(v, 1) if v else h.new_empty(batch, 0, *h.shape[2:]) for v, h in zip(values, history)]
 
 
 def _sweep_tokens(
@@ -132,54 +155,6 @@ def _sweep_tokens(
     return [*(x.contiguous() for x in out), *d_fixed, *d_weights, *d_history]
 
 
-def _sweep_scan(
-    back: Callable[..., tuple[tuple[Tensor, ...], ...]],
-    _products: tuple[tuple[int, str, int, int], ...],
-    grads: Sequence[Tensor],
-    values: Sequence[Tensor],
-    hoisted: Sequence[Tensor],
-    shared: Sequence[Tensor],
-    fixed: Sequence[Tensor],
-    history: Sequence[Tensor],
-    numbers: Sequence[float],
-    sequence: Tensor | None,
-    position: Tensor | None,
-) -> list[Tensor]:
-    """The same for one real state whose entries do not mix, in a few operations over all tokens.
-
-    Its gradient is an affine recurrence backwards, `λ[t] = a[t+1] λ[t+1] + g[t]` with `a` the derivative of a step, at
-    most 1 in modulus.
-    """
-    (grad,), (value,), (initial,) = grads, values, (h[:, 0] for h in history)
-    live, free = ([x for x in xs if x.dtype != torch.bool] for xs in (hoisted, fixed))
-    d_initial = torch.zeros_like(initial)
-    if value.shape[1] == 0:
-        return [*(torch.zeros_like(x) for x in (*live, *free)), d_initial.unsqueeze(1)]
-    fresh = None if position is None else position == 0
-    past = torch.cat([initial[:1].unsqueeze(1) if fresh is not None else initial.unsqueeze(1), value[:, :-1]], 1)
-    if fresh is not None:
-        past = torch.where(_along(fresh, past[0]), initial[sequence], past[0]).unsqueeze(0)
-
-    def pulled(cotangent: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-        return back(cotangent, *hoisted, *shared, past, value, *numbers)
-
-    a = pulled(torch.ones_like(value))[0][0].expand_as(value)
-    later = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)
-    zero = torch.zeros_like(value[:, 0])
-    adjoint = _carry_in_segments(later, grad, zero, True, None if fresh is None else fresh.roll(-1))
-    (d_past,), d_tokens, d_free, _ = pulled(adjoint)
-    d_past = d_past.expand_as(value)
-    if fresh is None:
-        d_initial = d_past[:, 0]
-    else:
-        assert sequence is not None
-        share = torch.where(_along(fresh, d_past[0]), d_past[0], 0.0)
-        d_initial = d_initial.index_add(0, sequence, share)
-    made = [d.expand_as(x) for d, x in zip(d_tokens, live)] + [d.sum_to_size(x.shape) for d, x in zip(d_free, free)]
-    # Copies: the results of an operator share no memory.
-    return [x.clone(memory_format=torch.contiguous_format) for x in (*made, d_initial.unsqueeze(1))]
-
-
 def _loop_operator(
     namespace: str,
     name: str,
@@ -187,14 +162,15 @@ def _loop_operator(
     back: Callable[..., tuple[tuple[Tensor, ...], ...]],
     pack: Callable[..., tuple[Tensor, ...]],
     products: tuple[tuple[int, str, int, int], ...],
+    run: Callable[..., list[Tensor]],
     sweep: Callable[..., list[Tensor]],
 ) -> _Loop:
     """Registers a loop over tokens and its backward.
 
     back(*grads, *hoisted, *fixed, *packed, *past, *new, *sizes, *consts) gives the gradients of past, of the hoisted
     and fixed values that have one, and the operands of `products`: for each (index of a weight among the fixed values,
-    einsum of its gradient, axes of the first operand, axes of the second), multiplied once after the loop. `sweep`
-    takes it through time. Saved: what comes in, and the values of the streams.
+    einsum of its gradient, axes of the first operand, axes of the second), multiplied once after the loop. `run`
+    takes the step through time, `sweep` its backward. Saved: what comes in, and the values of the streams.
     """
     arguments = (
         "Tensor[] hoisted, Tensor[] fixed, Tensor[] history, int[] sizes, float[] consts, SymInt steps, "
@@ -205,16 +181,8 @@ def _loop_operator(
     @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor[]")
     def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position):
         with _without_autocast(history[0]):
-            where = _places(sequence, position)
-            tokens = [x.unbind(1) for x in hoisted]
-            shared = (*fixed, *pack(*fixed))
-            values: list[list[Tensor]] = [[] for _ in history]
-            batch = history[0].shape[0] if where is None else 1
-            for t in range(steps):
-                new = step(*(x[t] for x in tokens), *shared, *_pasts(values, history, t, where), *sizes, *consts)
-                for value, now, before in zip(values, new, history):
-                    value.append(now.to(before.dtype).expand(batch, *before.shape[2:]))
-            return [torch.stack(v, 1) if v else h.new_empty(batch, 0, *h.shape[2:]) for v, h in zip(values, history)]
+            shared, numbers = (*fixed, *pack(*fixed)), (*sizes, *consts)
+            return run(step, hoisted, shared, fixed, history, numbers, steps, sequence, position)
 
     @forward.register_fake
     def _(hoisted, fixed, history, sizes, consts, steps, sequence, position):
