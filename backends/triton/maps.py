@@ -245,15 +245,22 @@ class Composition:
         coder, axes = self.coder, self.coder.state_axes
         inside = Tiles(NameTable(tiles.names.taken), {}, tiles.number, tiles.inner_size)
         here, there = coder.row(coder.dims, "slot"), coder.row(coder.dims, "before")
-        tests: list[str] = []
+        found: list[list[Tile]] = []
         for stem, stream in zip(self._stems(), coder.streams, strict=True):
+            kept = (("entered", here), ("arrived", there), ("size", there))
+            pointers = [(f"{stem}_{what}", base) for what, base in kept]
             kind = stream.type.kind
-            entered, arrived, size = (
-                coder.load(inside, f"{stem}_{what}", f"{stem}_{what}_ptr", base, coder.dims, kind)
-                for what, base in (("entered", here), ("arrived", there), ("size", there))
-            )
-            parts = zip(entered.parts, arrived.parts, size.parts, strict=True)
-            tests += [f"_tl_differs({', '.join(x)})" for x in parts]
+            found.append([coder.load(inside, n, f"{n}_ptr", base, coder.dims, kind) for n, base in pointers])
+        tests: list[str] = []
+        for m in self.maps:
+            sizes = [p for k in m.at for p in found[k][2].parts]
+            largest = sizes[0]
+            for size in sizes[1:]:
+                largest = f"tl.maximum({largest}, {size})"
+            group = inside.held("size", Tile((largest,), axes)).parts[0]
+            for k in m.at:
+                parts = zip(*(x.parts for x in found[k]), strict=True)
+                tests += [f"_tl_differs({', '.join(x)}, {group})" for x in parts]
         coder.functions.add("_tl_differs")
         step, bounds = ("+", "0, SEGMENTS - 1") if self.back else ("-", "1, SEGMENTS")
         return [
