@@ -202,7 +202,7 @@ class LogSpace:
         """The shares in a product, and what else it has."""
         found: list[Piece] = []
         for below in whole.below:
-            if below not in self.facts or not self.facts[below].extreme:
+            if below not in whole.below or below not in self.facts or not self.facts[below].extreme:
                 continue
             share = self.share(below, whole)
             if share is not None and share.factors:
