@@ -135,12 +135,33 @@ class LogSpace:
                         return graph.apply("sigmoid", _neg(graph, d))
                     case _:
                         return same
+            case Apply(op="exp", args=(x,)) if isinstance(x, Apply):
+                return graph.apply("exp", self.exponent(x))
             case Apply(op="log", args=(x,)) if x in self.facts and self.facts[x].extreme:
                 return self.facts[x].log
             case Apply(op="log1p", args=(x,)) if x in self.facts and self.facts[x].large:
                 return graph.apply("softplus", self.facts[x].log)
             case _:
                 return same
+
+    def exponent(self, x: Expr) -> Expr:
+        """A sum with differences of a state's values taken first.
+
+        `exp(g + m[t-1] - m[t])` is the factor between two scales: with `g + m[t-1]` first, a small `g` would be rounded
+        to a digit of `m`, in every token anew.
+        """
+        terms = _addends(x)
+        some = [(e, sign) for e, sign in terms if isinstance(e, Ref) and e.role == "state"]
+        pair = next(((e, o) for e, s in some for o, r in some if s > 0 > r and e is not o and _same(e, o)), None)
+        if pair is None or not 2 < len(terms) <= _MOST:
+            return self.done[x]
+        terms.remove((pair[0], 1))
+        terms.remove((pair[1], -1))
+        rest = reduce(lambda x, y: _plus(self.graph, x, y), (self.signed(e, sign) for e, sign in terms))
+        return self.graph.apply("add", rest, self.graph.apply("sub", *pair))
+
+    def signed(self, e: Expr, sign: int) -> Expr:
+        return self.done[e] if sign > 0 else _neg(self.graph, self.done[e])
 
     def product(self, node: Apply, same: Expr) -> Expr:
         whole = self.factors(node)
@@ -404,6 +425,27 @@ class LogSpace:
 def _ordinary(value: float) -> bool:
     """Whether a literal may be taken out of a product and multiplied with others."""
     return 1e-30 < abs(value) < 1e30
+
+
+def _addends(root: Expr) -> list[tuple[Expr, int]]:
+    """The terms of a sum, with their signs; one more than are looked at where there are many."""
+    found: list[tuple[Expr, int]] = []
+    stack = [(root, 1)]
+    while stack and len(found) <= _MOST:
+        match stack.pop():
+            case Apply(op="add", args=(x, y)), sign:
+                stack += [(y, sign), (x, sign)]
+            case Apply(op="sub", args=(x, y)), sign:
+                stack += [(y, -sign), (x, sign)]
+            case Apply(op="neg", args=(x,)), sign:
+                stack.append((x, -sign))
+            case e, sign:
+                found.append((e, sign))
+    return found
+
+
+def _same(x: Ref, y: Ref) -> bool:
+    return x.name == y.name
 
 
 def _is_exp(node: Expr) -> bool:
