@@ -135,8 +135,8 @@ class LogSpace:
                         return graph.apply("sigmoid", _neg(graph, d))
                     case _:
                         return same
-            case Apply(op="exp", args=(x,)) if isinstance(x, Apply):
-                return graph.apply("exp", self.exponent(x))
+            case Apply(op="exp", args=(x,)):
+                return graph.apply("exp", self.exponent(self.done[x]))
             case Apply(op="log", args=(x,)) if x in self.facts and self.facts[x].extreme:
                 return self.facts[x].log
             case Apply(op="log1p", args=(x,)) if x in self.facts and self.facts[x].large:
@@ -152,16 +152,14 @@ class LogSpace:
         """
         terms = _addends(x)
         some = [(e, sign) for e, sign in terms if isinstance(e, Ref) and e.role == "state"]
-        pair = next(((e, o) for e, s in some for o, r in some if s > 0 > r and e is not o and _same(e, o)), None)
+        pair = next(((e, o) for e, s in some for o, r in some if s > 0 > r and e.name == o.name), None)
         if pair is None or not 2 < len(terms) <= _MOST:
-            return self.done[x]
+            return x
         terms.remove((pair[0], 1))
         terms.remove((pair[1], -1))
-        rest = reduce(lambda x, y: _plus(self.graph, x, y), (self.signed(e, sign) for e, sign in terms))
-        return self.graph.apply("add", rest, self.graph.apply("sub", *pair))
-
-    def signed(self, e: Expr, sign: int) -> Expr:
-        return self.done[e] if sign > 0 else _neg(self.graph, self.done[e])
+        rest = (e if sign > 0 else _neg(self.graph, e) for e, sign in terms)
+        total = reduce(lambda x, y: _plus(self.graph, x, y), rest)
+        return self.graph.apply("add", total, self.graph.apply("sub", *pair))
 
     def product(self, node: Apply, same: Expr) -> Expr:
         whole = self.factors(node)
@@ -329,7 +327,7 @@ class LogSpace:
         # An outer product is left to be one: it would take as many exponentials as it has entries.
         if graph.union(e for (e, _), _ in some) not in [e.dims for (e, _), _ in some]:
             return pieces, rest
-        total = reduce(lambda x, y: _plus(graph, x, y), (f.log for (_, f), _ in some))
+        total = self.exponent(reduce(lambda x, y: _plus(graph, x, y), (f.log for (_, f), _ in some)))
         made = Piece(graph.apply("exp", total), Fact(total, small=True, large=True))
         over, under = ([e for (e, _), at in some if at == sign] for sign in (1, -1))
         left = Product(
@@ -355,7 +353,7 @@ class LogSpace:
             case Ref(role="size") | Ref(role="const") if node.role == "size" or node.name in self.consts:
                 return Fact(graph.apply("log", node))
             case Apply(op="exp", args=(x,)):
-                return Fact(self.done[x], not signs.above(x), not signs.below(x))
+                return Fact(self.done[node].children[0], not signs.above(x), not signs.below(x))
             case Apply(op="sigmoid", args=(x,)):
                 return Fact(graph.apply("logsigmoid", self.done[x]), not signs.above(x))
             case Apply(op="softplus", args=(x,)):
@@ -442,10 +440,6 @@ def _addends(root: Expr) -> list[tuple[Expr, int]]:
             case e, sign:
                 found.append((e, sign))
     return found
-
-
-def _same(x: Ref, y: Ref) -> bool:
-    return x.name == y.name
 
 
 def _is_exp(node: Expr) -> bool:

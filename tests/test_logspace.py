@@ -116,6 +116,21 @@ def test_what_becomes_of(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("exp(u + h[t-1] - h[t])", "exp(u + (h[t-1] - h[t]))"),
+        ("exp(h[t-1] - (h[t] - u) - v)", "exp(u - v + (h[t-1] - h[t]))"),
+        ("exp(u + h[t-1]) * exp(-h[t])", "exp(u + (h[t-1] - h[t]))"),
+        ("exp(u - h[t] - h[t-2])", "exp(u - h[t] - h[t-2])"),
+        ("exp(h[t-1] - h[t])", "exp(h[t-1] - h[t])"),
+        ("u + h[t-1] - h[t]", "u + h[t-1] - h[t]"),
+    ],
+)
+def test_differences_of_one_state_come_first(text: str, expected: str) -> None:
+    assert lowered(text) == expected
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "f / (1 + f)",
@@ -377,6 +392,28 @@ def test_it_is_still_an_affine_scan(update: str) -> None:
     assert all(v.status == "proved" for v in made.analysis.verdicts)
     (kernel,) = fuse(made.plan)
     assert kernel.tiled and all(isinstance(e, Ref) and e.role == "input" for e in kernel.inputs)
+
+
+@pytest.mark.parametrize(
+    ("init", "update", "family"),
+    [
+        ("", "max(f / (f + i) * h[t-1], x)", "tropical"),
+        ("", "max(exp(u) / exp(v) * h[t-1] + x, 0)", "tropical"),
+        ("", "log(f * exp(h[t-1]) + i * exp(x))", "variable"),
+        ("", "logaddexp(h[t-1] + log(f / (f + i)), log(i / (f + i)) + x)", "variable"),
+        (" = 1", "sqrt(f / (f + i) * h[t-1] ** 2 + i / (f + i) * exp(x))", "variable"),
+        (" = 0.5", "h[t-1] / (h[t-1] + (1 - h[t-1]) * exp(x))", "variable"),
+        (" = 1", "(exp(x) * h[t-1] + f / (f + i)) / (h[t-1] + exp(x))", "moebius"),
+    ],
+)
+def test_the_same_family(init: str, update: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without, its obligations being proved too."""
+    text = BODY.replace("state h[D]", f"state h[D]{init}").replace("UPDATE", update)
+    (made,) = compile_source(Source("test.rnn", text))
+    monkeypatch.setattr(LogSpace, "__call__", lambda self, root: root)
+    (plain,) = compile_source(Source("test.rnn", text))
+    assert made.closures is not None and plain.closures is not None
+    assert [c.family for c in made.closures] == [c.family for c in plain.closures] == [family]
 
 
 def test_the_closure_needs_no_proof() -> None:
