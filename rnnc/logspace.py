@@ -7,7 +7,8 @@ itself is out of range (`exp(e)`: `e`; `sigmoid(e)`: `logsigmoid(e)`; sums, prod
 - a share `x / (x + y + ...)` becomes `sigmoid(log(x) - log(y + ...))`, and `1 - ` that the sigmoid of the opposite;
 - `(x * u + y * v) / (x + y)` becomes a sum of shares;
 - what is left of a product in which one factor may overflow while another vanishes becomes `exp` of a sum;
-- `log` of a positive expression becomes its logarithm.
+- `log` of a positive expression becomes its logarithm;
+- in an exponent the difference of two values of one state is taken first.
 
 A product is looked at as a whole, through quotients and definitions, so the order and the brackets that it is written
 with do not matter. What cannot leave the range of float32 (`z / (1 + z)` of a gate) stays as it is written.
@@ -179,20 +180,24 @@ class LogSpace:
         return same
 
     def factors(self, node: Apply) -> Product | None:
+        """A node as a product; of its operands alone where there are too many factors."""
         match node:
             case Apply(op="mul", args=(x, y)):
-                found = self.of(x).times(self.of(y))
+                found, plain = self.of(x).times(self.of(y)), Product(1, (x, y))
             case Apply(op="div", args=(x, y)):
-                # A share that something is divided by stays whole.
-                found = self.of(x).times(Product(1, (), (y,)) if self.pieces.get(y) else self.of(y).inverse())
+                found, plain = self.of(x).times(self.under(y)), Product(1, (x,), (y,))
             case Apply(op="neg", args=(x,)):
-                found = self.of(x).times(Product(-1))
-            case Apply(op="pow", args=(x, y)) if number(y) == -1 and not self.pieces.get(x):
-                found = self.of(x).inverse()
+                found, plain = self.of(x).times(Product(-1)), Product(-1, (x,))
+            case Apply(op="pow", args=(x, y)) if number(y) == -1:
+                found, plain = self.under(x), Product(1, (), (x,))
             case _:
                 return None
         fits = len(found.above) + len(found.below) <= _MOST and _ordinary(found.coefficient)
-        return found if fits else None
+        return found if fits else plain
+
+    def under(self, node: Expr) -> Product:
+        """What dividing by a node multiplies with; a share stays whole."""
+        return Product(1, (), (node,)) if self.pieces.get(node) else self.of(node).inverse()
 
     def of(self, node: Expr) -> Product:
         """A node as a product, of itself alone if it is none."""
@@ -253,7 +258,13 @@ class LogSpace:
             p = self.of(t)
             if Counter(p.above) <= above and Counter(p.below) <= under:
                 found.append(Share(p.above, p.below, 1 / p.coefficient, (t,), terms[:i] + terms[i + 1 :]))
-        return max(found, key=lambda s: s.factors, default=None)
+        best = max(found, key=lambda s: s.factors, default=None)
+        if best is None or not best.factors:
+            # A term that is a factor as a whole, having too many of its own.
+            for i, t in enumerate(terms):
+                if t in whole.above:
+                    return Share((t,), (), 1, (t,), terms[:i] + terms[i + 1 :])
+        return best
 
     def without(self, terms: Sequence[Expr], part: Sequence[Expr]) -> tuple[Expr, ...] | None:
         """The terms but some, if they have all of them."""
@@ -285,7 +296,7 @@ class LogSpace:
     def spread(self, whole: Product, below: Expr) -> tuple[tuple[Piece, ...], Product] | None:
         """A product whose numerator has a sum of which every term holds a part of `below`, as a sum of shares."""
         for e in whole.above:
-            made = self.over(e, below)
+            made = self.over(e, below) if len(_addends(e)) <= _MOST else None
             if made is not None and made[1]:
                 rest = _without(whole.above, (e,)), _without(whole.below, (below,))
                 return (Piece(made[0]),), Product(whole.coefficient, *rest)
@@ -295,9 +306,12 @@ class LogSpace:
         """`e / below`, and the factors of its largest share."""
         match e:
             case Apply(op="add" | "sub" | "neg", args=args) if depth:
-                made = [x for a in args if (x := self.over(a, below, depth - 1)) is not None]
-                if len(made) < len(args):
-                    return None
+                made: list[tuple[Expr, int]] = []
+                for a in args:
+                    x = self.over(a, below, depth - 1)
+                    if x is None:
+                        return None
+                    made.append(x)
                 return self.graph.apply(e.op, *(x for x, _ in made)), max(n for _, n in made)
             case _:
                 whole = self.of(e).times(Product(1, (), (below,)))

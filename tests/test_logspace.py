@@ -186,7 +186,15 @@ def test_deep_programs() -> None:
     """As deep as definitions make it."""
     lines = ["d0 = f", *(f"d{n + 1} = d{n} * f / (d{n} * f + i)" for n in range(400))]
     made = lower(read("\n".join([HEAD, *lines, "output o = d400\n"])))
-    assert "/" not in {n.op for n in walk(made.outputs[0][1]) if isinstance(n, Apply)}
+    assert "div" not in {n.op for n in walk(made.outputs[0][1]) if isinstance(n, Apply)}
+
+
+def test_wide_programs() -> None:
+    """A sum of many terms, a product of many: in no time."""
+    lines = ["e0 = f * x", "p0 = f", *(f"e{n + 1} = e{n} + e{n}\np{n + 1} = p{n} * p{n}" for n in range(60))]
+    made = lower(read("\n".join([HEAD, *lines, "output o = e60 / (f + i) * (p60 / (p60 + i))\n"])))
+    quotients_ = [n for n in walk(made.outputs[0][1]) if isinstance(n, Apply) and n.op == "div"]
+    assert quotients_ == []
 
 
 # --- random ones, beside the equations in float64 --------------------------------------------------------------------
