@@ -9,8 +9,8 @@ Non-goals: anything about how it is computed. Names of definitions survive as hi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from rnnc.derive import depends, pull_back
 from rnnc.fields import StateField, state_fields
@@ -35,6 +35,7 @@ from rnnc.ir import (
     Type,
     walk,
 )
+from rnnc.logspace import LogSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,8 @@ class System:
 def lower(cell: Cell) -> System:
     """Expand a checked cell (see the module's goals)."""
     fields = state_fields(cell)
-    risky = _Risk(cell)
-    inliner = _Inliner(cell, risky)
+    risky, logspace = _Risk(cell), LogSpace(cell)
+    inliner = _Inliner(cell, risky, logspace)
     streams: list[Stream] = []
     for s in cell.states:
         depth = 1 + sum(f.length or 0 for f in fields if f.role == "past" and f.of == s.name)
@@ -96,22 +97,48 @@ def lower(cell: Cell) -> System:
             arg = inliner.apart[f.name]
             streams.append(Stream(f.name, Type(f.dims, f.kind), arg, None, f.length or 0, False))
     guard = _Guard(cell.graph, risky)
-    streams = [Stream(s.name, s.type, guard(s.expr), s.init, s.depth, s.declared, s.over) for s in streams]
-    outputs = tuple((name, guard(e)) for name, e in outputs)
+
+    def finished(e: Expr) -> Expr:
+        return guard(logspace(e))
+
+    streams = [replace(s, expr=finished(s.expr)) for s in streams]
+    outputs = tuple((name, finished(e)) for name, e in outputs)
+    convs: dict[str, Conv] = {}
+    for f in fields:
+        if f.role == "conv" and f.name not in inliner.apart:
+            conv = finished(inliner.convs[f.name])
+            assert isinstance(conv, Conv)
+            convs[f.name] = conv
+    roots = [*(s.expr for s in streams), *(e for _, e in outputs), *convs.values()]
+    return System(cell, tuple(streams), outputs, convs, fields, _names(inliner, logspace, finished, roots))
+
+
+def _names(
+    inliner: _Inliner, logspace: LogSpace, finished: Callable[[Expr], Expr], roots: Iterable[Expr]
+) -> dict[Expr, str]:
+    """The nodes that are definitions; where only the logarithm `log_f` of one is used, that."""
+    cell = inliner.cell
     names: dict[Expr, str] = {}
-    for d in cell.definitions:
-        node = guard(inliner.value(d.name))
-        if node.children and node not in names:
-            names[node] = d.name
-    convs = {f.name: inliner.convs[f.name] for f in fields if f.role == "conv" and f.name not in inliner.apart}
-    return System(cell, tuple(streams), outputs, convs, fields, names)
+    values = {d.name: inliner.value(d.name) for d in cell.definitions}
+    for name, value in values.items():
+        node = finished(value)
+        if node.children:
+            names.setdefault(node, name)
+    used = set(walk(*roots))
+    taken = {x.name for x in (*cell.dims, *cell.consts, *cell.inputs, *cell.params, *cell.definitions, *cell.states)}
+    for name, value in values.items():
+        log = logspace.log(value)
+        alone = log is not None and log.children and log in used and finished(value) not in used
+        if log is not None and alone and f"log_{name}" not in taken:
+            names.setdefault(log, f"log_{name}")
+    return names
 
 
 class _Inliner:
     """Replaces definitions by their expressions, pasts by streams and gradients by derivatives."""
 
-    def __init__(self, cell: Cell, risky: _Risk) -> None:
-        self.cell, self.risky = cell, risky
+    def __init__(self, cell: Cell, risky: _Risk, logspace: LogSpace) -> None:
+        self.cell, self.risky, self.logspace = cell, risky, logspace
         self.graph = cell.graph
         self.definitions = {d.name: d.expr for d in cell.definitions}
         self.done: dict[Expr, Expr] = {}
@@ -156,7 +183,8 @@ class _Inliner:
             return node
         if isinstance(node, Grad):
             # What a branch does not select contributes nothing to a gradient that is a value, either.
-            loss, wrt = _Guard(self.graph, self.risky)(self.done[node.loss]), self.done[node.wrt]
+            loss = _Guard(self.graph, self.risky)(self.logspace(self.done[node.loss]))
+            wrt = self.done[node.wrt]
             found = pull_back(self.graph, {loss: self.graph.lit(1.0)}, (wrt,))
             return found.get(wrt, self.graph.lit(0.0))
         new = self.graph.rebuild(node, tuple(self.done[c] for c in node.children))

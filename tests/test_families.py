@@ -265,7 +265,7 @@ def test_products_of_fractions_do_not_overflow() -> None:
         ("clamp(h[t-1] + x, -1, 1)", "bcd", ["x", "-1", "1"]),
         ("2 * relu(h[t-1]) - 1", "abc", ["2", "-1", "-1"]),
         ("-2 * min(-h[t-1], 1)", "ac", ["2", "-2"]),
-        ("relu(h[t-1]) / (1 + exp(w))", "ac", ["1.0 / (1 + exp(w))", "0.0"]),
+        ("relu(h[t-1]) / (1 + exp(w))", "ac", ["sigmoid(-w)", "0.0"]),
         ("where(done, x, max(h[t-1] + w, x))", "bcd", ["where(done, 0.0, w)", "x", "where(done, x, inf)"]),
         ("max(h[t-1] + z * (x - h[t-1]), w)", "abc", None),
         ("max(max(h[t-1], x), w)", "c", ["max(x, w)"]),

@@ -231,6 +231,29 @@ def test_constant_inputs(name: str, value: float) -> None:
     assert disagreements(made.expected(), got) == []
 
 
+@pytest.mark.parametrize("value", [-110.0, 80.0, -1e4])
+def test_gates_that_vanish(value: float) -> None:
+    """minLSTM in float32 where both its gates are 0 or 1 to float32: beside the equations in float64, and where these
+    are 0 / 0 or have a gradient of 0, beside those of the gates' logarithms."""
+    logs = ("logsigmoid", "exp(f - m) / (exp(f - m) + exp(i - m))", "exp(i - m) / (exp(f - m) + exp(i - m))")
+    kind, a, b = ("sigmoid", "f / (f + i)", "i / (f + i)") if value == -110 else logs
+    head = "cell C\ndim D = 3\ninput u[D], v[D], x[D]\n"
+    body = "state h[D]\nh[t] = {} * h[t-1] + {} * x\noutput h[t]\n"
+    text = head + "f = sigmoid(u)\ni = sigmoid(v)\n" + body.format("f / (f + i)", "i / (f + i)")
+    same = head + f"f = {kind}(u)\ni = {kind}(v)\nm = max(f, i)\n" + body.format(a, b)
+    generator = torch.Generator().manual_seed(0)
+    drawn = {n: torch.randn(2, 33, 3, generator=generator) + (value if n != "x" else 0) for n in ("u", "v", "x")}
+    given = {n: x.double() for n, x in drawn.items()}
+    state = {"h": torch.randn(2, 3, generator=generator, dtype=torch.float64)}
+    made = Trial(checked(text), {"D": 3}, given, {}, state)
+    got = made.computed(lambda **options: load(text).C(backend="triton", **options), torch.float32)
+    want = Trial(checked(same), {"D": 3}, given, {}, state).interpreted(torch.float64)
+    assert all(v.isfinite().all() for v in got.values())
+    # What is known of a difference of pre-activations.
+    most = max(1e-5, 4 * abs(value) * torch.finfo(torch.float32).eps if value < -1000 else 0.0)
+    assert [e for e in errors(got, want) if e[1] > most] == []
+
+
 @every
 def test_wider_than_a_block(name: str) -> None:
     """Channels in several blocks, the last not full."""
