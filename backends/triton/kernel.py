@@ -21,7 +21,7 @@ FRAME = frozenset(
     "tl triton float range DTYPE T BT BS BC BN VEC CHUNK WIDTH INNER ROWS BLOCKS PACKED SEGMENTED STAGES cu_seqlens "
     "scratch_ptr program program_row sequence sequences segment outer lane_block lane channel inner real_lane "
     "real_inner real_state real real_ahead live ahead place first length begin end count chunk left largest tokens "
-    "token t index offset other slot _".split()
+    "token t index offset other slot before differs SEGMENTS REPAIR _".split()
 )
 # What the parameters for a value that is read, for one that is written, and for a state are called.
 READ = ("{}_ptr", "{}_row", "d_{}_ptr")
