@@ -37,6 +37,7 @@ format: setup
 
 docs: setup
 	$(PY) docs/make_codes.py
+	$(PY) docs/make_cells.py
 
 # One thread of torch in each of two processes. Interpreted and compiled Triton do not mix in one process, and neither
 # mixes with the main run, whose closing lines are the last. `rnnc bench` on a GPU: see benchmarks/gpu.sh.

@@ -72,11 +72,12 @@ main() {
         fi
     done
 
-    compare mingru 115 "$@"
+    compare mingru 105 "$@"
     compare mamba 80 "$@"
-    compare hgrn 105 "$@"
+    compare hgrn 80 "$@"
     compare lru 45 "$@"
-    "$PYTHON" benchmarks/report.py "$OUT"/{mingru,mamba,hgrn,lru}.json >"$OUT/tables.md" || failed+=('report')
+    compare families 60 "$@"
+    "$PYTHON" benchmarks/report.py "$OUT"/{mingru,mamba,hgrn,lru,families}.json >"$OUT/tables.md" || failed+=('report')
     local device=cuda lengths=1024,4096,16384
     [[ " $* " != *' cpu '* ]] || device=cpu lengths=16,64
     step 'rnnc bench' 45 "$PYTHON" -m rnnc bench benchmarks/cells/mingru.rnn --device "$device" --lengths "$lengths" \

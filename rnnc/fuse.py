@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rnnc.derive import depends
-from rnnc.ir import OPS, Apply, Conv, Expr, Linear, Reduce, Ref, walk
+from rnnc.ir import OPS, Apply, Conv, Expr, Graph, Linear, Reduce, Ref, walk
 from rnnc.lower import Stream
 from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, needs, per_token
 
@@ -21,13 +21,16 @@ class Kernel:
     """States whose entries do not mix, computed together, and all that is elementwise around them.
 
     The states' dims come apart into `channels`, laid along threads, and `inner`, which `results` sum over (the states
-    stay in registers then). `inputs` differ from token to token, `fixed` do not; both are computed before the kernel.
-    `results` are written for each token beside the states that are `kept`, those whose values something else needs.
-    `wide` says of each state whether its kept values enter further computations, and so keep the computing dtype, and
-    `wide_results` of each result.
+    stay in registers then). `streams` are the values that it holds from token to token; `lags` says which of them are
+    delays, of the value that stands before it, two or more tokens ago. `inputs` differ from token to token, `fixed` do
+    not; both are computed before the kernel. `results` are written for each token beside the states that are `kept`,
+    those whose values something else needs. `wide` says of each state whether its kept values enter further
+    computations, and so keep the computing dtype, and `wide_results` of each result.
     """
 
     steps: tuple[Scan | Loop, ...]
+    streams: tuple[Stream, ...]
+    lags: tuple[int, ...]
     channels: tuple[str, ...]
     inner: tuple[str, ...]
     inputs: tuple[Expr, ...]
@@ -38,26 +41,35 @@ class Kernel:
     wide_results: tuple[bool, ...]
 
     @property
-    def streams(self) -> tuple[Stream, ...]:
-        return tuple(s for step in self.steps for s in _streams(step))
+    def scan(self) -> bool:
+        """Whether tokens compose, so that time may be cut into segments."""
+        return all(isinstance(s, Scan) or s.maps is not None for s in self.steps)
 
     @property
-    def scan(self) -> bool:
-        """Whether all states are affine in their past and do not grow there: tokens are composed, not stepped."""
-        return all(_scans(s) for s in self.steps)
+    def scan_back(self) -> bool:
+        """The same of the backward: affine in what flows back, whatever the forward is."""
+        return all(isinstance(s, Scan) or s.flow is not None for s in self.steps)
 
     @property
     def tiled(self) -> bool:
         """Whether a tile of tokens is taken at a time, and composed; else one token after the other, all of the tile's
         entries being wanted for the states that stay in registers."""
-        return self.scan and not self.inner
+        return not self.inner and self.scan and all(_safe(s) for s in self.steps)
 
     @property
     def tiled_back(self) -> bool:
-        """The same of the backward. Its recurrence is affine whatever the forward is; tokens are composed where it was
-        proved that products of its coefficients cannot overflow."""
-        coupled = any(len(_streams(s)) > 1 for s in self.steps)
-        return not self.inner and not coupled and all(s.contracting for s in self.steps)
+        """The same of the backward, where it was proved that products of its coefficients cannot overflow."""
+        return not self.inner and self.scan_back and all(s.contracting for s in self.steps)
+
+    @property
+    def verified(self) -> bool:
+        """Whether the states that composed segments give are held against those that steps arrive at: nothing was
+        proved that keeps the composed maps from overflowing where states do not."""
+        return self.scan and not all(_safe(s) for s in self.steps)
+
+    @property
+    def verified_back(self) -> bool:
+        return self.scan_back and not all(s.contracting for s in self.steps)
 
     @property
     def stored(self) -> bool:
@@ -72,10 +84,10 @@ class Kernel:
 
     @property
     def form_back(self) -> str:
-        return _form(self.tiled_back, self.scan)
+        return _form(self.tiled_back, self.scan_back)
 
 
-def _streams(step: Step) -> tuple[Stream, ...]:
+def streams_of(step: Step) -> tuple[Stream, ...]:
     return step.streams if isinstance(step, Loop) else (step.stream,)
 
 
@@ -90,11 +102,48 @@ def _scans(step: Step) -> bool:
     return isinstance(step, Scan) and step.contracting
 
 
+def _safe(step: Scan | Loop) -> bool:
+    if isinstance(step, Scan):
+        return step.contracting
+    return step.maps is not None and not step.maps.grows(step.contracting)
+
+
+def held(graph: Graph, step: Scan | Loop) -> list[tuple[Stream, int]]:
+    """The values that a step holds from token to token, each as a stream that reaches back one, and its lag.
+
+    What is read from further back goes through delays: `y 2` is the value of `y` one token earlier.
+    """
+    if isinstance(step, Scan) or (step.maps or step.flow) is None:
+        return [(s, 1) for s in streams_of(step)]
+    family = step.maps or step.flow
+    assert family is not None
+    by_name = {s.name: s for s in step.streams}
+    out: list[tuple[Stream, int]] = []
+    for name, lag in family.components:
+        stream = by_name[name]
+        if lag > 1:
+            before = graph.ref("state", out[-1][0].name, stream.type, 1)
+            stream = Stream(delay(name, lag), stream.type, before, None, 1, False)
+        out.append((stream, lag))
+    return out
+
+
+def delay(name: str, lag: int) -> str:
+    """What the stream is called that holds a state of `lag` tokens ago. No program has such a name."""
+    return name if lag == 1 else f"{name} {lag}"
+
+
 def updates(step: Scan | Loop) -> tuple[Expr, ...]:
     """What a step computes: the coefficients of a scan, the new values of a loop."""
     if isinstance(step, Scan):
         return (step.closure.a,) if step.closure.b is None else (step.closure.a, step.closure.b)
     return tuple(s.expr for s in step.streams)
+
+
+def _computed(step: Scan | Loop) -> tuple[Expr, ...]:
+    """What a kernel computes for a step: its updates, and the maps that tokens are composed by."""
+    maps = step.maps if isinstance(step, Loop) else None
+    return (*updates(step), *(maps.parameters if maps else ()))
 
 
 def fuse(plan: Plan) -> tuple[Kernel, ...]:
@@ -105,8 +154,8 @@ def fuse(plan: Plan) -> tuple[Kernel, ...]:
 class _Fusion:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.system = plan, plan.system
-        self.place = {s.name: i for i, step in enumerate(plan.steps) for s in _streams(step)}
-        self.recurrent = {s.name for step in plan.steps if not isinstance(step, Pointwise) for s in _streams(step)}
+        self.place = {s.name: i for i, step in enumerate(plan.steps) for s in streams_of(step)}
+        self.recurrent = {s.name for step in plan.steps if not isinstance(step, Pointwise) for s in streams_of(step)}
         self.made = self._made()
         self.written: set[Expr] = set()
         """Results of earlier kernels whose states are not there to compute them again."""
@@ -130,7 +179,7 @@ class _Fusion:
         taken = {id(s) for _, members in joined for s in members}
         others: list[Expr] = [e for _, e in self.system.outputs] + [c.arg for c in self.system.convs.values()]
         others += [e for step in self.plan.steps if id(step) not in taken for e in needs(step)]
-        borders = [self.border([e for s in members for e in updates(s)], _names(members)) for _, members in joined]
+        borders = [self.border([e for s in members for e in _computed(s)], _names(members)) for _, members in joined]
         out: list[Kernel] = []
         for k, (at, members) in enumerate(joined):
             around = others + [e for j, b in enumerate(borders) if j != k for e in b]
@@ -153,7 +202,7 @@ class _Fusion:
             for i, k in enumerate(kernels):
                 results = tuple(r for r in k.results if r in seen)
                 wide = tuple(w for r, w in zip(k.results, k.wide_results, strict=True) if r in seen)
-                read = self.border([*(e for s in k.steps for e in updates(s)), *results], _names(k.steps))
+                read = self.border([*(e for s in k.steps for e in _computed(s)), *results], _names(k.steps))
                 inputs, fixed = (tuple(n for n in read if per_token(n) is token) for token in (True, False))
                 kernels[i] = replace(k, results=results, wide_results=wide, inputs=inputs, fixed=fixed)
 
@@ -163,13 +212,13 @@ class _Fusion:
         """Whether no entry of the states reaches another one, and the kernel has all operations."""
         if isinstance(step, Pointwise):
             return False
-        streams = _streams(step)
+        streams = streams_of(step)
         dims = streams[0].type.dims
-        if any(s.over or s.depth != 1 or s.type.kind == "bool" or s.type.dims != dims for s in streams) or not dims:
+        if any(s.over or s.type.kind == "bool" or s.type.dims != dims for s in streams) or not dims:
             return False
         if isinstance(step, Scan):
             return True
-        if any(s.type.kind == "complex" for s in streams) and len(streams) > 1:
+        if step.flow is None and (len(streams) > 1 or any(s.depth > 1 for s in streams)):
             return False
         exprs = updates(step)
         own = [n for n in walk(*exprs) if isinstance(n, Ref) and n.name in _names([step])]
@@ -179,7 +228,7 @@ class _Fusion:
         """Whether a scan can run in the kernel that `members` make at place `at`."""
         if not all(_scans(s) for s in (step, *members)):
             return False
-        same = _streams(step)[0].type.dims == _streams(members[0])[0].type.dims
+        same = streams_of(step)[0].type.dims == streams_of(members[0])[0].type.dims
         return same and all(self.available(e, at) for e in updates(step))
 
     def available(self, node: Expr, at: int) -> bool:
@@ -220,7 +269,7 @@ class _Fusion:
         return list(found)
 
     def kernel(self, at: int, members: list[Scan | Loop], around: list[Expr]) -> Kernel:
-        streams = [s for step in members for s in _streams(step)]
+        streams = [s for step in members for s in streams_of(step)]
         own = _names(members)
         dims = streams[0].type.dims
         sources = [n for n in walk(*around) if isinstance(n, Ref) and n.role == "state" and n.name in own]
@@ -235,18 +284,21 @@ class _Fusion:
                     break
         results = tuple(n for n in edge if not isinstance(n, Ref))
         needed = {n.name for n in edge if isinstance(n, Ref)}
-        read = self.border([*(e for s in members for e in updates(s)), *results], own)
+        read = self.border([*(e for s in members for e in _computed(s)), *results], own)
         if any(s.name not in needed for s in streams):
             self.written |= set(results)
+        values = [v for step in members for v in held(self.system.graph, step)]
         return Kernel(
             tuple(members),
+            tuple(s for s, _ in values),
+            tuple(lag for _, lag in values),
             tuple(d for d in dims if d not in inner),
             inner,
             tuple(n for n in read if per_token(n)),
             tuple(n for n in read if not per_token(n)),
             results,
-            tuple(s.name in needed for s in streams),
-            tuple(self.wide({n for n in sources if n.name == s.name}, around) for s in streams),
+            tuple(s.name in needed for s, _ in values),
+            tuple(self.wide({n for n in sources if n.name == s.name}, around) for s, _ in values),
             tuple(self.wide({r}, around) for r in results),
         )
 
@@ -302,4 +354,4 @@ def elementwise(node: Expr) -> bool:
 
 
 def _names(steps: Iterable[Scan | Loop]) -> set[str]:
-    return {s.name for step in steps for s in _streams(step)}
+    return {s.name for step in steps for s in streams_of(step)}

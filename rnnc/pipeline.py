@@ -10,7 +10,7 @@ from rnnc import ir, tree
 from rnnc.adjoint import Adjoint, adjoint
 from rnnc.bound import Analysis, bound
 from rnnc.check import check
-from rnnc.closure import Affine, Closure, close
+from rnnc.closure import Affine, Block, Closure, close
 from rnnc.closure.obligations import settle
 from rnnc.diagnostics import Diagnostic, ProgramError, has_errors
 from rnnc.errors.names import CellsCollide
@@ -113,9 +113,13 @@ def _one(
     for c in closures:
         if isinstance(c, Affine):
             adjoints[c.group.states[0]] = adjoint(system, c)
-    contracting = [c.group.states[0] for c in closures if analysis.contracting(c)]
+    contracting = [c.group.states[0] for c in closures if _contracts(analysis, c)]
     planned = plan(system, closures, adjoints, contracting)
     return Compilation(tree_cell, cell, system, groups, closures, analysis, planned, told)
+
+
+def _contracts(analysis: Analysis, closure: Closure) -> bool:
+    return analysis.bounded_products(closure) if isinstance(closure, Block) else analysis.contracting(closure)
 
 
 def module_text(compilations: Sequence[Compilation], source: Source, target: str = "triton") -> str:

@@ -50,8 +50,8 @@ class Loop:
     through time, an affine map for each token; None where entries mix.
 
     `hoisted` are the parts of its updates, and of its maps, that need none of its states and differ from token to
-    token; `fixed` those that only parameters decide. Both are computed before the loop. `contracting` says that no
-    eigenvalue of the group exceeds 1 in modulus, so that products of its Jacobians over a segment cannot overflow.
+    token; `fixed` those that only parameters decide. Both are computed before the loop. `contracting` says that
+    products of its Jacobians, over any number of tokens, were proved not to grow.
     """
 
     closure: Closure

@@ -21,7 +21,8 @@ _SIZES = (1, 2, 3, 4, 5, 7, 8)
 
 @dataclass(frozen=True)
 class Program:
-    """A program, and how its inputs are drawn: `name -> (dims, kind)`, of "real", "unit", "bool" or "complex"."""
+    """A program, and how its inputs are drawn: `name -> (dims, kind)`, of "real", "unit", "positive", "bool", "rare"
+    (a bool that seldom holds) or "complex"."""
 
     text: str
     sizes: dict[str, int]
@@ -38,6 +39,7 @@ class Program:
             shape = [batch, length, *(self.sizes[d] for d in dims)]
             x, y = (scale * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
             kinds = {"real": x, "unit": (x + 0.5).clamp(0, 1), "bool": x > 0.7, "complex": torch.complex(x, y)}
+            kinds |= {"positive": x.abs() + 0.01, "rare": x > 1.5 * scale}
             out[name] = kinds[kind]
         return out
 

@@ -38,6 +38,17 @@ s[t] = exp(-softplus(x) + 1j * y) * s[t-1] + x
 output h[t] * e[t] + c
 output real(s[t])
 """
+ROTOR = """\
+cell Rotor
+\"""Two states that turn and shrink: a block whose products were proved not to grow.\"""
+dim D = 2048
+input x[D], y[D]
+gate r = sigmoid(x)
+state u[D], v[D]
+u[t] = r * (cos(y) * u[t-1] - sin(y) * v[t-1]) + x
+v[t] = r * (sin(y) * u[t-1] + cos(y) * v[t-1])
+output u[t]
+"""
 BENT = """\
 cell Bent
 \"""A state through tanh, one token after the other, and a scan that reads it.\"""
@@ -74,6 +85,10 @@ CASES = {
     "gla": _example("gla"),
     "several": Case(SEVERAL),
     "bent": Case(BENT),
+    "rotor": Case(ROTOR),
+    "linoss": _example("linoss"),
+    "arnet": _example("arnet"),
+    "ctc": _example("ctc"),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 FAST = """\
@@ -82,7 +97,9 @@ mingru float16 cut sm_90, mingru float64 cut sm_90, minlstm float64 whole sm_90,
 lru bfloat16 whole sm_90, lru float32 cut gfx942, lru float64 whole sm_80, s5reset float32 cut sm_90
 mamba 16 bfloat16 whole sm_90, mamba 16 float32 cut gfx942, mamba 64 float16 whole sm_80, mamba 16 float64 whole sm_90
 kalman float32 whole sm_90, leakypeak bfloat16 whole sm_90, mlstm float32 whole sm_90, aaren float16 whole sm_90
-gla bfloat16 whole sm_90, several float32 whole sm_90, several bfloat16 cut gfx942, bent float16 whole sm_80
+rotor bfloat16 cut sm_90, linoss float32 cut sm_80, arnet float32 cut sm_90, ctc float16 whole gfx942
+kalman float32 cut gfx942, gla bfloat16 whole sm_90
+several float32 whole sm_90, several bfloat16 cut gfx942, bent float16 whole sm_80
 """
 ALL = [
     f"{name} {dtype} {time} {target}"

@@ -309,8 +309,10 @@ class CellCoder:
                 text = f"torch.full({shape}, {number}, dtype={kind}, device=device)"
             else:
                 block.expect(value)
-                code = block.aligned(value, f.dims, arithmetic=True)
-                atom = code[0] if code[0].replace(".", "").replace("_", "").isalnum() else f"({code[0]})"
+                code = block.aligned(value, f.dims, arithmetic=True)[0]
+                atom = code.removesuffix(f".to({kind})")
+                if not atom.replace(".", "").replace("_", "").isalnum():
+                    atom = f"({code})"
                 # A copy: a state that is written to must not change a parameter.
                 text = f"{atom}.to({kind}).expand({shape}).clone(memory_format=torch.contiguous_format)"
             items.append(f"{f.name}={text},")
@@ -506,18 +508,18 @@ class CellCoder:
         target = names if len(step.streams) > 1 else f"({names},)"
         block.assign(target, f"_steps(run, {code.name}, {', '.join(args)})")
 
-    def last(self, stream: Stream) -> str | None:
-        """The name of a state's value at the last token, where something has computed it."""
+    def computed(self, field: StateField) -> str | None:
+        """Code of a part of the final state that something has computed already."""
         return None
 
     def final(self, block: Block, table: NameTable, values: dict[str, str], convs: dict[str, str]) -> list[str]:
         out: list[str] = []
         for f in self.system.fields:
-            if f.role == "state":
+            if (done := self.computed(f)) is not None:
+                out.append(f"{f.name}={done}")
+            elif f.role == "state":
                 stream = self.system.stream(f.of)
-                if (last := self.last(stream)) is not None:
-                    out.append(f"{f.name}={last}")
-                elif stream.depth == 1:
+                if stream.depth == 1:
                     self.helpers.add("_last")
                     shared = ", shared=True" if _shares_memory(stream.expr) else ""
                     out.append(f"{f.name}=_last(run, {values[f.of]}, state.{f.name}{shared})")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 WIDTH = 120
+_TARGETS = re.compile(r"(?P<targets>(?:\w+, )+\w+) = [\w.]+\(")
 _HEAD = re.compile(r"return |(?:[^\s()\[\]{}\"'=]+(?:, | ))+[+*/-]?= |\w+=")
 _LEVELS = (("or", "and"), ("==", "!=", "<", "<=", ">", ">="), ("|",), ("&",), ("+", "-"), ("*", "/", "//", "%", "@"))
 _OPERATOR = re.compile(r"(or|and|[=!<>]=|[<>|&+\-*/%@]|//) ")
@@ -56,6 +57,12 @@ def wrap(lines: Iterable[str], indent: int = 0) -> list[str]:
 
 
 def _statement(indent: str, text: str, width: int) -> list[str]:
+    found = _TARGETS.match(text)
+    if found and len(indent + found.group()) + 1 > width:
+        # The targets of a call that do not fit on one line with its name.
+        each = _each(indent, found.group("targets").split(", "), width)
+        rest = f"{indent}) = {text[found.end('targets') + 3 :]}"
+        return [f"{indent}(", *each, *([rest] if len(rest) <= width else _hugged(indent, rest.lstrip(), "", width))]
     comma = "," if text.endswith(",") else ""
     text = text.removesuffix(",")
     head = _HEAD.match(text)

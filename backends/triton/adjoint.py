@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from rnnc.closure.block import Matrix, dense
 from rnnc.derive import pull_back
 from rnnc.ir import Expr, Ref, walk
-from rnnc.plan import is_number
+from rnnc.plan import Scan, is_number
 
 from ..torch.block import NameTable
 from .kernel import Base, KernelCoder, Leaf, Lines
+from .maps import Composition, Maps
 from .tile import Tile, Tiles, align, shape
 
 
@@ -41,7 +45,8 @@ class BackwardCoder:
         found = pull_back(graph, outputs, (*coder.now, *coder.prev))
         self.g = [self.plus(found.get(n), k) for n, k in zip(coder.now, self.kept, strict=True)]
         self.p = [found.get(n) for n in coder.prev]
-        self.elements = self._elements() if self.tiled or coder.kernel.scan else []
+        kernel = coder.kernel
+        self.composition = Composition(coder, self._maps(), True, kernel.verified_back) if kernel.scan_back else None
         learned = [x for x in (*coder.tokens, *coder.fixed) if x.learns]
         ends = {x.ref for x in learned if not x.token}
         roots = list(dict.fromkeys(r for e, r in coder.roots.items() if r.kind != "bool" and ends & set(walk(e))))
@@ -59,8 +64,8 @@ class BackwardCoder:
         self.sums = {r: graph.ref("input", f"sum {i}", r.type) for i, r in enumerate(self.root_gradients)}
         of_roots: dict[Expr, Expr] = {e: self.sums[r] for e, r in coder.roots.items() if r in self.sums}
         fixed = pull_back(graph, of_roots, [x.ref for x in learned if not x.token]) if of_roots else {}
-        rest = [*self.g, *(e for x in self.elements for e in x)]
-        coder.expect_numbers([*self.found.values(), *fixed.values(), *(e for e in rest if e is not None)])
+        rest = [*self.g, *(e for m in (self.composition.maps if self.composition else ()) for e in m.parameters)]
+        coder.expect_numbers([*self.found.values(), *fixed.values(), *coder.roots, *(e for e in rest if e is not None)])
         self.fixed_gradients = {x: fixed[x.ref] for x in learned if not x.token and x.ref in fixed}
 
     def plus(self, x: Expr | None, y: Expr | None) -> Expr | None:
@@ -68,19 +73,36 @@ class BackwardCoder:
             return x if y is None else y
         return self.graph.apply("add", x, y)
 
-    def _elements(self) -> list[tuple[Expr, Expr | None]]:
-        """The coefficients of the scan over `μ`."""
+    def _maps(self) -> list[Maps]:
+        """`μ[t] = A (g[t] + μ[t+1]) + p[t]`, `A` the transposed Jacobian of a token, for each step of the kernel."""
         coder, graph = self.coder, self.graph
-        out: list[tuple[Expr, Expr | None]] = []
-        for k, prev in enumerate(coder.prev):
-            if coder.coefficients:
-                a = coder.coefficients[k][0]
+        out: list[Maps] = []
+        at = 0
+        for step in coder.kernel.steps:
+            if isinstance(step, Scan):
+                a = coder.coefficients[at][0]
                 a = graph.apply("conj", a) if a.kind == "complex" else a
-            else:
-                a = pull_back(graph, {coder.updates[k]: graph.lit(1.0)}, (prev,)).get(prev, graph.lit(0.0))
-            g = self.g[k]
-            out.append((a, self.plus(None if g is None else graph.apply("mul", a, g), self.p[k])))
+                out.append(coder.affine(at, a, self._flowing(at, {(0, 0): a}, 0), "d_"))
+                at += 1
+                continue
+            assert step.flow is not None
+            flow = step.flow
+            matrix = {place: coder.inside(e) for place, e in flow.matrix(flow.parameters).items()}
+            size = len(flow.components)
+            offset = {i: e for i in range(size) if (e := self._flowing(at, matrix, i)) is not None}
+            parameters, entries, rows = dense(graph, flow.components, matrix, offset)
+            block = replace(flow, parameters=parameters, entries=entries, rows=rows)
+            out.append(coder.maps(block, tuple(range(at, at + size)), "d_"))
+            at += size
         return out
+
+    def _flowing(self, at: int, matrix: Matrix, i: int) -> Expr | None:
+        """What of the gradients that arrive for a token flows into state `i` of the one before."""
+        total = self.p[at + i]
+        for (row, column), a in sorted(matrix.items()):
+            if row == i and (g := self.g[at + column]) is not None:
+                total = self.plus(self.graph.apply("mul", a, g), total)
+        return total
 
     # --- what is read ---
 
@@ -110,21 +132,29 @@ class BackwardCoder:
             if coder.prev[k] not in needed:
                 continue
             if coder.stored:
-                place = "place > -t" if self.tiled else "t > 0"
-                earlier = Base("(token - 1)", self.axes, base.size, 6, place)
-                past = coder.load(tiles, f"{name}_saved", f"{name}_ptr", earlier, coder.dims, stream.type.kind)
-                axes = self.axes + coder.state_axes
-                start = align("t + place == 0", Tile(("t + place == 0",), "ts", 0), axes) if self.tiled else "t == 0"
-                pairs = zip(initial[k].parts, past.parts, strict=True)
-                parts = tuple(f"tl.where({start}, {align(i, initial[k], axes)}, {p})" for i, p in pairs)
-                tiles.values[coder.prev[k]] = tiles.assign(f"{name}_past", Tile(parts, axes))
+                tiles.values[coder.prev[k]] = self.saved(tiles, k, base, initial)
             else:
                 parts = tuple(f"tl.load({at})" for at in coder.scratch(k))
                 tiles.values[coder.prev[k]] = tiles.assign(f"{name}_past", Tile(parts, coder.state_axes))
         tiles.expect(*exprs, *(coder.updates[k] for k in wanted))
         for k in wanted:
-            value = coder.whole(tiles, coder.updates[k], coder.streams[k], self.axes + coder.state_axes)
+            value = coder.whole(tiles, coder.updates[k], coder.streams[k].type.kind, self.axes + coder.state_axes)
             tiles.values[coder.now[k]] = tiles.assign(coder.state_names[k], value)
+
+    def saved(self, tiles: Tiles, k: int, base: Base, initial: list[Tile]) -> Tile:
+        """Lines that load a state as it was before a token; of a delay, what it delays, further back."""
+        coder, lag, kind = self.coder, self.coder.kernel.lags[k], self.coder.streams[k].type.kind
+        name, source = coder.state_names[k], coder.state_names[k - lag + 1]
+        place = f"place > {lag - 1} - t" if self.tiled else f"t > {lag - 1}"
+        earlier = Base(f"(token - {lag})", self.axes, base.size, 6, place.replace("0 - t", "-t"))
+        past = coder.load(tiles, f"{name}_saved", f"{source}_ptr", earlier, coder.dims, kind)
+        axes, parts = self.axes + coder.state_axes, past.parts
+        for early in range(lag):
+            test = f"t + place == {early}" if self.tiled else f"t == {early}"
+            start = align(test, Tile((test,), "ts", 0), axes) if self.tiled else test
+            pairs = zip(initial[k - early].parts, parts, strict=True)
+            parts = tuple(f"tl.where({start}, {align(i, initial[k], axes)}, {p})" for i, p in pairs)
+        return tiles.assign(f"{name}_past", Tile(parts, axes))
 
     def again(self, holes: Lines, tiles: Tiles) -> None:
         """Lines that compute the states before each token of a chunk again."""
@@ -142,7 +172,7 @@ class BackwardCoder:
             for at, part in zip(coder.scratch(k), state.parts, strict=True):
                 inside.lines.append(f"tl.store({at}, {part})")
         made = [
-            coder.whole(inside, update, stream, coder.state_axes)
+            coder.whole(inside, update, stream.type.kind, coder.state_axes)
             for update, stream in zip(coder.updates, coder.streams, strict=True)
         ]
         coder.move(inside, states, made, "{}_after")
@@ -154,7 +184,8 @@ class BackwardCoder:
         coder = self.coder
         holes, tiles = Lines(), coder.tiles()
         holes.setup = coder.setup(tiles)
-        elements = [e for pair in self.elements for e in pair if e is not None] if self.tiled else []
+        composition = self.composition
+        elements = [e for m in composition.maps for e in m.parameters] if composition and self.tiled else []
         flows = [] if self.tiled else [self.found[n] for n in coder.prev if n in self.found]
         gradients = [*self.token_gradients.values(), *self.root_gradients.values()]
         exprs = [*elements, *(g for g in self.g if g is not None), *flows, *gradients]
@@ -169,39 +200,41 @@ class BackwardCoder:
             name = tiles.values[root].parts[0].removesuffix("_re" if root.kind == "complex" else "")
             totals[root] = tiles.assign(f"d_{name}_sum", Tile(zeros, axes))
         holes.before = tiles.take()
-        if self.elements:
-            holes.before += coder.enter(tiles, flowing, True)
+        if composition is not None:
+            holes.before += composition.enter(tiles, flowing)
+        verified = composition if composition is not None and composition.verified else None
+        sizes: list[Tile] = []
+        if verified is not None:
+            holes.verify = verified.verify(tiles)
+            sizes = verified.sizes(tiles, flowing)
+            holes.before += tiles.take()
         if past and not coder.stored:
             self.again(holes, tiles)
         self.read(tiles, exprs, initial)
+        nexts = self.scanned(tiles, flowing) if self.tiled else flowing
         for k, name in enumerate(coder.state_names):
-            later = flowing[k]
-            if self.tiled:
-                a, m = self.elements[k]
-                tiles.lines.append(f"# {self.comment(k)}")
-                one = coder.element(tiles, f"d_{name}_a", a, coder.streams[k], "1.0")
-                add = coder.element(tiles, f"d_{name}_b", m, coder.streams[k], "0.0")
-                _, before = coder.walked(tiles, one, add, later, None, f"d_{name}_next")
-                assert before is not None
-                later = before
-            tiles.values[self.adjoint[k]] = self.total(tiles, k, later, name)
+            tiles.values[self.adjoint[k]] = self.total(tiles, k, nexts[k], name)
         for x, node in self.token_gradients.items():
             self.write(tiles, x, node, coder.row(coder.slot(x), "token", self.axes))
         for root, node in self.root_gradients.items():
             self.add(tiles, totals[root], node)
         if not self.tiled:
             made = [
-                coder.whole(tiles, self.found.get(n), stream, coder.state_axes)
+                coder.whole(tiles, self.found.get(n), stream.type.kind, coder.state_axes)
                 for n, stream in zip(coder.prev, coder.streams, strict=True)
             ]
             coder.move(tiles, flowing, made, "d_{}_past")
+        if verified is not None:
+            verified.grow(tiles, sizes, flowing)
         holes.loop = tiles.take()
+        if verified is not None:
+            holes.arrive = verified.arrive(flowing, sizes)
         coder.keep(tiles, "d_{}_initial_ptr", row, flowing)
         holes.after = tiles.take()
         tiles.values.update({self.sums[root]: total for root, total in totals.items()})
         tiles.expect(*self.fixed_gradients.values())
         for x, node in self.fixed_gradients.items():
-            self.write(tiles, x, node, coder.row(coder.slot(x), "program_row"))
+            self.write(tiles, x, node, coder.row(coder.slot(x), "program_row"), "other == 0" if verified else "")
         holes.sums = tiles.take()
         holes.arguments = self.arguments(whole=True)
         return holes
@@ -211,18 +244,38 @@ class BackwardCoder:
         coder = self.coder
         holes, tiles = Lines(), coder.tiles()
         holes.setup = coder.setup(tiles)
-        exprs = [e for pair in self.elements for e in pair if e is not None]
+        composition = self.composition
+        assert composition is not None
+        exprs = [e for m in composition.maps for e in m.parameters]
         past = self.needs_past(exprs)
         row = coder.sequence_row()
         initial = coder.states(tiles, "{}_initial", "{}_initial_ptr", row) if past and coder.stored else []
-        sums = coder.segment_sums(tiles)
+        composition.begin(tiles)
         holes.before = tiles.take()
         if past and not coder.stored:
             self.again(holes, tiles)
         self.read(tiles, exprs, initial)
-        coder.compose_segment(holes, tiles, sums, self.elements, self.tiled, "d_")
+        (composition.tile if self.tiled else composition.token)(tiles)
+        holes.loop = tiles.take()
+        holes.largest = composition.largest(tiles)
+        holes.after = composition.store(tiles)
         holes.arguments = self.arguments(whole=False)
         return holes
+
+    def scanned(self, tiles: Tiles, flowing: list[Tile]) -> list[Tile]:
+        """Lines that scan a tile of tokens; what flows into the gradient of each state from the next token."""
+        composition, names = self.composition, self.coder.state_names
+        assert composition is not None
+        nexts = list(flowing)
+        for m in composition.maps:
+            tiles.lines += [f"# {self.comment(k)}" for k in m.at]
+            elements = composition.elements(tiles, m)
+            states, wanted = [flowing[k] for k in m.at], [f"d_{names[k]}_next" for k in m.at]
+            _, before = composition.walk(tiles, m, elements, states, [None] * len(m.at), wanted)
+            for k, found in zip(m.at, before, strict=True):
+                assert found is not None
+                nexts[k] = found
+        return nexts
 
     def comment(self, k: int) -> str:
         """What a scan over gradients computes."""
@@ -240,8 +293,8 @@ class BackwardCoder:
         tiles.lines.append(f"# The gradient of {name}[t]: what arrives for it, and what flows from the next token.")
         return tiles.assign(f"d_{name}", Tile(sums, axes, 3))
 
-    def write(self, tiles: Tiles, leaf: Leaf, node: Expr, base: Base) -> None:
-        """Store a gradient, summed over the lanes if the leaf has no entry for each."""
+    def write(self, tiles: Tiles, leaf: Leaf, node: Expr, base: Base, where: str = "") -> None:
+        """Store a gradient, summed over the lanes if the leaf has no entry for each; 0 but for `where`."""
         coder = self.coder
         dims = coder.slot(leaf)
         _, place = coder.offset(dims)
@@ -253,6 +306,8 @@ class BackwardCoder:
                 parts = tuple(f"tl.broadcast_to({p}, {shape(axes)})" for p in parts)
             mask = align("real_lane", Tile(("real_lane",), "c"), axes)
             parts = tuple(f"tl.sum(tl.where({mask}, {p}, 0.0), {len(axes) - 1})" for p in parts)
+        if where:
+            parts = tuple(f"tl.where({where}, {p}, 0.0)" for p in parts)
         coder.store(tiles, f"d_{leaf.name}_ptr", base, dims, leaf.node.kind, parts)
 
     def add(self, tiles: Tiles, total: Tile, node: Expr) -> None:
@@ -270,13 +325,14 @@ class BackwardCoder:
         coder = self.coder
         names = coder.state_names
         lines = [*coder.inputs(), *coder.pointers(f"{n}_initial" for n in names)]
-        lines += coder.pointers(n if coder.stored else f"{n}_starts" for n in names)
+        lines += coder.pointers(coder.saved_names)
         found = zip((*coder.result_names, *names), (*self.arriving, *self.kept), strict=True)
         lines += coder.pointers(f"d_{n}" for n, d in found if d is not None)
         if whole:
             lines += coder.pointers(f"d_{n}_last" for n in names)
             lines += coder.pointers(f"d_{x.name}" for x in (*self.token_gradients, *self.fixed_gradients))
             lines += coder.pointers(f"d_{n}_initial" for n in names)
-        if self.elements:
-            lines += coder.carries()
+        if self.composition is not None:
+            lines += coder.pointers(self.composition.names)
+            lines += coder.pointers(self.composition.checks()) if whole else []
         return [*lines, *([] if coder.stored else ["scratch_ptr,"]), *coder.constants()]

@@ -10,9 +10,9 @@ from importlib import resources
 
 import jinja2
 
-from rnnc.fuse import Kernel, fuse
+from rnnc.fields import StateField
+from rnnc.fuse import Kernel, delay, fuse, streams_of
 from rnnc.ir import Expr, Linear, Ref
-from rnnc.lower import Stream
 from rnnc.plan import Plan, Step
 from rnnc.show import expr_text
 
@@ -20,9 +20,10 @@ from ..torch.block import Block, NameTable
 from ..torch.cell import CellCode, CellCoder
 from ..torch.text import cut, quoted, several, wrap
 from .adjoint import BackwardCoder
-from .document import documented
+from .document import documented, form
 from .forward import ForwardCoder
 from .kernel import KernelCoder, Leaf
+from .maptext import map_text
 from .prune import pruned
 
 
@@ -76,10 +77,7 @@ class FusedCellCoder(CellCoder):
         self.fusing: dict[int, Kernel] = {}
         self.done: set[int] = set()
         self.lasts: dict[str, str] = {}
-        self.coders = [
-            KernelCoder(self.system, k, f"_{self.cell.name}_{'_'.join(s.name for s in k.streams)}")
-            for k in self.kernels_of
-        ]
+        self.coders = [KernelCoder(self.system, k, f"_{self.cell.name}_{'_'.join(_names(k))}") for k in self.kernels_of]
         self.backwards = [BackwardCoder(c) for c in self.coders]
 
     def code(self) -> CellCode:
@@ -102,7 +100,7 @@ class FusedCellCoder(CellCoder):
             base=base,
             parts=parts,
             fused=tuple(fused),
-            fused_kernels=tuple((", ".join(s.name for s in c.streams), c.kernel.form) for c in self.coders),
+            fused_kernels=tuple((", ".join(_names(c.kernel)), c.kernel.form) for c in self.coders),
             registrations=(*code.registrations, *(line for r in registrations for line in r)),
             operators=(*code.operators, *operators),
             helpers=frozenset(self.helpers),
@@ -126,11 +124,12 @@ class FusedCellCoder(CellCoder):
         assert isinstance(block, FusedBlock)
         coder = self.coders[self.kernels_of.index(kernel)]
         for s in kernel.streams:
-            block.lines.append(cut(f"# {s.name}[t] = {expr_text(self.cell.state(s.name).expr)}" if s.declared else ""))
+            if s.declared:
+                block.lines.append(cut(f"# {s.name}[t] = {expr_text(self.cell.state(s.name).expr)}"))
         readers = Counter(n for k in self.kernels_of for n in k.inputs)
         tokens = [block.wide(n) if readers[n] > 1 and _narrow(n) else block.raw(n) for n in kernel.inputs]
         fixed = [block.aligned_code(n, n.dims) for n in kernel.fixed]
-        initial = [f"state.{s.name}" for s in kernel.streams]
+        initial = [self.before(kernel, i) for i in range(len(kernel.streams))]
         sizes = ", ".join(f"self.{d}" for d in coder.dims)
         args = [f"[{', '.join(x)}]" for x in (tokens, fixed, initial)] + [f"[{sizes}]", "out"]
         if coder.number_names:
@@ -139,13 +138,15 @@ class FusedCellCoder(CellCoder):
         for node in kernel.results:
             made.append(table.new(self.system.names.get(node) or self.output_of(node)))
             block.variables[node] = made[-1]
-        for s, kept in zip(kernel.streams, kernel.kept, strict=True):
+        for s, kept, lag in zip(kernel.streams, kernel.kept, kernel.lags, strict=True):
+            if lag > 1 and coder.stored:
+                continue
             made.append(table.new(s.name) if kept else "_")
             if kept:
                 values[s.name] = made[-1]
         for s in kernel.streams:
-            self.lasts[s.name] = table.new(f"{s.name}_last")
-            made.append(self.lasts[s.name])
+            made.append(table.new(f"{s.name.replace(' ', '_past')}_last"))
+            self.lasts[s.name] = made[-1]
         block.assign(", ".join(made), f"_kernel(run, {coder.name}_kernel, {', '.join(args)})")
 
     def scalars(self, block: Block, coder: KernelCoder) -> list[str]:
@@ -159,8 +160,27 @@ class FusedCellCoder(CellCoder):
     def output_of(self, node: Expr) -> str:
         return next((name for name, e in self.system.outputs if e is node), "result")
 
-    def last(self, stream: Stream) -> str | None:
-        return self.lasts.get(stream.name) if self.fusing else None
+    def before(self, kernel: Kernel, i: int) -> str:
+        """The value of a kernel's state before the first token."""
+        lag = kernel.lags[i]
+        stream = kernel.streams[i - lag + 1]
+        if not stream.declared:
+            return f"state.{stream.name}[:, {lag - 1}]"
+        return f"state.{stream.name}" if lag == 1 else f"state.{stream.name}_past[:, {lag - 2}]"
+
+    def computed(self, field: StateField) -> str | None:
+        streams = {s.name: s for s in self.system.streams}
+        stream = streams.get(field.of if field.role == "state" else field.name, streams.get(field.of))
+        if not self.fusing or stream is None:
+            return None
+        lasts = [self.lasts.get(delay(stream.name, lag)) for lag in range(1, stream.depth + 1)]
+        known = [name for name in lasts if name is not None]
+        if len(known) < len(lasts):
+            return None
+        if field.role == "state":
+            return known[0]
+        past = known[1:] if stream.declared else known
+        return f"torch.stack([{', '.join(past)}], 1)"
 
     # --- the kernels ---
 
@@ -179,12 +199,14 @@ class FusedCellCoder(CellCoder):
             "forward": forward.forward(),
             "carry": forward.carry() if coder.kernel.scan else None,
             "backward": backward.backward(),
-            "carry_back": backward.carry() if backward.elements else None,
+            "carry_back": backward.carry() if backward.composition else None,
         }
-        self.helpers |= coder.functions
         functions = _template().render(k=view).strip("\n").split("\n\n\n")
-        made = (documented(pruned(f.strip("\n")), backward) for f in functions)
-        return "\n\n\n".join("\n".join(wrap(f.split("\n"))) for f in made)
+        made = [documented(pruned(f.strip("\n")), backward) for f in functions]
+        both = (coder.composition, backward.composition)
+        own = [map_text(c, form(c).replace("`", "")) for c in both if c is not None and c.used]
+        self.helpers |= coder.functions
+        return "\n\n\n".join([*own, *("\n".join(wrap(f.split("\n"))) for f in made)])
 
     def registration(self, backward: BackwardCoder, operator: str) -> list[str]:
         """Lines that register a kernel as an operator."""
@@ -206,7 +228,7 @@ class FusedCellCoder(CellCoder):
             "forward": f"{coder.name}_forward",
             "backward": f"{coder.name}_backward",
             "carry": f"{coder.name}_carry" if k.scan else "None",
-            "carry_back": f"{coder.name}_carry_back" if backward.elements else "None",
+            "carry_back": f"{coder.name}_carry_back" if backward.composition else "None",
             "tiled": str(coder.tiled),
             "tiled_back": str(coder.tiled_back),
             "dims": dims(coder.dims),
@@ -214,6 +236,8 @@ class FusedCellCoder(CellCoder):
             "block": dims(coder.block),
             "inner": dims(k.inner),
             "states": several(map(quoted, coder.state_names)),
+            "lags": several(map(str, k.lags)),
+            **_composed(backward),
             "tokens": named(coder.tokens),
             "token_slots": slots(coder.tokens),
             "fixed": named(coder.fixed),
@@ -232,6 +256,20 @@ class FusedCellCoder(CellCoder):
         ]
         lines += [w for name, value in fields.items() for w in wrap([f"        {name}={value},"])]
         return [*lines, "    ),", ")"]
+
+
+def _names(kernel: Kernel) -> list[str]:
+    return [s.name for step in kernel.steps for s in streams_of(step)]
+
+
+def _composed(backward: BackwardCoder) -> dict[str, str]:
+    """What segments leave in memory, forward and backward."""
+    made: dict[str, str] = {}
+    for suffix, composition in (("", backward.coder.composition), ("_back", backward.composition)):
+        names, checks = (composition.names, composition.checks()) if composition else ({}, [])
+        made[f"maps{suffix}"] = _mapping((n, quoted(state)) for n, state in names.items())
+        made[f"checks{suffix}"] = several(map(quoted, checks))
+    return made
 
 
 def _mapping(items: Iterable[tuple[str, str]]) -> str:

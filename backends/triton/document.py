@@ -6,9 +6,12 @@ import re
 import textwrap
 from collections.abc import Iterable
 
+from rnnc.closure import Block, Moebius, Tropical, Variable
+
 from ..torch.text import docstring
 from .adjoint import BackwardCoder
 from .kernel import Leaf
+from .maps import Composition
 
 
 def documented(text: str, backward: BackwardCoder) -> str:
@@ -25,23 +28,50 @@ def _filled(text: str) -> str:
 
 
 def _purpose(what: str, backward: BackwardCoder) -> str:
-    equations = "\n".join(backward.coder.equations)
+    equations = "\n".join(filter(None, backward.coder.equations))
     match what:
         case "forward":
             return equations
         case "backward":
             return f"Gradients, from the last token to the first, of\n\n{textwrap.indent(equations, '    ')}"
         case "carry":
-            return _filled("What a segment of the sequence does to the state that enters it: `h -> a * h + b`.")
+            told = "What a segment of the sequence does to the state that enters it"
+            return _filled(f"{told}: {form(backward.coder.composition)}.")
         case _:
-            return _filled("What a segment does to the gradient that comes from the tokens after it: `d -> a * d + b`.")
+            told = "What a segment does to the gradient that comes from the tokens after it"
+            return _filled(f"{told}: {form(backward.composition)}.")
+
+
+def form(composition: Composition | None) -> str:
+    """The maps that are composed, in a formula."""
+    assert composition is not None
+    forms: dict[str, None] = {}
+    for m in composition.maps:
+        match m.closure:
+            case Block(components=(_,)):
+                forms["`s -> a * s + b`"] = None
+            case Block(components=components):
+                forms[f"`s -> a s + b` with a matrix of {len(components)} x {len(components)}"] = None
+            case Tropical(roles=roles):
+                moved = ("a * s" if "a" in roles else "s") + (" + b" if "b" in roles else "")
+                moved = f"max({moved}, c)" if "c" in roles else moved
+                forms[f"`s -> {f'min({moved}, d)' if 'd' in roles else moved}`"] = None
+            case Moebius():
+                forms["`s -> (a * s + b) / (c * s + d)`"] = None
+            case Variable(logarithmic=True):
+                forms["`s -> logaddexp(s + a, b)`"] = None
+            case Variable(phi=phi):
+                forms[f"`{phi.text}(s) -> a * {phi.text}(s) + b`"] = None
+            case other:
+                forms[other.family] = None
+    return " and ".join(forms)
 
 
 def _walk(what: str, backward: BackwardCoder) -> str:
     """How a program goes through its tokens."""
     coder = backward.coder
     back = what in ("backward", "carry_back")
-    segments = bool(backward.elements) if back else coder.kernel.scan
+    segments = coder.kernel.scan_back if back else coder.kernel.scan
     inner = f", and all of {' and '.join(coder.kernel.inner)}" if coder.kernel.inner else ""
     text = f"A program has {'one segment of ' if segments else ''}one sequence, BC channels{inner}."
     if backward.tiled if back else coder.tiled:
@@ -100,8 +130,11 @@ def _shapes(backward: BackwardCoder) -> dict[str, str]:
         for pattern, first in (
             *((p, "tokens") for p in ("{}_ptr", "d_{}_ptr")),
             *((p, "sequences") for p in ("{}_initial_ptr", "{}_last_ptr", "d_{}_initial_ptr", "d_{}_last_ptr")),
-            *((p, "segments, sequences") for p in ("{}_carry_a_ptr", "{}_carry_b_ptr")),
+            *((f"{d}{{}}_{p}_ptr", "segments, sequences") for d in ("", "d_") for p in ("entered", "arrived", "size")),
             ("{}_starts_ptr", "chunks"),
         ):
             found[pattern.format(name)] = shape(first, coder.dims, stream.type.kind)
+    for composition in (coder.composition, backward.composition):
+        for m in composition.maps if composition else ():
+            found.update((f"{n}_ptr", shape("segments, sequences", coder.dims, m.kind)) for n in m.names)
     return found

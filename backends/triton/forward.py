@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rnnc.ir import Expr, Ref, walk
+from rnnc.ir import Ref, walk
 
 from .kernel import KernelCoder, Lines
 from .tile import Tile, Tiles
@@ -20,8 +20,15 @@ class ForwardCoder:
         holes.setup = coder.setup(tiles)
         states = coder.states(tiles, "{}_before", "{}_initial_ptr", coder.sequence_row())
         holes.before = tiles.take()
-        if coder.kernel.scan:
-            holes.before += coder.enter(tiles, states, False)
+        composition = coder.composition
+        if composition is not None:
+            holes.before += composition.enter(tiles, states)
+        verified = composition if composition is not None and composition.verified else None
+        sizes: list[Tile] = []
+        if verified is not None:
+            holes.verify = verified.verify(tiles)
+            sizes = verified.sizes(tiles, states)
+            holes.before += tiles.take()
         if not coder.stored:
             coder.keep(tiles, "{}_starts_ptr", coder.row(coder.dims, "(chunk + index)"), states)
             holes.chunk = tiles.take()
@@ -33,45 +40,51 @@ class ForwardCoder:
             parts = tiles.pair(result, axes, 0) if result.kind == "complex" else tiles.aligned(result, axes, 0, False)
             coder.store(tiles, f"{coder.result_names[k]}_ptr", base, place, result.kind, parts)
         if coder.stored:
-            coder.keep(tiles, "{}_ptr", coder.token_row(coder.tiled, coder.dims), after)
+            coder.keep(tiles, "{}_ptr", coder.token_row(coder.tiled, coder.dims), after, delays=False)
         if not coder.tiled:
             for state, value in zip(states, after, strict=True):
                 coder.carried(tiles, state, value)
+        if verified is not None:
+            verified.grow(tiles, sizes, states)
         holes.loop = tiles.take()
+        if verified is not None:
+            holes.arrive = verified.arrive(states, sizes)
         coder.keep(tiles, "{}_last_ptr", coder.sequence_row(), states)
         holes.after = tiles.take()
         names = coder.state_names
-        outs = [
-            *coder.result_names,
-            *(n if coder.stored else f"{n}_starts" for n in names),
-            *(f"{n}_last" for n in names),
-        ]
+        outs = [*coder.result_names, *coder.saved_names, *(f"{n}_last" for n in names)]
         holes.arguments = [*coder.inputs(), *coder.pointers(f"{n}_initial" for n in names), *coder.pointers(outs)]
-        holes.arguments += [*(coder.carries() if coder.kernel.scan else []), *coder.constants()]
+        if composition is not None:
+            holes.arguments += coder.pointers([*composition.names, *composition.checks()])
+        holes.arguments += coder.constants()
         return holes
-
-    def coefficients(self) -> list[Expr]:
-        return [e for pair in self.coder.coefficients for e in pair if e is not None]
 
     def tile(self, tiles: Tiles, states: list[Tile]) -> list[Tile]:
         """Lines for a tile of tokens side by side; the states after each."""
-        coder = self.coder
-        coder.read_tokens(tiles, True, [*self.coefficients(), *coder.results])
-        tiles.expect(*self.coefficients(), *coder.results)
+        coder, composition = self.coder, self.coder.composition
+        assert composition is not None
+        parameters = [e for m in composition.maps for e in m.parameters]
+        coder.read_tokens(tiles, True, [*parameters, *coder.results])
+        tiles.expect(*parameters, *coder.results)
         below = set(walk(*coder.results))
-        out: list[Tile] = []
-        for k, (stream, (a, b)) in enumerate(zip(coder.streams, coder.coefficients, strict=True)):
-            name = coder.state_names[k]
-            tiles.lines.append(f"# {coder.equations[k]}")
-            one = coder.element(tiles, f"{name}_a", a, stream, "1.0")
-            add = coder.element(tiles, f"{name}_b", b, stream, "0.0")
-            past = f"{name}_past" if coder.prev[k] in below else None
-            after, before = coder.walked(tiles, one, add, states[k], name, past)
-            assert after is not None
-            if before is not None:
-                tiles.values[coder.prev[k]] = before
-            out.append(after)
-            tiles.values[coder.now[k]] = out[-1]
+        out = list(states)
+        for m in composition.maps:
+            tiles.lines += [f"# {coder.equations[k]}" for k in m.at if coder.equations[k]]
+            elements = composition.elements(tiles, m)
+            names = [coder.state_names[k] for k in m.at]
+            after, before = composition.walk(
+                tiles,
+                m,
+                elements,
+                [states[k] for k in m.at],
+                [n if coder.kernel.lags[k] == 1 else None for n, k in zip(names, m.at, strict=True)],
+                [f"{n}_past" if coder.prev[k] in below else None for n, k in zip(names, m.at, strict=True)],
+            )
+            for k, new, old in zip(m.at, after, before, strict=True):
+                if old is not None:
+                    tiles.values[coder.prev[k]] = old
+                if new is not None:
+                    out[k] = tiles.values[coder.now[k]] = new
         return out
 
     def token(self, tiles: Tiles, states: list[Tile]) -> list[Tile]:
@@ -82,8 +95,8 @@ class ForwardCoder:
         tiles.expect(*coder.updates, *coder.results)
         out: list[Tile] = []
         for k, (stream, update) in enumerate(zip(coder.streams, coder.updates, strict=True)):
-            value = coder.whole(tiles, update, stream, coder.state_axes)
-            tiles.lines.append(f"# {coder.equations[k]}")
+            value = coder.whole(tiles, update, stream.type.kind, coder.state_axes)
+            tiles.lines += [f"# {equation}"] if (equation := coder.equations[k]) else []
             out.append(tiles.assign(coder.state_names[k], value))
             tiles.values[coder.now[k]] = out[-1]
             if not isinstance(update, Ref):
@@ -92,13 +105,18 @@ class ForwardCoder:
 
     def carry(self) -> Lines:
         """Lines of the kernel that composes the tokens of a segment."""
-        coder = self.coder
+        coder, composition = self.coder, self.coder.composition
+        assert composition is not None
         holes, tiles = Lines(), coder.tiles()
         holes.setup = coder.setup(tiles)
-        sums = coder.segment_sums(tiles)
+        composition.begin(tiles)
         holes.before = tiles.take()
-        coder.read_tokens(tiles, coder.tiled, self.coefficients())
-        tiles.expect(*self.coefficients())
-        coder.compose_segment(holes, tiles, sums, coder.coefficients, coder.tiled, "")
-        holes.arguments = [*coder.inputs(), *coder.carries(), *coder.constants()]
+        parameters = [e for m in composition.maps for e in m.parameters]
+        coder.read_tokens(tiles, coder.tiled, parameters)
+        tiles.expect(*parameters)
+        (composition.tile if coder.tiled else composition.token)(tiles)
+        holes.loop = tiles.take()
+        holes.largest = composition.largest(tiles)
+        holes.after = composition.store(tiles)
+        holes.arguments = [*coder.inputs(), *coder.pointers(composition.names), *coder.constants()]
         return holes

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
-from rnnc.fuse import Kernel, updates
+from rnnc.closure import Block, Composable
+from rnnc.fuse import Kernel, delay, held, updates
 from rnnc.ir import Expr, Linear, Ref, Type, walk
-from rnnc.lower import Stream, System
+from rnnc.lower import System
 from rnnc.plan import Scan, is_number, per_token
 from rnnc.show import expr_text
 
 from ..torch.block import NameTable
 from ..torch.text import cut
+from .maps import Composition, Maps, labels
 from .tile import AXES, Tile, Tiles, align, folded, literal, numbers, shape
 
 FRAME = frozenset(
@@ -26,8 +28,9 @@ READ = ("{}_ptr", "{}_row", "d_{}_ptr")
 WRITTEN = ("{}_ptr", "d_{}_ptr")
 STATE = (
     *WRITTEN,
-    *(f"{{}}_{part}_ptr" for part in ("initial", "last", "starts", "carry_a", "carry_b")),
+    *(f"{{}}_{part}_ptr" for part in ("initial", "last", "starts")),
     *("d_{}_last_ptr", "d_{}_initial_ptr"),
+    *(f"{d}{{}}_{part}_ptr" for d in ("", "d_") for part in ("entered", "arrived", "size")),
 )
 
 
@@ -64,12 +67,14 @@ class Lines:
     """The holes of one kernel."""
 
     arguments: list[str] = field(default_factory=list[str])
+    verify: list[str] = field(default_factory=list[str])
     setup: list[str] = field(default_factory=list[str])
     before: list[str] = field(default_factory=list[str])
     chunk: list[str] = field(default_factory=list[str])
     again: list[str] = field(default_factory=list[str])
     largest: str = ""
     loop: list[str] = field(default_factory=list[str])
+    arrive: list[str] = field(default_factory=list[str])
     after: list[str] = field(default_factory=list[str])
     sums: list[str] = field(default_factory=list[str])
 
@@ -104,9 +109,8 @@ class KernelCoder:
         self.results = [self.inside(r) for r in kernel.results]
         self.number_names: dict[Expr, tuple[str, ...]] = {}
         self.expect_numbers([*self.updates, *self.results, *self.roots])
-        self.state_names = [self.stem(s.name, STATE) for s in self.streams]
+        self.state_names = [self.stem(s.name.replace(" ", "_past"), STATE) for s in self.streams]
         self.result_names = [self.stem(system.names.get(r) or self._output(r), WRITTEN) for r in kernel.results]
-        self.taken = FRAME | self.pointers_of | {*self.sizes.values()}
         self.hints: dict[Expr, str] = {}
         for node, hint in system.names.items():
             inner = self.done.get(node)
@@ -115,8 +119,14 @@ class KernelCoder:
             if not per_token(node) and node.children:
                 self.hints.setdefault(self._fixed_inside(node), hint)
         self.functions = {"_tl_span"}
-        texts = [f"{s.name}[t] = {expr_text(s.expr, system.names)}" for s in self.streams]
+        pairs = list(zip(self.streams, kernel.lags, strict=True))
+        texts = [f"{s.name}[t] = {expr_text(s.expr, system.names)}" if lag == 1 else "" for s, lag in pairs]
         self.equations = [cut(text) for text in texts]
+        self.composition = Composition(self, self._maps(), False, kernel.verified) if kernel.scan else None
+
+    @property
+    def taken(self) -> frozenset[str]:
+        return FRAME | self.pointers_of | {*self.sizes.values()}
 
     def stem(self, wanted: str, parameters: Iterable[str]) -> str:
         """A new name whose parameters have new names as well."""
@@ -170,7 +180,7 @@ class KernelCoder:
                 if not per_token(node):
                     self.roots[ref] = ref
             elif is_number(node) or isinstance(node, Ref):
-                self.done[node] = node
+                self.done[node] = self._value(node)
             elif not per_token(node):
                 inner = self._fixed_inside(node)
                 ref = self.graph.ref("input", f"root {len(self.roots)}", self.spread(node))
@@ -183,6 +193,12 @@ class KernelCoder:
                 self.done[node] = self.graph.rebuild(node, tuple(self.done[c] for c in node.children))
             stack.pop()
         return self.done[root]
+
+    def _value(self, node: Expr) -> Expr:
+        """A number; or a state's value, which a delay holds where it is of more than one token ago."""
+        if isinstance(node, Ref) and node.role == "state" and node.lag > 1:
+            return self.graph.ref("state", delay(node.name, node.lag), node.type, 1)
+        return node
 
     def _fixed_inside(self, root: Expr) -> Expr:
         done: dict[Expr, Expr] = {}
@@ -217,10 +233,38 @@ class KernelCoder:
                             continue
                         children = tuple(fresh[c] for c in node.children)
                         fresh[node] = graph.rebuild(node, children) if children else node
-                    value = fresh[exprs[s.name]]
-                    fresh[graph.ref("state", s.name, s.type, 0)] = value
-                    made.append(value)
+                    fresh[graph.ref("state", s.name, s.type, 0)] = fresh[exprs[s.name]]
+                for value, lag in held(graph, step):
+                    made.append(fresh[exprs[value.name]] if lag == 1 else value.expr)
         return coefficients, made
+
+    def _maps(self) -> list[Maps]:
+        """What composes tokens: a family for each step."""
+        found: list[Maps] = []
+        at = 0
+        for step in self.kernel.steps:
+            count = len(held(self.graph, step))
+            if isinstance(step, Scan):
+                a, b = self.coefficients[at]
+                found.append(self.affine(at, a, b))
+            else:
+                assert step.maps is not None
+                closure = replace(step.maps, parameters=tuple(self.inside(e) for e in step.maps.parameters))
+                found.append(self.maps(closure, tuple(range(at, at + count)), ""))
+            at += count
+        return found
+
+    def affine(self, at: int, a: Expr, b: Expr | None, prefix: str = "") -> Maps:
+        """The maps of a state that is affine in its past."""
+        stream, zero = self.streams[at], self.graph.lit(0.0)
+        group = self.kernel.steps[0].closure.group
+        closure = Block(group, (a, zero if b is None else b), "", (), ((stream.name, 1),), ((0, 0),), (0,))
+        return self.maps(closure, (at,), prefix)
+
+    def maps(self, closure: Composable, at: tuple[int, ...], prefix: str) -> Maps:
+        name = f"{prefix}{self.state_names[at[0]]}"
+        names = tuple(self.stem(f"{name}_{x}", ("{}_ptr",)) for x in labels(closure))
+        return Maps(closure, at, names, self.streams[at[0]].type.kind)
 
     # --- places in memory ---
 
@@ -343,6 +387,14 @@ class KernelCoder:
         return self.row(self.dims, "sequence")
 
     @property
+    def saved_names(self) -> list[str]:
+        """What the backward reads of the states: of all tokens, where delays are read from what they delay; or those
+        that enter chunks."""
+        if self.stored:
+            return [n for n, lag in zip(self.state_names, self.kernel.lags, strict=True) if lag == 1]
+        return [f"{n}_starts" for n in self.state_names]
+
+    @property
     def state_axes(self) -> str:
         return "nc" if self.kernel.inner else "c"
 
@@ -376,9 +428,9 @@ class KernelCoder:
                 base = Base("token", "ts" if tiled else "", f"{x.name}_row")
                 tiles.values[x.ref] = self.load(tiles, x.name, f"{x.name}_ptr", base, x.node.dims, x.node.kind)
 
-    def whole(self, tiles: Tiles, node: Expr | None, stream: Stream, axes: str) -> Tile:
+    def whole(self, tiles: Tiles, node: Expr | None, kind: str, axes: str) -> Tile:
         """A value with all of the axes, in the kind of a state."""
-        pair = stream.type.kind == "complex"
+        pair = kind == "complex"
         if node is None:
             return Tile((f"tl.zeros({shape(axes)}, DTYPE)",) * (1 + pair), axes)
         parts = tiles.pair(node, axes, 0) if pair else tiles.aligned(node, axes, 0)
@@ -388,52 +440,29 @@ class KernelCoder:
             parts = tuple(p if p == "0.0" else f"tl.broadcast_to({p}, {shape(axes)})" for p in parts)
         return Tile(tuple(f"tl.zeros({shape(axes)}, DTYPE)" if p == "0.0" else p for p in parts), axes)
 
-    def element(self, tiles: Tiles, wanted: str, node: Expr | None, stream: Stream, dead: str) -> Tile:
-        """One coefficient for all tokens of a tile; `dead` where there are none."""
-        axes = "ts" + self.state_axes
-        value = self.whole(tiles, node, stream, axes)
-        if node is not None:
-            live = align("live", Tile(("live",), "ts"), axes)
-            parts = tuple(f"tl.where({live}, {p}, {x})" for p, x in zip(value.parts, (dead, "0.0"), strict=False))
-            value = Tile(parts, axes)
-        return tiles.assign(wanted, value)
-
-    def function(self, name: str, *tiles: Tile) -> str:
-        """A call of one of the templates' functions of real tiles, or of complex ones."""
-        made = f"_tl_{'complex_' if len(tiles[0].parts) == 2 else ''}{name}"
-        self.functions.add(made)
-        return f"{made}({', '.join(p for x in tiles for p in x.parts)})"
-
-    def applied(self, a: Tile, state: Tile, b: Tile) -> Tile:
-        """`a * state + b`."""
-        if len(a.parts) == 1:
-            return Tile((f"{a.parts[0]} * {state.parts[0]} + {b.parts[0]}",), a.axes, 3)
-        re, im = state.parts
-        self.functions.add("_tl_complex_apply")
-        (ar, ai), (br, bi) = a.parts, b.parts
-        return Tile((f"_tl_complex_apply({ar}, {ai}, {re}, {im}, {br}, {bi})", ""), a.axes)
-
-    def total(self, tiles: Tiles, name: str, a: Tile, b: Tile) -> tuple[Tile, Tile]:
-        """The tokens of a tile composed."""
-        call, axes = self.function("total", a, b), a.axes.removeprefix("ts")
-        made = [tiles.variables(f"{name}_{x}_tile", len(a.parts), axes) for x in "ab"]
-        tiles.lines.append(f"{', '.join(p for x in made for p in x.parts)} = {call}")
-        return made[0], made[1]
-
-    def walked(
-        self, tiles: Tiles, a: Tile, b: Tile, state: Tile, after: str | None, before: str | None
-    ) -> tuple[Tile | None, Tile | None]:
-        """The states after each token of a tile and before, where they are given names; moves `state` on."""
-        n = len(a.parts)
-        made = [tiles.variables(x, n, a.axes) if x else None for x in (after, before)]
-        call = self.function("states_previous" if before else "states", a, b, state)
-        targets = [p for x in made[: 2 if before else 1] for p in (x.parts if x else ("_",) * n)]
-        tiles.lines.append(f"{', '.join([*targets, *state.parts])} = {call}")
-        return made[0], made[1]
-
     def carried(self, tiles: Tiles, names: Tile, value: Tile) -> None:
         """Assign to variables that the loop carries, all at once."""
         tiles.lines.append(f"{', '.join(names.parts)} = {', '.join(p for p in value.parts if p)}")
+
+    def carried_all(self, tiles: Tiles, names: Sequence[Tile], values: Sequence[Tile]) -> None:
+        """The same for several variables, none of whose new values may be seen by another."""
+        if sum(len(p) + 2 for x in names for p in x.parts) > _TARGETS:
+            made = [self._next(tiles, n, v) for n, v in zip(names, values, strict=True)]
+            for name, value in zip(names, made, strict=True):
+                tiles.lines += [f"{n} = {v}" for n, v in zip(name.parts, value.parts, strict=True) if n != v]
+            return
+        if len(values) > 1:
+            values = [v if v.parts[-1] else tiles.assign("value", v) for v in values]
+        self.carried(
+            tiles, *(Tile(tuple(p for x in group for p in x.parts), self.state_axes) for group in (names, values))
+        )
+
+    def _next(self, tiles: Tiles, name: Tile, value: Tile) -> Tile:
+        """A new value under a name of its own, where it is not what the variable holds."""
+        if value.parts == name.parts:
+            return value
+        stem = name.parts[0].removesuffix("_re" if len(name.parts) == 2 else "")
+        return tiles.assign(f"{stem}_next", value)
 
     def move(self, tiles: Tiles, names: list[Tile], values: list[Tile], wanted: str) -> None:
         """Assign to the variables of all states; new values, where there are several, are all made before."""
@@ -449,83 +478,13 @@ class KernelCoder:
             for n, s in zip(self.state_names, self.streams, strict=True)
         ]
 
-    def keep(self, tiles: Tiles, pointer: str, base: Base, values: Iterable[Tile]) -> None:
+    def keep(self, tiles: Tiles, pointer: str, base: Base, values: Iterable[Tile], delays: bool = True) -> None:
         """One store for each state."""
-        for name, stream, value in zip(self.state_names, self.streams, values, strict=True):
+        lags = self.kernel.lags
+        for name, stream, lag, value in zip(self.state_names, self.streams, lags, values, strict=True):
+            if not delays and lag > 1:
+                continue
             self.store(tiles, pointer.format(name), base, self.dims, stream.type.kind, value.parts)
-
-    def enter(self, tiles: Tiles, states: list[Tile], reverse: bool) -> list[str]:
-        """Lines that take states over the segments before (in a backward: after)."""
-        bounds = "tl.num_programs(1) - 1, segment, -1" if reverse else "0, segment"
-        inside = Tiles(NameTable(tiles.names.taken), {}, tiles.number, tiles.inner_size)
-        base = self.row(self.dims, "slot")
-        loaded = [self.states(inside, f"{{}}_{x}", f"{{}}_carry_{x}_ptr", base) for x in "ab"]
-        for state, a, b in zip(states, *loaded, strict=True):
-            self.carried(inside, state, self.applied(a, state, b))
-        return [
-            "if SEGMENTED:",
-            f"    for other in range({bounds}):",
-            "        slot = (other * sequences + sequence).to(tl.int64)",
-            *(f"        {x}" for x in inside.lines),
-        ]
-
-    def segment_sums(self, tiles: Tiles) -> list[tuple[Tile, Tile]]:
-        """The coefficients of no token."""
-        sums: list[tuple[Tile, Tile]] = []
-        one, zero = f"tl.full({shape(self.state_axes)}, 1.0, DTYPE)", f"tl.zeros({shape(self.state_axes)}, DTYPE)"
-        for name, stream in zip(self.state_names, self.streams, strict=True):
-            n = 2 if stream.type.kind == "complex" else 1
-            a = tiles.assign(f"{name}_product", Tile((one, zero)[:n], self.state_axes))
-            sums.append((a, tiles.assign(f"{name}_sum", Tile((zero, zero)[:n], self.state_axes))))
-        return sums
-
-    def compose_segment(
-        self,
-        holes: Lines,
-        tiles: Tiles,
-        sums: list[tuple[Tile, Tile]],
-        coefficients: list[tuple[Expr, Expr | None]],
-        tiled: bool,
-        prefix: str,
-    ) -> None:
-        """Lines of the loop that composes a segment's tokens, and of what follows it."""
-        for k, (stream, (a, b)) in enumerate(zip(self.streams, coefficients, strict=True)):
-            name = prefix + self.state_names[k]
-            if tiled:
-                one = self.element(tiles, f"{name}_a", a, stream, "1.0")
-                one, add = self.total(tiles, name, one, self.element(tiles, f"{name}_b", b, stream, "0.0"))
-            else:
-                one, add = (self.whole(tiles, e, stream, self.state_axes) for e in (a, b))
-                one, add = tiles.held(f"{name}_a", one), tiles.held(f"{name}_b", add)
-            self.add_segment(tiles, sums[k], one, add, tiled)
-        holes.loop = tiles.take()
-        holes.largest = self.largest(sums)
-        holes.after = self.store_segment(tiles, sums)
-
-    def add_segment(self, tiles: Tiles, sums: tuple[Tile, Tile], a: Tile, b: Tile, before: bool) -> None:
-        """Coefficients of what follows those so far or, `before`, comes before them."""
-        product, total = sums
-        self.carried(tiles, total, self.applied(product, b, total) if before else self.applied(a, total, b))
-        if len(a.parts) == 2:
-            (ar, ai), (pr, pi) = a.parts, product.parts
-            value = Tile((f"{ar} * {pr} - {ai} * {pi}", f"{ar} * {pi} + {ai} * {pr}"), product.axes)
-            self.carried(tiles, product, value)
-        else:
-            self.carried(tiles, product, Tile((f"{a.parts[0]} * {product.parts[0]}",), product.axes))
-
-    def largest(self, sums: list[tuple[Tile, Tile]]) -> str:
-        """Whether anything before can still matter: the largest modulus of the products."""
-        parts = [f"tl.abs({p})" for product, _ in sums for p in product.parts]
-        text = parts[0]
-        for part in parts[1:]:
-            text = f"tl.maximum({text}, {part})"
-        return f"tl.max(tl.where(real_lane, {text}, 0.0), 0)"
-
-    def store_segment(self, tiles: Tiles, sums: list[tuple[Tile, Tile]]) -> list[str]:
-        base = self.row(self.dims, "slot")
-        self.keep(tiles, "{}_carry_a_ptr", base, [a for a, _ in sums])
-        self.keep(tiles, "{}_carry_b_ptr", base, [b for _, b in sums])
-        return ["slot = (segment * sequences + sequence).to(tl.int64)", *tiles.take()]
 
     # --- parameters ---
 
@@ -535,9 +494,6 @@ class KernelCoder:
     def inputs(self) -> list[str]:
         lines = [line for x in self.tokens for line in (f"{x.name}_ptr,", f"{x.name}_row,")]
         return [*lines, *self.pointers(x.name for x in self.fixed)]
-
-    def carries(self) -> list[str]:
-        return self.pointers(f"{n}_carry_{x}" for n in self.state_names for x in "ab")
 
     def constants(self) -> list[str]:
         names = [*self.sizes.values(), *(n for names in self.number_names.values() for n in names)]
@@ -567,6 +523,10 @@ class KernelCoder:
             return dims
         block = self.block if set(dims) & set(self.block) else ("*",)
         return (*self.outer, *block, *inner)
+
+
+_TARGETS = 90
+"""Characters that the targets of one assignment may have."""
 
 
 def _atom(text: str) -> str:

@@ -101,6 +101,12 @@ class Analysis:
         found = next((s for s in self.spectra if name in s.states), None)
         return found is not None and found.elementwise and found.modulus.hi <= 1 and not found.modulus.undefined
 
+    def bounded_products(self, closure: _OfGroup) -> bool:
+        """Whether products of this group's matrices, of any number of tokens, were proved not to grow: one norm, the
+        same at all steps, is at most 1. It is asked of a `Block`, whose entries do not mix."""
+        own = set(closure.group.states)
+        return any(s.shrinking for s in self.spectra if set(s.states) == own)
+
     def diagnostics(self, strict: bool = False) -> list[Diagnostic]:
         """Refuted claims are errors, undecided ones warnings; under `strict` errors too."""
         found: list[Diagnostic] = []

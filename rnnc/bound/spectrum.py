@@ -17,6 +17,7 @@ from rnnc.bound import functions
 from rnnc.bound.interval import INF, ONE, ZERO, Interval, hull, point
 from rnnc.bound.invariants import Environment
 from rnnc.bound.jacobian import Block, Dense, Term, derivative
+from rnnc.bound.matrix import Matrix, Norms
 from rnnc.bound.model import Model, Parts
 from rnnc.bound.pair import Pair
 from rnnc.bound.poly import Mono, Poly, Rat, TooLarge, add, divide, freeze, mul, product
@@ -40,6 +41,9 @@ class Spectrum:
 
     `at_one` are eigenvalues where all dims have size 1, `beyond` some at size 2 and more; `exact` says that these are
     all there are at any size. `terms` are the factors that they are made of.
+
+    `matrix` is the Jacobian of one entry of each state, where entries do not mix; `shrinking` says that one norm of it,
+    the same at all steps, is at most 1.
     """
 
     states: tuple[str, ...]
@@ -53,6 +57,8 @@ class Spectrum:
     beyond: tuple[Parts, ...] = ()
     exact: bool = False
     terms: tuple[Term, ...] = ()
+    matrix: Matrix | None = None
+    shrinking: bool = False
 
     @property
     def elementwise(self) -> bool:
@@ -60,6 +66,8 @@ class Spectrum:
 
 
 ANYWHERE = Interval(ZERO, INF, False, True)
+LARGEST = 16
+"""How many values from token to token a group may have for its matrix to be looked at as a whole."""
 
 
 def groups(model: Model) -> tuple[tuple[str, ...], ...]:
@@ -391,6 +399,9 @@ class _Analysis:
         """Two states: their 2 x 2 matrices. Else the largest sum of norms of a row or column of the companion form."""
         pairs = self._pairs(blocks)
         known = Spectrum(self.states, "coupled", linear, self._summed(blocks), None, pairs=pairs)
+        matrix = self._matrix(blocks)
+        if matrix is not None:
+            known = replace(known, matrix=matrix, shrinking=Norms(self.env, matrix).shrinking())
         if pairs:
             known = replace(known, at_one=pairs[-1].roots(self.graph), beyond=pairs[0].roots(self.graph))
             terms = (t for b in blocks.values() for t in (Term(b.diagonal), *b.ranks))
@@ -401,6 +412,18 @@ class _Analysis:
         if known.modulus.hi <= 1 and not known.modulus.undefined:
             return known
         return replace(known, missing=f"the joint Jacobian of {self._names()} is not known to keep within 1")
+
+    def _matrix(self, blocks: Mapping[Place, Block]) -> Matrix | None:
+        """The Jacobian in companion form, n x n for each entry, where entries do not mix."""
+        if any(b.ranks for b in blocks.values()):
+            return None
+        deepest = {n: max((lag for _, r, lag in blocks if r == n), default=1) for n in self.states}
+        components = tuple((n, lag) for n in self.states for lag in range(1, deepest[n] + 1))
+        index = {c: i for i, c in enumerate(components)}
+        entries = {(index[n, 1], index[r, lag]): self.model.parts(b.diagonal) for (n, r, lag), b in blocks.items()}
+        shift = self.model.parts(self.graph.lit(1))
+        entries.update({(i, index[n, lag - 1]): shift for (n, lag), i in index.items() if lag > 1})
+        return Matrix(components, entries) if len(components) <= LARGEST else None
 
     def _pairs(self, blocks: Mapping[Place, Block]) -> tuple[Pair, ...]:
         """The 2 x 2 matrices that the Jacobian comes apart into: across, and along a common `v`."""

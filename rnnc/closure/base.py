@@ -76,6 +76,13 @@ class Composable(Closure):
     obligations: tuple[Obligation, ...]
     components: tuple[tuple[str, int], ...]
 
+    def grows(self, contracting: bool) -> bool:
+        """Whether the parameters of many tokens may overflow, or lose what matters, where states do not.
+
+        `contracting`: the derivative of a step was proved to be at most 1.
+        """
+        return True
+
     @abstractmethod
     def identity(self, graph: Graph) -> tuple[Expr, ...]:
         """Parameters of the map that changes nothing."""

@@ -39,11 +39,15 @@ class Block(Composable):
     entries: tuple[tuple[int, int], ...]
     rows: tuple[int, ...]
 
+    def grows(self, contracting: bool) -> bool:
+        return not contracting
+
     def matrix(self, parameters: tuple[Expr, ...]) -> Matrix:
         return {at: e for at, e in zip(self.entries, parameters, strict=False) if algebra.number(e) != 0}
 
     def offset(self, parameters: tuple[Expr, ...]) -> dict[int, Expr]:
-        return dict(zip(self.rows, parameters[len(self.entries) :], strict=True))
+        given = zip(self.rows, parameters[len(self.entries) :], strict=True)
+        return {row: e for row, e in given if algebra.number(e) != 0}
 
     def identity(self, graph: Graph) -> tuple[Expr, ...]:
         ones = [graph.lit(1.0 if i == j else 0.0) for i, j in self.entries]
@@ -54,7 +58,7 @@ class Block(Composable):
         size = range(len(self.components))
         found = [_dot(graph, [(a2.get((i, k)), a1.get((k, j))) for k in size]) for i, j in self.entries]
         moved = [_dot(graph, [(a2.get((i, k)), b1.get(k)) for k in size]) for i in self.rows]
-        moved = [algebra.add(graph, x, b2[i]) for x, i in zip(moved, self.rows, strict=True)]
+        moved = [algebra.add(graph, x, b2.get(i)) for x, i in zip(moved, self.rows, strict=True)]
         return tuple(graph.lit(0.0) if e is None else e for e in (*found, *moved))
 
     def apply(self, graph: Graph, parameters: tuple[Expr, ...], states: tuple[Expr, ...]) -> tuple[Expr, ...]:

@@ -53,6 +53,9 @@ class Tropical(Composable):
     def form(self, parameters: tuple[Expr, ...]) -> Form:
         return Form(**dict(zip(self.roles, parameters, strict=True)))
 
+    def grows(self, contracting: bool) -> bool:
+        return "a" in self.roles and not contracting
+
     def identity(self, graph: Graph) -> tuple[Expr, ...]:
         return tuple(graph.lit(_NEUTRAL[role]) for role in self.roles)
 

@@ -38,6 +38,9 @@ class Variable(Composable):
     def logarithmic(self) -> bool:
         return self.phi.name == "exp"
 
+    def grows(self, contracting: bool) -> bool:
+        return not self.logarithmic
+
     def identity(self, graph: Graph) -> tuple[Expr, ...]:
         return (graph.lit(0.0), graph.lit(-math.inf)) if self.logarithmic else (graph.lit(1.0), graph.lit(0.0))
 

@@ -64,8 +64,10 @@ def _tl_complex_div(re, im, by_re, by_im):
 
 @triton.jit
 def _tl_complex_exp(re, im):
-    root = tl.exp(re * 0.5)
-    return root * tl.cos(im) * root, tl.where(im == 0.0, im, root * tl.sin(im) * root)
+    # Two factors where one could overflow beside a small cosine; else one, whose rounding does not count twice.
+    half = tl.where(re > 80.0, _tl_minimum(re * 0.5, 350.0), 0.0)
+    size, rest = tl.exp(re - half), tl.exp(half)
+    return size * tl.cos(im) * rest, tl.where(im == 0.0, im, size * tl.sin(im) * rest)
 
 
 @triton.jit

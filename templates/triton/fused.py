@@ -37,6 +37,14 @@ class _Fused(NamedTuple):
     block: tuple[str, ...]
     inner: tuple[str, ...]
     states: tuple[str, ...]
+    lags: tuple[int, ...]
+    """How long ago each was a state's value. From 2 on it is a delay: of the one before it."""
+    maps: dict[str, str]
+    """Parameters of composed segments, and the state that each is shaped like."""
+    maps_back: dict[str, str]
+    checks: tuple[str, ...]
+    """What segments leave to be verified: what each state enters with, arrives at, and its size."""
+    checks_back: tuple[str, ...]
     tokens: dict[str, tuple[str, ...]]
     """Dims of the inputs that differ from token to token."""
     token_slots: tuple[tuple[str, ...] | None, ...]
@@ -109,6 +117,8 @@ class _Call(NamedTuple):
     packed: bool
     parts: int
     """Real numbers of one entry of all states."""
+    maps: tuple[int, int]
+    """The same of the maps that compose them, forward and backward."""
 
 
 def _call(
@@ -119,7 +129,9 @@ def _call(
     dtype = torch.float64 if initial[0].dtype in (torch.float64, torch.complex128) else torch.float32
     batch, steps = lead
     parts = sum(1 + s.is_complex() for s in initial)
-    return _Call(size, (batch, steps), initial[0].shape[0], width, inner, rows, dtype, out, packed, parts)
+    of = {name: 1 + s.is_complex() for name, s in zip(fused.states, initial)}
+    maps = sum(of[s] for s in fused.maps.values()), sum(of[s] for s in fused.maps_back.values())
+    return _Call(size, (batch, steps), initial[0].shape[0], width, inner, rows, dtype, out, packed, parts, maps)
 
 
 def _per_token(call: _Call, dims: tuple[str, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -133,8 +145,10 @@ def _outputs(fused: _Fused, call: _Call, initial: Sequence[Tensor]) -> list[Tens
         real = call.dtype if wide else call.out
         dtype = {"real": real, "complex": _complex_of(call.dtype), "bool": torch.bool}[kind]
         made.append(_per_token(call, dims, dtype, initial[0]))
-    for state, wide in zip(initial, fused.wide):
+    for state, wide, lag in zip(initial, fused.wide, fused.lags):
         if fused.stored:
+            if lag > 1:
+                continue
             narrow = not wide and not state.is_complex()
             made.append(_per_token(call, fused.dims, call.out if narrow else state.dtype, state))
         else:
@@ -152,7 +166,7 @@ def _tile(fused: _Fused, call: _Call, back: bool, reads: Sequence[Tensor]) -> _T
     double = call.dtype == torch.float64
     if not (fused.tiled_back if back else fused.tiled):
         return _stepped_tile(call, back, double, reads)
-    held = (4 if back else 2) * call.parts + sum(1 + x.is_complex() for x in reads)
+    held = (2 if back else 1) * call.maps[back] + sum(1 + x.is_complex() for x in reads)
     entries = min(8 if double else 16, _power_of_two(150 // (held * (1 + double)) + 1) // 2 or 1)
     vector = max(1, entries // 4) if call.width % 16 == 0 else 1
     channels = 64 if vector > 1 and not double else 32
@@ -207,6 +221,7 @@ def _launch(fused: _Fused, call: _Call, back: bool, device: torch.device, reads:
     constants: dict[str, Any] = {"DTYPE": tl.float64 if call.dtype == torch.float64 else tl.float32}
     constants |= {"WIDTH": call.width, "BLOCKS": blocks, "BC": tile.channels, "VEC": tile.vector}
     constants |= {"PACKED": call.packed, "SEGMENTED": segments > 1, "STAGES": tile.stages}
+    constants |= {"SEGMENTS": segments, "REPAIR": False}
     if fused.outer:
         constants["ROWS"] = call.rows
     if fused.inner:
@@ -227,15 +242,33 @@ def _start(launch: _Launch, kernel: Any, arguments: dict[str, Any]) -> None:
     kernel[launch.programs, launch.segments](*given, **constants, num_warps=launch.tile.warps, **registers)
 
 
+def _run_kernels(launch: _Launch, carry: Any, kernel: Any, arguments: dict[str, Any], verified: bool) -> None:
+    """Compose segments if there are several, go through them side by side, and again where that is not confirmed."""
+    if launch.segments > 1:
+        _start(launch, carry, arguments)
+    _start(launch, kernel, arguments)
+    if launch.segments > 1 and verified:
+        once = launch.constants | {"SEGMENTED": False, "REPAIR": True}
+        _start(launch._replace(segments=1, constants=once), kernel, arguments)
+
+
 def _pointers(pattern: str, names: Iterable[str], values: Iterable[Tensor]) -> dict[str, Tensor]:
     return {pattern.format(name): _flat(x) for name, x in zip(names, values)}
 
 
-def _coefficients(fused: _Fused, launch: _Launch, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Memory for the composed coefficients of each segment."""
+def _segment_memory(fused: _Fused, launch: _Launch, initial: Sequence[Tensor], back: bool) -> dict[str, Tensor]:
+    """Memory for what composed segments leave: their parameters, and what is verified."""
     count = launch.segments if launch.segments > 1 else 0
-    made = {f"{{}}_carry_{x}_ptr": [s.new_empty((count, *s.shape)) for s in initial] for x in "ab"}
-    return {k: x for pattern, values in made.items() for k, x in _pointers(pattern, fused.states, values).items()}
+    shaped = dict(fused.maps_back if back else fused.maps)
+    checks = fused.checks_back if back else fused.checks
+    shaped |= {name: state for state, names in zip(fused.states, _thirds(checks)) for name in names}
+    like = dict(zip(fused.states, initial))
+    made = {name: like[state].new_empty((count, *like[state].shape)) for name, state in shaped.items()}
+    return _pointers("{}_ptr", made, made.values())
+
+
+def _thirds(names: Sequence[str]) -> list[Sequence[str]]:
+    return [names[i : i + 3] for i in range(0, len(names), 3)]
 
 
 def _scratch(fused: _Fused, launch: _Launch, call: _Call, initial: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -284,6 +317,7 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
     arriving = [n for n, (_, kind, _) in fused.results.items() if kind != "bool"]
     arriving += [n for n, kept in zip(fused.states, fused.kept) if kept]
     saved_ptr = "{}_ptr" if fused.stored else "{}_starts_ptr"
+    saved_names = [n for n, lag in zip(fused.states, fused.lags) if lag == 1 or not fused.stored]
 
     def fetched(x: Tensor, call: _Call) -> Tensor:
         """Nothing is fetched ahead by loads of 2 bytes a thread, and with one token at a time each would wait."""
@@ -311,14 +345,11 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         launch = _launch(fused, call, False, initial[0].device, tokens)
         arguments = read(tokens, fixed, initial, cu_seqlens, call, sizes, numbers)
         values = iter(made)
-        for pattern, names in (("{}_ptr", fused.results), (saved_ptr, fused.states), ("{}_last_ptr", fused.states)):
+        for pattern, names in (("{}_ptr", fused.results), (saved_ptr, saved_names), ("{}_last_ptr", fused.states)):
             arguments |= _pointers(pattern, names, itertools.islice(values, len(names)))
-        if fused.carry is not None:
-            arguments |= _coefficients(fused, launch, initial)
+        arguments |= _segment_memory(fused, launch, initial, False)
         with _on(initial[0].device):
-            if launch.segments > 1:
-                _start(launch, fused.carry, arguments)
-            _start(launch, fused.forward, arguments)
+            _run_kernels(launch, fused.carry, fused.forward, arguments, bool(fused.checks))
         return made
 
     @forward.register_fake
@@ -353,16 +384,13 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         d_initial = [torch.empty_like(s) for s in initial]
         arguments = read(tokens, fixed, initial, cu_seqlens, call, sizes, numbers)
         arguments |= _scratch(fused, launch, call, initial)
-        arguments |= _pointers(saved_ptr, fused.states, saved)
+        arguments |= _pointers(saved_ptr, saved_names, saved)
         arguments |= _pointers("d_{}_ptr", arriving, (fetched(g, call).contiguous() for g in grads))
         arguments |= _pointers("d_{}_last_ptr", fused.states, (g.contiguous() for g in last_grads))
         arguments |= _pointers("d_{}_ptr", owners, slots) | _pointers("d_{}_initial_ptr", fused.states, d_initial)
-        if fused.carry_back is not None:
-            arguments |= _coefficients(fused, launch, initial)
+        arguments |= _segment_memory(fused, launch, initial, True)
         with _on(initial[0].device):
-            if launch.segments > 1:
-                _start(launch, fused.carry_back, arguments)
-            _start(launch, fused.backward, arguments)
+            _run_kernels(launch, fused.carry_back, fused.backward, arguments, bool(fused.checks_back))
         found = zip(slots, owners.values())
         return [*(_gathered(dims, slot, memory, x, axes) for memory, (x, dims, slot, axes) in found), *d_initial]
 
@@ -373,7 +401,7 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
         tokens, fixed, initial, cu_seqlens, ctx.lead, ctx.sizes, ctx.numbers, ctx.out = inputs
-        saved = output[len(fused.results) : len(fused.results) + len(initial)]
+        saved = output[len(fused.results) : len(fused.results) + len(saved_names)]
         ctx.counts = (len(tokens), len(fixed), len(initial), len(saved))
         ctx.made = [(x.shape, x.dtype) for x in output]
         ctx.save_for_backward(*tokens, *fixed, *initial, *saved, *([] if cu_seqlens is None else [cu_seqlens]))
@@ -387,10 +415,12 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         results, states = len(fused.results), len(initial)
         arrived = list(zip(grads, ctx.made))
         used = [x for x, (_, kind, _) in zip(arrived, fused.results.values()) if kind != "bool"]
-        used += [x for x, kept in zip(arrived[results:], fused.kept) if kept]
+        # Of the states, delays come after what they delay, which alone may be kept: the others' places are its own.
+        kept = [k for k, lag in zip(fused.kept, fused.lags) if lag == 1 or not fused.stored]
+        used += [x for x, k in zip(arrived[results:], kept) if k]
         grads, last_grads = (
             [initial[0].new_zeros(shape, dtype=dtype) if g is None else g for g, (shape, dtype) in chosen]
-            for chosen in (used, arrived[results + states :])
+            for chosen in (used, arrived[len(arrived) - states :])
         )
         call = (tokens, fixed, initial, cu_seqlens, ctx.lead, ctx.sizes, ctx.numbers, ctx.out)
         found = iter(backward(grads, last_grads, saved, *call))

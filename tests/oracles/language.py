@@ -1,54 +1,12 @@
-"""Each program of the language written by hand as a plain PyTorch loop, from its paper, with nothing of the compiler.
-
-An oracle takes the cell's params by name, its inputs `[B, T, ...]` by name and a state by field name (None: the initial
-one), and returns its outputs and the final state. Histories are newest first.
-"""
+"""The programs of the language's specification, each by hand."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Tensors = dict[str, Tensor]
-Result = tuple[tuple[Tensor, ...], Tensors]
-Oracle = Callable[[Tensors, Tensors, Tensors | None], Result]
-
-
-def _heads(weight: Tensor, x: Tensor) -> Tensor:
-    """`[H, K, D]` on `[B, D]`."""
-    return torch.einsum("hkd,bd->bhk", weight, x)
-
-
-def _blocks(weight: Tensor, h: Tensor) -> Tensor:
-    """`[H, P, P]` on `[B, H, P]`, a matrix a head."""
-    return torch.einsum("hpq,bhq->bhp", weight, h)
-
-
-def _l2norm(x: Tensor) -> Tensor:
-    return x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-6)
-
-
-def _rmsnorm(x: Tensor) -> Tensor:
-    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6)
-
-
-def _conv4(weight: Tensor, window: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of a causal depthwise convolution; `window` holds the last three inputs, newest first."""
-    y = (
-        weight[..., 3] * x
-        + weight[..., 2] * window[:, 0]
-        + weight[..., 1] * window[:, 1]
-        + weight[..., 0] * window[:, 2]
-    )
-    return y, torch.stack([x, window[:, 0], window[:, 1]], 1)
-
-
-def _stack(ys: list[Tensor]) -> Tensor:
-    return torch.stack(ys, 1)
+from tests.oracles.case import Case, Result, Tensors, blocks, conv, l2norm, rmsnorm, stack, to_heads
 
 
 def mingru(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -59,7 +17,7 @@ def mingru(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
         z = torch.sigmoid(x[:, t] @ p["z_weight"].T)
         h = torch.lerp(h, x[:, t] @ p["c_weight"].T, z)
         ys.append(h)
-    return (_stack(ys),), {"h": h}
+    return (stack(ys),), {"h": h}
 
 
 def minlstm(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -71,7 +29,7 @@ def minlstm(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
         i = torch.sigmoid(x[:, t] @ p["i_weight"].T)
         h = (f * h + i * (x[:, t] @ p["h_weight"].T)) / (f + i)
         ys.append(h)
-    return (_stack(ys),), {"h": h}
+    return (stack(ys),), {"h": h}
 
 
 def lru(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -86,38 +44,7 @@ def lru(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     for t in range(x.shape[1]):
         h = lam * h + norm * (x[:, t].to(b.dtype) @ b.T)
         ys.append((h @ c.T).real + x[:, t] @ p["out_3_weight"].T)
-    return (_stack(ys),), {"h": h}
-
-
-def hgrn(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
-    x = inputs["x"]
-    turn = torch.polar(torch.ones_like(p["theta"]), p["theta"])
-    h = torch.zeros(x.shape[0], x.shape[2], dtype=turn.dtype) if state is None else state["h"]
-
-    def gate(name: str, x: Tensor) -> Tensor:
-        return x @ p[f"{name}_weight"].T + p[f"{name}_bias"]
-
-    ys: list[Tensor] = []
-    for t in range(x.shape[1]):
-        f = 0.5 + 0.5 * torch.sigmoid(gate("f", x[:, t]))
-        c = torch.complex(F.silu(gate("c_1", x[:, t])), F.silu(gate("c_2", x[:, t])))
-        h = f * turn * h + (1 - f) * c
-        y = (torch.sigmoid(gate("u", x[:, t])) * h.real) @ p["out_1_weight"].T
-        ys.append(y + (torch.sigmoid(gate("v", x[:, t])) * h.imag) @ p["out_2_weight"].T)
-    return (_stack(ys),), {"h": h}
-
-
-def rg_lru(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
-    x = inputs["x"]
-    h = torch.zeros_like(x[:, 0]) if state is None else state["h"]
-    ys: list[Tensor] = []
-    for t in range(x.shape[1]):
-        r = torch.sigmoid(x[:, t] @ p["r_weight"].T + p["r_bias"])
-        i = torch.sigmoid(x[:, t] @ p["i_weight"].T + p["i_bias"])
-        a = torch.sigmoid(p["lam"]) ** (8 * r)
-        h = a * h + torch.sqrt(1 - a * a) * i * x[:, t]
-        ys.append(h)
-    return (_stack(ys),), {"h": h}
+    return (stack(ys),), {"h": h}
 
 
 def mamba(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -128,13 +55,13 @@ def mamba(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     window = x.new_zeros(batch, 3, e) if state is None else state["u_conv"]
     ys: list[Tensor] = []
     for t in range(x.shape[1]):
-        u, window = _conv4(p["u_weight"], window, x[:, t])
+        u, window = conv(p["u_weight"], window, x[:, t])
         u = F.silu(u)
         dt = F.softplus(u @ p["dt_weight"].T + p["dt_bias"])
         b, c = u @ p["B_weight"].T, u @ p["C_weight"].T
         s = torch.exp(dt[:, :, None] * a) * s + (dt * u)[:, :, None] * b[:, None, :]
         ys.append(torch.einsum("ben,bn->be", s, c) + p["skip"] * u)
-    return (_stack(ys),), {"S": s, "u_conv": window}
+    return (stack(ys),), {"S": s, "u_conv": window}
 
 
 def gla(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -144,13 +71,13 @@ def gla(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     s = x.new_zeros(x.shape[0], h, k_size, v_size) if state is None else state["S"]
     ys: list[Tensor] = []
     for t in range(x.shape[1]):
-        q = _heads(p["q_weight"], x[:, t]) / k_size**0.5
-        k, v = _heads(p["k_weight"], x[:, t]), _heads(p["v_weight"], x[:, t])
-        a = torch.sigmoid(_heads(p["a_weight"], x[:, t]) + p["a_bias"]) ** (1 / 16)
+        q = to_heads(p["q_weight"], x[:, t]) / k_size**0.5
+        k, v = to_heads(p["k_weight"], x[:, t]), to_heads(p["v_weight"], x[:, t])
+        a = torch.sigmoid(to_heads(p["a_weight"], x[:, t]) + p["a_bias"]) ** (1 / 16)
         s = a[..., None] * s + k[..., None] * v[..., None, :]
-        o = _rmsnorm(torch.einsum("bhk,bhkv->bhv", q, s)) * F.silu(_heads(p["out_2_weight"], x[:, t]))
+        o = rmsnorm(torch.einsum("bhk,bhkv->bhv", q, s)) * F.silu(to_heads(p["out_2_weight"], x[:, t]))
         ys.append(torch.einsum("dhv,bhv->bd", p["out_1_weight"], o))
-    return (_stack(ys),), {"S": s}
+    return (stack(ys),), {"S": s}
 
 
 def mamba2(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -161,7 +88,7 @@ def mamba2(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
         a = torch.exp(-dt[:, t] * torch.exp(p["A_log"]))
         s = a[:, :, None, None] * s + torch.einsum("bh,bhk,bhv->bhkv", dt[:, t], k[:, t], v[:, t])
         ys.append(torch.einsum("bhk,bhkv->bhv", q[:, t], s))
-    return (_stack(ys),), {"S": s}
+    return (stack(ys),), {"S": s}
 
 
 def mlstm(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -180,7 +107,7 @@ def mlstm(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
         n = forget[..., None] * n + write[..., None] * k[:, t]
         size = torch.maximum(torch.einsum("bhk,bhk->bh", q[:, t], n).abs(), torch.exp(-m))
         ys.append(torch.einsum("bhk,bhkv->bhv", q[:, t], c) / size[..., None])
-    return (_stack(ys),), {"m": m, "C": c, "n": n}
+    return (stack(ys),), {"m": m, "C": c, "n": n}
 
 
 def aaren(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -196,7 +123,7 @@ def aaren(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
         u = old[..., None] * u + new[..., None] * v[:, t]
         w, m = old * w + new, top
         ys.append(u / w[..., None])
-    return (_stack(ys),), {"m": m, "u": u, "w": w}
+    return (stack(ys),), {"m": m, "u": u, "w": w}
 
 
 def gated_delta_net(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -211,18 +138,18 @@ def gated_delta_net(p: Tensors, inputs: Tensors, state: Tensors | None) -> Resul
         s, wq, wk, wv = state["S"], state["q_1_conv"], state["k_1_conv"], state["v_1_conv"]
     ys: list[Tensor] = []
     for t in range(x.shape[1]):
-        q, wq = _conv4(p["q_1_weight"], wq, _heads(p["q_2_weight"], x[:, t]))
-        k, wk = _conv4(p["k_1_weight"], wk, _heads(p["k_2_weight"], x[:, t]))
-        v, wv = _conv4(p["v_1_weight"], wv, _heads(p["v_2_weight"], x[:, t]))
-        q, k, v = _l2norm(F.silu(q)), _l2norm(F.silu(k)), F.silu(v)
+        q, wq = conv(p["q_1_weight"], wq, to_heads(p["q_2_weight"], x[:, t]))
+        k, wk = conv(p["k_1_weight"], wk, to_heads(p["k_2_weight"], x[:, t]))
+        v, wv = conv(p["v_1_weight"], wv, to_heads(p["v_2_weight"], x[:, t]))
+        q, k, v = l2norm(F.silu(q)), l2norm(F.silu(k)), F.silu(v)
         beta = 2 * torch.sigmoid(x[:, t] @ p["β_weight"].T)
         a = torch.exp(-torch.exp(p["A_log"]) * F.softplus(x[:, t] @ p["a_weight"].T + p["dt_bias"]))
         s = a[..., None, None] * s
         error = v - torch.einsum("bhk,bhkv->bhv", k, s)
         s = s + (beta[..., None] * k)[..., None] * error[..., None, :]
-        o = _rmsnorm(torch.einsum("bhk,bhkv->bhv", q, s)) * F.silu(_heads(p["out_2_weight"], x[:, t]))
+        o = rmsnorm(torch.einsum("bhk,bhkv->bhv", q, s)) * F.silu(to_heads(p["out_2_weight"], x[:, t]))
         ys.append(torch.einsum("dhv,bhv->bd", p["out_1_weight"], o))
-    return (_stack(ys),), {"S": s, "q_1_conv": wq, "k_1_conv": wk, "v_1_conv": wv}
+    return (stack(ys),), {"S": s, "q_1_conv": wq, "k_1_conv": wk, "v_1_conv": wv}
 
 
 def delta_product(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -231,11 +158,11 @@ def delta_product(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     ys: list[Tensor] = []
     for t in range(q.shape[1]):
         for j in range(k.shape[2]):
-            unit, beta = _l2norm(k[:, t, j]), 2 * torch.sigmoid(b[:, t, j])
+            unit, beta = l2norm(k[:, t, j]), 2 * torch.sigmoid(b[:, t, j])
             error = v[:, t, j] - torch.einsum("bhk,bhkv->bhv", unit, s)
             s = s + torch.einsum("bh,bhk,bhv->bhkv", beta, unit, error)
         ys.append(torch.einsum("bhk,bhkv->bhv", q[:, t], s))
-    return (_stack(ys),), {"S": s}
+    return (stack(ys),), {"S": s}
 
 
 def rwkv7(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -247,7 +174,7 @@ def rwkv7(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
         transition = torch.diag_embed(w[:, t]) + a[:, t, :, :, None] * b[:, t, :, None, :]
         s = transition @ s + k[:, t, :, :, None] * v[:, t, :, None, :]
         ys.append((r[:, t, :, None, :] @ s).squeeze(-2))
-    return (_stack(ys),), {"S": s}
+    return (stack(ys),), {"S": s}
 
 
 def lstm(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -258,12 +185,12 @@ def lstm(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     ys: list[Tensor] = []
     for t in range(x.shape[1]):
         i, f, o, z = (
-            _heads(p[f"{g}_1_weight"], x[:, t]) + p[f"{g}_1_bias"] + _blocks(p[f"{g}_2_weight"], h) for g in "ifoz"
+            to_heads(p[f"{g}_1_weight"], x[:, t]) + p[f"{g}_1_bias"] + blocks(p[f"{g}_2_weight"], h) for g in "ifoz"
         )
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
         h = torch.sigmoid(o) * torch.tanh(c)
         ys.append(h)
-    return (_stack(ys),), {"h": h, "c": c}
+    return (stack(ys),), {"h": h, "c": c}
 
 
 def gru(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -280,7 +207,7 @@ def gru(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     for t in range(x.shape[1]):
         h = torch.func.functional_call(cell, weights, (x[:, t], h))
         ys.append(h)
-    return (_stack(ys),), {"h": h}
+    return (stack(ys),), {"h": h}
 
 
 def slstm(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -293,7 +220,7 @@ def slstm(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     ys: list[Tensor] = []
     for t in range(x.shape[1]):
         i, f, o, z = (
-            _heads(p[f"{g}_1_weight"], x[:, t]) + p[f"{g}_1_bias"] + _blocks(p[f"{g}_2_weight"], h) for g in "ifoz"
+            to_heads(p[f"{g}_1_weight"], x[:, t]) + p[f"{g}_1_bias"] + blocks(p[f"{g}_2_weight"], h) for g in "ifoz"
         )
         kept = F.logsigmoid(f) + m
         m = torch.maximum(kept, i)
@@ -302,7 +229,7 @@ def slstm(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
         n = forget * n + write
         h = torch.sigmoid(o) * c / n
         ys.append(h)
-    return (_stack(ys),), {"h": h, "c": c, "n": n, "m": m}
+    return (stack(ys),), {"h": h, "c": c, "n": n, "m": m}
 
 
 def titans_linear(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -317,7 +244,7 @@ def titans_linear(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
         surprise = momentum[:, t, :, None, None] * surprise - rate[:, t, :, None, None] * gradient
         memory = (1 - forget[:, t])[..., None, None] * memory + surprise
         ys.append(torch.einsum("bhk,bhkv->bhv", q[:, t], memory))
-    return (_stack(ys),), {"M": memory, "S": surprise}
+    return (stack(ys),), {"M": memory, "S": surprise}
 
 
 def s5_reset(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -331,7 +258,7 @@ def s5_reset(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     for t in range(x.shape[1]):
         h = step * (h * (~done[:, t, None])) + (step - 1) / pole * (x[:, t].to(b.dtype) @ b.T)
         ys.append((h @ c.T).real)
-    return (_stack(ys),), {"h": h}
+    return (stack(ys),), {"h": h}
 
 
 def kalman(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -345,7 +272,7 @@ def kalman(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
         mean = mean + gain * (y[:, t] - mean)
         variance = (1 - gain) * predicted
         ys.append(mean)
-    return (_stack(ys),), {"P": variance, "m": mean}
+    return (stack(ys),), {"P": variance, "m": mean}
 
 
 def leaky_peak(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
@@ -359,43 +286,13 @@ def leaky_peak(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
         energy = torch.sqrt(a[:, t] * energy**2 + (1 - a[:, t]) * x[:, t] ** 2)
         peaks.append(peak)
         energies.append(energy)
-    return (_stack(peaks), _stack(energies)), {"p": peak, "e": energy}
+    return (stack(peaks), stack(energies)), {"p": peak, "e": energy}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A program's oracle, small sizes for it, and how its inputs are drawn: `name -> (dims, kind)`.
-
-    Kinds: "real" (normal), "unit" in [0, 1], "positive" in (0, inf), "bool".
-    """
-
-    file: str
-    oracle: Oracle
-    dims: dict[str, int]
-    inputs: dict[str, tuple[str, str]]
-
-    def draw(self, batch: int, length: int, seed: int = 0, sizes: dict[str, int] | None = None) -> Tensors:
-        """Inputs in float64."""
-        generator = torch.Generator().manual_seed(seed)
-        drawn: Tensors = {}
-        for name, (dims, kind) in self.inputs.items():
-            shape = [batch, length, *((sizes or self.dims)[d] for d in dims)]
-            normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-            drawn[name] = {
-                "real": lambda x: x,
-                "unit": torch.sigmoid,
-                "positive": lambda x: F.softplus(x) + 0.1,
-                "bool": lambda x: x > 0.7,
-            }[kind](normal)
-        return drawn
-
-
-CASES: dict[str, Case] = {
+LANGUAGE: dict[str, Case] = {
     "MinGRU": Case("mingru", mingru, {"D": 3}, {"x": ("D", "real")}),
     "MinLSTM": Case("minlstm", minlstm, {"D": 3}, {"x": ("D", "real")}),
     "LRU": Case("lru", lru, {"D": 3, "N": 4}, {"x": ("D", "real")}),
-    "HGRN": Case("hgrn", hgrn, {"D": 3}, {"x": ("D", "real")}),
-    "RGLRU": Case("rglru", rg_lru, {"D": 3}, {"x": ("D", "real")}),
     "Mamba": Case("mamba", mamba, {"E": 3, "N": 2}, {"x": ("E", "real")}),
     "GLA": Case("gla", gla, {"D": 4, "H": 2, "K": 3, "V": 2}, {"x": ("D", "real")}),
     "Mamba2": Case(

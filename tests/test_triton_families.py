@@ -1,0 +1,189 @@
+"""Fused kernels of every family under Triton's interpreter: segments composed, entered, and verified.
+
+Run with `TRITON_INTERPRET=1 pytest -m triton`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1 from the start of the process", allow_module_level=True)
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from backends.reference import Interpreter
+from rnnc.fuse import fuse
+from rnnc.loading import load_module
+from rnnc.pipeline import Compilation, compile_source, module_text
+from rnnc.plan import Loop
+from rnnc.source import Source
+from tests.elementwise import Program
+from tests.families import GRAMMARS, HEAD, INPUTS, SIZES
+from tests.fused import Trial, disagreements
+from tests.interpreted import install
+
+install()
+pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+
+def compiled(text: str) -> tuple[Compilation, Any]:
+    source = Source("random.rnn", text)
+    (made,) = compile_source(source)
+    return made, load_module(module_text([made], source), source.name)
+
+
+def cell(update: str, state: str = "h[D]", *more: str) -> Program:
+    lines = [f"state {state}", f"h[t] = {update}", *more, "output h[t]"]
+    return Program(HEAD + "\n".join(lines) + "\n", SIZES, INPUTS)
+
+
+def agrees(program: Program, lead: int | Sequence[int], seed: int, dtype: torch.dtype, segments: int) -> list[str]:
+    """One call with time cut into segments, from a state that some tokens left; what disagrees."""
+    made, module = compiled(program.text)
+    assert made.cell is not None
+    module._segments = lambda *_: segments
+    oracle = Interpreter(made.cell, program.sizes)
+    params = oracle.init_params(torch.Generator().manual_seed(seed))
+    lengths = None if isinstance(lead, int) else lead
+    batch, length = (2, lead) if isinstance(lead, int) else (1, sum(lead))
+    with torch.no_grad():
+        state = oracle.run(program.draw(batch if lengths is None else len(lengths), 3, seed + 1), params)[1]
+    trial = Trial(made.cell, program.sizes, program.draw(batch, length, seed), params, state, lengths, seed % 1000)
+    assert "triton" in module.Random._backends
+
+    def build(**options: Any) -> Any:
+        return module.Random(**options, backend="triton")
+
+    return disagreements(trial.expected(), trial.computed(build, dtype), dtype)
+
+
+@pytest.mark.parametrize("family", GRAMMARS)
+def test_random_cells(family: str) -> None:
+    """The family is found, and values and gradients are the interpreter's, in float64 and float32."""
+
+    @settings(
+        max_examples=8,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(GRAMMARS[family])
+    def run(program: Program) -> None:
+        made, _ = compiled(program.text)
+        assert made.plan is not None
+        (loop,) = [s for s in made.plan.steps if isinstance(s, Loop)]
+        assert loop.closure.family == ("sequential" if family == "none" else family), program.text
+        pick = random.Random(program.text)
+        lead = pick.choice((1, 2, 5, 40, [3, 0, 1, 20], [1, 31]))
+        dtype = pick.choice((torch.float64, torch.float32))
+        wrong = agrees(program, lead, pick.randrange(10**6), dtype, pick.choice((1, 3)))
+        assert not wrong, "\n".join([*wrong, f"{lead}, {dtype}", program.text])
+
+    run()
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(*GRAMMARS.values()), st.integers(0, 10**6))
+def test_many_random_cells(program: Program, seed: int) -> None:
+    pick = random.Random(seed)
+    lead = pick.choice((1, 2, 3, 7, 33, 70, [3, 0, 1, 20], [1, 31], [0, 0, 4]))
+    dtype = pick.choice((torch.float64, torch.float64, torch.float32))
+    wrong = agrees(program, lead, seed, dtype, pick.choice((1, 2, 5)))
+    assert not wrong, "\n".join([*wrong, f"{lead}, {dtype}", program.text])
+
+
+def launches(module: Any, kernel: str) -> list[bool]:
+    """Counts, from now on, launches of a kernel: whether each was the one that repairs."""
+    found: list[bool] = []
+    start = module._start
+
+    def counted(launch: Any, jit: Any, arguments: dict[str, Any]) -> None:
+        if jit.__name__ == kernel:
+            found.append(launch.constants["REPAIR"])
+        start(launch, jit, arguments)
+
+    module._start = counted
+    return found
+
+
+UNSTABLE = cell("1.5 * h[t-1] - 0.3 * h[t-2] + x")
+REPELLING = cell("2 * h[t-1] / (1 + h[t-1]) + x")
+LONG = 2000
+
+
+@pytest.mark.parametrize("program, flows", [(UNSTABLE, (1.95, 1.5, 1.0)), (REPELLING, (4.0, 2.0, 1.0))])
+def test_what_composes_beyond_numbers_is_stepped(program: Program, flows: tuple[float, ...]) -> None:
+    """Products overflow, or lose what matters, where the states are all 0: they stay 0, and so do the gradients of
+    what does not move them."""
+    _, module = compiled(program.text)
+    module._segments = lambda *_: 2
+    run, back = launches(module, "_Random_h_forward"), launches(module, "_Random_h_backward")
+    built = module.Random(backend="triton")
+    inputs = {n: torch.zeros_like(v) for n, v in program.draw(1, LONG).items()}
+    x = inputs["x"] = inputs["x"].float()[:, :, :1].expand(-1, -1, 3).clone().requires_grad_()
+    h, state = built(*(v if v.dtype == torch.bool else v.float() for v in inputs.values()))
+    assert torch.equal(h, torch.zeros_like(h)) and torch.equal(state.h, torch.zeros_like(state.h))
+    h[:, 2].sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[0, :3, 0], torch.tensor(flows))
+    assert torch.equal(x.grad[:, 3:], torch.zeros_like(x.grad[:, 3:]))
+    assert run == back == [False, True]
+
+
+def test_a_wrong_composition_is_repaired() -> None:
+    """The numbers are right all the same; without the repair they are not."""
+    program = cell("(h[t-1] + q) * r / (h[t-1] + q + r)", "h[D] = 1")
+    source = Source("random.rnn", program.text)
+    (made,) = compile_source(source)
+    text = module_text([made], source)
+    wrong = text.replace(", h_a_segment, mask=", ", 2.0 * h_a_segment, mask=")
+    assert wrong != text and made.cell is not None
+    oracle = Interpreter(made.cell, program.sizes)
+    trial = Trial(made.cell, program.sizes, program.draw(2, 40, 3), oracle.init_params(0), None, None, 1)
+    for code, right in ((wrong, True), (wrong.replace("1000.0 * size", "1e20 * size"), False)):
+        module = load_module(code, source.name)
+        module._segments = lambda *_: 3
+        got = trial.computed(lambda **o: module.Random(**o, backend="triton"), torch.float64)  # noqa: B023
+        assert bool(disagreements(trial.expected(), got)) != right
+
+
+CELLS = {
+    "complex block": "state h[D]: complex, g[D]: complex\nh[t] = 0.9 * exp(1j * w) * h[t-1] - 0.1 * g[t-1] + x\n"
+    "g[t] = 0.5 * h[t]\noutput real(h[t])\noutput g[t]",
+    "complex fraction": "state h[D]: complex = 1\nh[t] = (h[t-1] + 1j * q) / (2 + 1j * w + h[t-1])\noutput h[t]",
+    "affine, any factor": "state h[D]\nh[t] = w * h[t-1] + x\noutput h[t]\noutput h[t-3]",
+    "affine, read from far": "state h[D]\nh[t] = z * h[t-1] + x\noutput h[t] * h[t-1]\noutput h[t-2]",
+    "block, contracted": "state h[D, N], g[D, N] = 1\nparam U[D, N] = normal(1)\n"
+    "h[t] = z * h[t-1] + 0.2 * g[t-1] + x * U\ng[t] = 0.5 * h[t-1]\noutput sum[N](U * h[t])",
+    "tropical, contracted": "state h[D, N]\nparam U[D, N] = normal(1)\nh[t] = max(h[t-1] - z, x * U)\n"
+    "output sum[N](U * h[t])",
+    "block in tiles": "gate s = sigmoid(w)\nstate h[D], g[D]\nh[t] = s * (cos(x) * h[t-1] - sin(x) * g[t-1]) + x\n"
+    "g[t] = s * (sin(x) * h[t-1] + cos(x) * g[t-1])\noutput h[t]\noutput tanh(g[t-1]) * x",
+    "lags in tiles": "state h[D] = u\nh[t] = 0.4 * z * h[t-1] + 0.3 * h[t-2] - 0.2 * h[t-3] + x\noutput h[t] * w",
+    "cascade": "state m[D] = -inf, p[D] = 1, s[D]\nm[t] = max(m[t-1] - z, x)\n"
+    "p[t] = (p[t-1] + q) * r / (p[t-1] + q + r)\n"
+    "s[t] = exp(m[t-1] - m[t]) * s[t-1] + p[t-1] * mean[D](m[t])\noutput s[t]",
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cells(name: str) -> None:
+    program = Program(f"{HEAD}{CELLS[name]}\n", SIZES, INPUTS)
+    made, _ = compiled(program.text)
+    assert made.plan is not None
+    kernels = fuse(made.plan)
+    assert sum(len(k.steps) for k in kernels) == len(made.plan.steps)
+    assert all(k.tiled and k.tiled_back for k in kernels) or "tiles" not in name
+    for lead, segments in ((40, 3), ([3, 0, 1, 20], 3), ([1, 9], 1)):
+        assert agrees(program, lead, 5, torch.float64, segments) == []
