@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .loop import _stepped
+from .loop import _stepped, _sweep_tokens
 from .time import _along, _past, _Run
 
 
@@ -185,8 +185,6 @@ def _holds(
     A thousand of them of the stream's own largest number within the segment, or some tens of the whole group's: what
     cancels in one stream may be made of another's numbers. What is not finite must be the same.
     """
-    if way.many == 1:
-        return True
     sizes: list[Tensor] = []
     first = 0
     for value, lag in zip(values, lags):
@@ -211,7 +209,7 @@ def _holds(
 
 
 def _true(answer: Tensor) -> bool:
-    """The only number that a call reads from a tensor: on a GPU, the host waits for it."""
+    """The only numbers that a call reads from a tensor: on a GPU, the host waits for them."""
     return bool(answer)
 
 
@@ -223,7 +221,11 @@ def _worthwhile(like: Tensor) -> bool:
     """
     if like.shape[1] < 16 or (like[:, 0].numel() > 1024 and like.device.type == "cpu"):
         return False
-    return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
+    return not _recorded(like)
+
+
+def _recorded(like: Tensor) -> bool:
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _way(steps: int, reverse: bool = False) -> _Segments:
@@ -279,12 +281,13 @@ def _sweep_scan(flow: _Maps) -> Callable[..., list[Tensor]]:
     """The backward of a loop whose entries do not mix, in a few operations over all tokens.
 
     With `λ[t]` the gradient of all that is held after token t and `J[t]` the derivative of its step, the backward of
-    any recurrence is affine, `λ[t-1] = J[t]ᵀ λ[t] + g[t-1]`: whatever the forward is, maps that compose.
+    any recurrence is affine, `λ[t-1] = J[t]ᵀ λ[t] + g[t-1]`: whatever the forward is, maps that compose. Where a `λ` is
+    not finite tokens are gone through one after the other: a branch that was not taken gives 0, and `0 * inf` is not.
     """
 
     def sweep(
         back: Callable[..., tuple[tuple[Tensor, ...], ...]],
-        _products: tuple[tuple[int, str, int, int], ...],
+        products: tuple[tuple[int, str, int, int], ...],
         grads: Sequence[Tensor],
         values: Sequence[Tensor],
         hoisted: Sequence[Tensor],
@@ -295,6 +298,9 @@ def _sweep_scan(flow: _Maps) -> Callable[..., list[Tensor]]:
         sequence: Tensor | None,
         position: Tensor | None,
     ) -> list[Tensor]:
+        call = (back, products, grads, values, hoisted, shared, fixed, history, numbers, sequence, position)
+        if _recorded(values[0]):
+            return _sweep_tokens(*call)
         live, free = ([x for x in xs if x.dtype != torch.bool] for xs in (hoisted, fixed))
         d_history = [torch.zeros_like(h) for h in history]
         steps = values[0].shape[1]
@@ -308,6 +314,8 @@ def _sweep_scan(flow: _Maps) -> Callable[..., list[Tensor]]:
         slopes = flow.parameters(*hoisted, *fixed, *past, *values, *numbers)
         fresh = None if position is None else position == 0
         arriving = _cotangents(flow, _spread_map(slopes, values[0]), grads, fresh)
+        if not _true(torch.stack([x.sum().isfinite() for x in arriving]).all()):
+            return _sweep_tokens(*call)
         d_past, d_tokens, d_free, _ = back(*arriving, *hoisted, *shared, *past, *values, *numbers)
         slots = iter(d_past)
         for value, d_before, lags in zip(values, d_history, flow.lags):
