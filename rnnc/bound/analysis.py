@@ -115,7 +115,8 @@ class Analysis:
                 assert v.witness is not None
                 values, result = v.witness.text(), number_text(v.witness.result)
                 if v.kind == "eigenvalues":
-                    values = values.removeprefix("with ")
+                    constant = not v.witness.values and not v.witness.rest and v.witness.tokens == 1
+                    values = "" if constant else values.removeprefix("with ")
                 kind = errors.SpectrumRefuted if v.kind == "eigenvalues" else errors.ClaimRefuted
                 mend = f"it would hold with {v.mend}" if v.mend else ""
                 found.append(kind(v.span, v.claim, v.name, v.region, values, result, v.reason, mend, v.edit))
