@@ -16,6 +16,7 @@ from functools import cached_property
 
 from rnnc import ir
 from rnnc.bound.analysis import Analysis, Kind, Range, Verdict
+from rnnc.bound.behaviour import memory, memory_of, tracking
 from rnnc.bound.eigenclaim import Eigenvalue
 from rnnc.bound.interval import INF, NONNEGATIVE, ONE, POSITIVE, UNIT, ZERO, Interval, finite, point
 from rnnc.bound.invariants import Environment, reachable
@@ -24,7 +25,7 @@ from rnnc.bound.model import Model, Parts
 from rnnc.bound.ranges import walk_real
 from rnnc.bound.relational import Budget
 from rnnc.bound.spectrum import CLOSED_FORM, Spectrum, groups, spectrum
-from rnnc.bound.witness import Outside, Witness, search, search_budget
+from rnnc.bound.witness import Outside, Witness, number_text, search, search_budget
 from rnnc.diagnostics import Edit
 from rnnc.ir import Apply, Cell, Disc, Expr, Lit, Ref, Region, walk
 from rnnc.show import expr_text, region_text
@@ -98,7 +99,26 @@ class _Bounder:
             found,
             notes,
             self.always,
+            lambda s: tracking(self.env, s),
+            lambda s, factor: memory(self.model, s) if factor is None else memory_of(self.model, *factor),
+            self.growth,
         )
+
+    def growth(self, s: Spectrum) -> str:
+        """Where an eigenvalue exceeds 1, in terms of what the transition is made of; empty where nothing can grow."""
+        unit = Disc(self.cell.graph.lit(1))
+        verdict = self.decide_spectrum(s.states[0], unit, self.cell.state(s.states[0]).span, s)
+        if verdict.status == "proved":
+            return (
+                ""
+                if s.shrinking or s.form == "still"
+                else "no eigenvalue exceeds 1, but that bounds no product of steps"
+            )
+        mend = f"; it cannot with {verdict.mend}" if verdict.mend else ""
+        if verdict.witness is not None:
+            said, value = verdict.witness.text().removeprefix("with "), number_text(verdict.witness.result)
+            return f"{said}: an eigenvalue is {value}{mend}"
+        return f"not excluded: {s.missing or 'the eigenvalues are not known to keep within 1'}{mend}"
 
     def always(self, value: Expr, region: Region) -> bool:
         """Whether a value, as the cell writes it, was proved to lie in a region."""
@@ -486,7 +506,7 @@ def _derived(s: Spectrum) -> str:
 
 
 def _notes(name: str, s: Spectrum) -> tuple[str, ...]:
-    """What the spectrum of a linear recurrence says of what it can do (Grazzi et al. 2024, arXiv:2411.12537)."""
+    """What the spectrum of a linear recurrence says of what it can do (`behaviour` says more)."""
     if not s.linear or s.form in ("still", "unknown"):
         return ()
     notes: list[str] = []

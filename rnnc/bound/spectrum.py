@@ -46,7 +46,8 @@ class Spectrum:
 
     `matrix` is the Jacobian of one entry of each state, where these do not mix; else `small` is the one where all dims
     have size 1, if it has three or more rows. `shrinking` says that one norm of `matrix`, the same at all steps, is at
-    most 1. `method` says what the enclosure of states that need each other comes from.
+    most 1. `method` says what the enclosure of states that need each other comes from. `reflects`: one factor can come
+    near the reflection that swaps two entries.
     """
 
     states: tuple[str, ...]
@@ -64,6 +65,12 @@ class Spectrum:
     small: Matrix | None = None
     shrinking: bool = False
     method: str = ""
+    reflects: bool = False
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it was proved that no modulus exceeds some number."""
+        return self.modulus.hi < INF and not self.modulus.undefined
 
     @property
     def elementwise(self) -> bool:
@@ -232,11 +239,13 @@ class _Analysis:
         if len(block.ranks) == 0:
             modulus = self.modulus(d)
             known = Spectrum(self.states, "elementwise", linear, modulus, self.real(d), self._loose(d, modulus))
+            known = replace(known, shrinking=_keeps_within(modulus))
             return replace(known, at_one=(diagonal,), beyond=(diagonal,), exact=True, terms=(Term(d),))
         rank, *more = block.ranks
         last = self._along(block)
         values = Spectrum(self.states, "rank one", linear, ANYWHERE, None, at_one=(self.model.parts(last),))
-        values = replace(values, terms=(Term(d), *block.ranks))
+        values = replace(values, terms=(Term(d), *block.ranks), reflects=self._reflects(block))
+        values = replace(values, shrinking=_keeps_within(self._factor_norm(block)))
         scalar = not set(d.dims) & {k for t in block.ranks for k in t.over}
         if scalar and (not more or self._aligned([block])):
             one, two = self.real(d), self.real(last)
@@ -375,12 +384,23 @@ class _Analysis:
             if real is not None:
                 real = many if real.lo >= 0 else many.hull(-many)
             known = Spectrum(self.states, "elementwise", linear, many, real, self._loose(d, many))
-            return replace(known, at_one=at_one, terms=(Term(d),))
+            return replace(known, at_one=at_one, terms=(Term(d),), shrinking=_keeps_within(many))
         size = self._factor_norm(block)
         many = _powers(Interval(ZERO, size.hi, False, size.hi_open, size.undefined))
         missing = "" if many.hi <= 1 else "each factor is bounded by its norm alone, and a norm may exceed 1"
         known = Spectrum(self.states, "rank one", linear, many, None, missing)
+        known = replace(known, shrinking=_keeps_within(many), reflects=self._reflects(block))
         return replace(known, at_one=at_one, terms=(Term(d), *block.ranks))
+
+    def _reflects(self, block: Block) -> bool:
+        """Whether a number plus `u v'`, `u` along `v`, can be 1 across `v` and -1 along it, as near as one likes."""
+        rank, *more = block.ranks
+        if more or rank.inner is None or set(block.diagonal.dims) & set(rank.over):
+            return False
+        across, along = self.real(block.diagonal), self.real(self._along(block))
+        if across is None or along is None or across.hi < 1 or along.lo > -1:
+            return False
+        return self._proportional(rank.out, rank.inner, rank.over)
 
     def _factor_norm(self, block: Block) -> Interval:
         """The operator norm of one factor."""
@@ -481,6 +501,10 @@ class _Analysis:
         by_rows, by_columns = hull([*rows.values(), *shifts]), hull(columns.values())
         best = by_rows if (by_rows.hi, not by_rows.hi_open) <= (by_columns.hi, not by_columns.hi_open) else by_columns
         return Interval(ZERO, best.hi, False, best.hi_open, by_rows.undefined)
+
+
+def _keeps_within(norm: Interval) -> bool:
+    return norm.hi <= 1 and not norm.undefined
 
 
 def _powers(modulus: Interval) -> Interval:

@@ -29,6 +29,7 @@ _TOLD = 3
 _STARTS = 5
 _TOKENS = (1, 2, 3)
 _MARGIN = 1e-6
+_WEIGHTS, _INPUTS, _NEAR = 60, 16, 1e-3
 
 _SIZED = Reduce | Normalize | Linear | Solve | Merge | Split
 """Operations that go over dims."""
@@ -156,6 +157,17 @@ def search(env: Environment, target: Target, budget: Budget, sizes: Sequence[int
         found = None
     budget.left += max(remaining[0], 0)
     return found
+
+
+def reached(env: Environment, value: Expr, targets: Sequence[float]) -> bool:
+    """Whether inputs were found that bring a value near each of some targets, with the same params for all of them.
+
+    No lag may stand in the value: it is looked at at the first token.
+    """
+    try:
+        return _Search(env, Outside(value), 1, [0]).reaches(targets)
+    except Unsupported:
+        return False
 
 
 Numbers = dict[Slot, float]
@@ -331,6 +343,25 @@ class _Search:
             found = self.target.offence(at)
             if found is not None:
                 yield found, at
+
+    def reaches(self, targets: Sequence[float]) -> bool:
+        numbers: Numbers = {}
+        self.score(numbers, 1, True)
+        inputs = [s for s in numbers if s.kind == "input"]
+        for _ in range(_WEIGHTS):
+            numbers = {s: self.random.choice(self.candidates(s)) for s in numbers}
+            missing = set(targets)
+            for _ in range(_INPUTS):
+                numbers |= {s: self.random.choice(self.candidates(s)) for s in inputs}
+                results = self.runner.run(1, self.chooser(numbers, True))[-1]
+                missing = {
+                    x
+                    for x in missing
+                    if abs(results[0].data[0] - x) > _NEAR or results[0].data[0] != results[0].data[0]
+                }
+                if not missing:
+                    return True
+        return False
 
     # --- telling ----------------------------------------------------------------------------------------------------
 
