@@ -47,7 +47,7 @@ TRACKING = {
         "state m[D] = -inf\nm[t] = max(m[t-1], x)\n" + REAL,
         "exp(m[t-1] - m[t]) * h[t-1] + x",
         [],
-        ["parity", *DIAGONAL],
+        ["parity by itself", "modulo 3 by itself, as the transition is diagonal", "permutations"],
     ),
     "a signed gate": (REAL, "tanh(x) * h[t-1] + x", ["parity"], DIAGONAL),
     "the same at every token": (REAL, "-0.5 * h[t-1] + x", [], ["same at every token", *DIAGONAL]),

@@ -130,6 +130,14 @@ CLAIMS = {
         "proved",
         "trace and determinant",
     ),
+    "a state at lag 0 that reads one updated over a dim": (
+        TWO.replace("dim D = 3", "dim D = 3, J = 2").replace("g[D]\n", "g[D], k[J, D]\n")
+        + "state S[D]\nS[t] over J = 0.5 * S[t-1] + k\n"
+        "z[t] = 0.5 * z[t-1] - r * y[t-1] + S[t-1]\ny[t] = 0.5 * y[t-1] + 0.5 * z[t]\n",
+        "disc(1)",
+        "proved",
+        "2 x 2 matrix",
+    ),
     "complex, of size 2": (COMPLEX, "disc(1)", "proved", ""),
     "complex, of size 2, too large": (COMPLEX.replace("0.6 *", "0.9 *"), "disc(1)", "refuted", ""),
     "a complex state with two lags": (

@@ -33,18 +33,22 @@ class Tracking:
     cannot: tuple[str, ...] = ()
 
 
-def tracking(env: Environment, s: Spectrum) -> Tracking:
-    """What is known of a linear recurrence with this spectrum; nothing of others."""
+def tracking(env: Environment, s: Spectrum, *, fed: bool) -> Tracking:
+    """What is known of a linear recurrence with this spectrum; nothing of others.
+
+    `fed`: it reads a nonlinear one, which may track for it what it cannot by itself.
+    """
     if not s.linear or s.form in ("still", "unknown"):
         return Tracking()
     real = s.real if s.real is not None and not s.real.undefined else None
     cannot: list[str] = []
+    alone = " by itself" if fed else ""
     if real is not None and real.lo >= 0 and real.hi <= 1:
-        cannot.append(f"parity, as all eigenvalues lie in [0, 1] ({GRAZZI})")
+        cannot.append(f"parity{alone}, as all eigenvalues lie in [0, 1] ({GRAZZI})")
     elif s.elementwise and not _driven(s):
-        cannot.append(f"parity, as the transition is the same at every token ({KHAVARI})")
+        cannot.append(f"parity{alone}, as the transition is the same at every token ({KHAVARI})")
     if s.elementwise and real is not None:
-        cannot.append(f"counting modulo 3, as the transition is diagonal with real eigenvalues ({GRAZZI})")
+        cannot.append(f"counting modulo 3{alone}, as the transition is diagonal with real eigenvalues ({GRAZZI})")
     elif real is not None:
         cannot.append(f"counting modulo 3 in one layer, as all eigenvalues are real ({GRAZZI})")
     if s.elementwise:

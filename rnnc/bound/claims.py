@@ -99,10 +99,15 @@ class _Bounder:
             found,
             notes,
             self.always,
-            lambda s: tracking(self.env, s),
+            lambda s: tracking(self.env, s, fed=self.fed(s, found)),
             lambda s, factor: memory(self.model, s) if factor is None else memory_of(self.model, *factor),
             self.growth,
         )
+
+    def fed(self, s: Spectrum, found: Sequence[Spectrum]) -> bool:
+        """Whether a group reads a nonlinear recurrence."""
+        reads = {name for n in s.states for role, name in self.support(self.model.updates[n]) if role == "state"}
+        return any(not other.linear and set(other.states) & reads for other in found if other is not s)
 
     def growth(self, s: Spectrum) -> str:
         """Where an eigenvalue exceeds 1, in terms of what the transition is made of; empty where nothing can grow."""

@@ -19,7 +19,7 @@ from rnnc.bound.interval import INF, ONE, ZERO, Interval, hull, point
 from rnnc.bound.invariants import Environment
 from rnnc.bound.jacobian import Block, Dense, Term, derivative
 from rnnc.bound.matrix import Matrix, Norms
-from rnnc.bound.model import Model, Parts
+from rnnc.bound.model import Model, Parts, pending
 from rnnc.bound.pair import Pair
 from rnnc.bound.parts import Arithmetic
 from rnnc.bound.poly import Mono, Poly, Rat, TooLarge, add, divide, freeze, mul, product
@@ -123,6 +123,30 @@ class _Analysis:
         self.graph = env.model.graph
         self.numbers = Arithmetic(env.model)
         self.states = states
+        self.updates = self._substituted()
+
+    def _substituted(self) -> dict[str, Expr]:
+        """The updates, with states of the group at lag 0 that the model leaves in (`held`) put in place too.
+
+        Where none of them is updated over a dim, the past of another state means the same in all of them.
+        """
+        updates = {n: self.model.updates[n] for n in self.states}
+        if any(self.model.cell.state(n).over is not None for n in self.states):
+            return updates
+
+        def below(node: Expr) -> tuple[Expr, ...]:
+            match node:
+                case Ref(role="state", name=name, lag=0) if name in updates:
+                    return (updates[name],)
+                case _:
+                    return node.children
+
+        done: dict[Expr, Expr] = {}
+        for root in updates.values():
+            for node in pending(root, done.__contains__, below):
+                new = tuple(done[c] for c in below(node))
+                done[node] = (new[0] if isinstance(node, Ref) else self.graph.rebuild(node, new)) if new else node
+        return {n: done[e] for n, e in updates.items()}
 
     # --- ranges of expanded expressions -----------------------------------------------------------------------------
 
@@ -186,7 +210,7 @@ class _Analysis:
 
     def _hidden(self, name: str) -> str | None:
         """A way into the past that is no state's."""
-        for node in walk_all(self.model.updates[name]):
+        for node in walk_all(self.updates[name]):
             if not isinstance(node, Ref) or node.role != "def":
                 continue
             if reached(self.model, self.model.definitions[node.name]) & set(self.states):
@@ -195,7 +219,7 @@ class _Analysis:
 
     def _reads(self, name: str) -> list[Ref]:
         """The references of an update to states of the group."""
-        nodes = (n for n in walk_all(self.model.updates[name]) if isinstance(n, Ref) and n.role == "state")
+        nodes = (n for n in walk_all(self.updates[name]) if isinstance(n, Ref) and n.role == "state")
         inside = {n for n in nodes if n.name in self.states}
         return sorted(inside, key=lambda r: (self.states.index(r.name), r.lag))
 
@@ -206,7 +230,7 @@ class _Analysis:
             for ref in self._reads(name):
                 if ref.lag == 0:
                     raise Dense(ref)
-                block = derivative(self.graph, self.model.updates[name], ref)
+                block = derivative(self.graph, self.updates[name], ref)
                 if block is not None:
                     found[name, ref.name, ref.lag] = block
         return found
@@ -215,7 +239,7 @@ class _Analysis:
         """The eigenvalues where every dim has size 1, by gradients; of three or more only their matrix."""
         found: dict[Place, Parts] = {}
         for name in self.states:
-            update = self.model.updates[name]
+            update = self.updates[name]
             held = any(isinstance(n, Conv | Grad) for n in walk_all(update))
             reads = self._reads(name)
             if held or self._hidden(name) or update.kind == "complex" or any(r.lag == 0 for r in reads):
