@@ -2,8 +2,8 @@
 prints as it is and keeps stable (fields may be added):
 
     version, file
-    groups       of all cells: states, family, certificate, kernel, triton (the fused kernel on a GPU), reason; empty
-                 where there is none
+    groups       of all cells: states, family, certificate, kernel, triton (the fused kernel on a GPU), reason;
+                 spectrum, spectrum_proved, tracks, cannot_track, half_life, explodes; empty where there is none
     cells        for each: name, doc, dims, consts; inputs, outputs, state, parameters, each with name, shape, kind (and
                  range, learned); groups, as above; claims: claim, status, reason, missing; ranges: name, range;
                  spectra: states, spectrum; notes
@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rnnc import __version__
-from rnnc.bound import Analysis, spectrum_text
+from rnnc.bound import Analysis, Spectrum, spectrum_text
 from rnnc.closure import Affine, Block, Closure, Composable, Moebius, Sequential, Tropical, Variable
+from rnnc.closure.obligations import as_written
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
 from rnnc.fuse import fuse
@@ -67,7 +68,7 @@ def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
             {**_value(p.name, (*p.shape, *([str(p.taps)] if p.taps else [])), p.kind), "learned": p.learned}
             for p in cell.params
         ],
-        "groups": [_group(plan.system, step, names, fused) for step, names in _steps(plan)],
+        "groups": [_group(plan.system, analysis, step, names, fused) for step, names in _steps(plan)],
         "claims": [
             {"claim": v.claim, "status": v.status, "reason": v.reason, "missing": v.missing} for v in analysis.verdicts
         ],
@@ -114,8 +115,10 @@ def _steps(plan: Plan) -> Iterator[tuple[Step, list[str]]]:
             yield step, names
 
 
-def _group(system: System, step: Step, names: list[str], fused: Mapping[str, str]) -> Report:
+def _group(system: System, analysis: Analysis, step: Step, names: list[str], fused: Mapping[str, str]) -> Report:
     closure = step.closure
+    found = analysis.spectrum(names[0])
+    tracking = analysis.tracking(found)
     return {
         "states": names,
         "family": closure.family,
@@ -123,7 +126,28 @@ def _group(system: System, step: Step, names: list[str], fused: Mapping[str, str
         "kernel": step.kernel,
         "triton": fused.get(names[0], ""),
         "reason": reason(system, closure, contracting=isinstance(step, Scan) and step.contracting),
+        "spectrum": spectrum_text(found),
+        "spectrum_proved": found.bounded,
+        "tracks": list(tracking.can),
+        "cannot_track": list(tracking.cannot),
+        "half_life": _memory(system, analysis, closure, found),
+        "explodes": analysis.growth(found),
     }
+
+
+def _memory(system: System, analysis: Analysis, closure: Closure, found: Spectrum) -> str:
+    """How long a group remembers at initialisation, by what says it best."""
+    factor: tuple[Expr, str] | None = None
+    match closure:
+        case Tropical():
+            return "none: what `max` or `min` picks stays until they pick something else"
+        case Variable(phi=phi, logarithmic=logarithmic):
+            written = as_written(system, closure.parameters[0])
+            if written is not None:
+                factor = system.graph.apply("exp", written) if logarithmic else written, f"by its factor in {phi.text}"
+        case _:
+            pass
+    return str(analysis.memory(found, factor))
 
 
 def reason(system: System, closure: Closure, *, contracting: bool = False) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from rnnc.bound.behaviour import Memory, Tracking
 from rnnc.bound.interval import Interval
 from rnnc.bound.spectrum import Spectrum
 from rnnc.bound.witness import Witness, number_text
@@ -75,7 +76,8 @@ class Analysis:
     `inputs`, `definitions`, `states` and `outputs` give ranges by name (`states`: of every value that a state may have,
     the initial one included). `spectra` has one entry for each group of states that need each other. `notes` are
     sentences on what a state can or cannot do, by state. `always` says whether an expression of the cell was proved to
-    lie in a region.
+    lie in a region. `tracking`, `memory` and `growth` are worked out when they are asked for: what a group can track,
+    how long it remembers at first (by its eigenvalues, or by a factor and its name), and where it can explode.
     """
 
     cell: str
@@ -87,6 +89,9 @@ class Analysis:
     spectra: tuple[Spectrum, ...]
     notes: Mapping[str, tuple[str, ...]]
     always: Callable[[Expr, Region], bool] = field(repr=False, compare=False)
+    tracking: Callable[[Spectrum], Tracking] = field(repr=False, compare=False)
+    memory: Callable[[Spectrum, tuple[Expr, str] | None], Memory] = field(repr=False, compare=False)
+    growth: Callable[[Spectrum], str] = field(repr=False, compare=False)
 
     def verdict(self, name: str, kind: Kind | None = None) -> Verdict | None:
         """The verdict on a claim about a name."""
@@ -115,7 +120,8 @@ class Analysis:
                 assert v.witness is not None
                 values, result = v.witness.text(), number_text(v.witness.result)
                 if v.kind == "eigenvalues":
-                    values = values.removeprefix("with ")
+                    constant = not v.witness.values and not v.witness.rest and v.witness.tokens == 1
+                    values = "" if constant else values.removeprefix("with ")
                 kind = errors.SpectrumRefuted if v.kind == "eigenvalues" else errors.ClaimRefuted
                 mend = f"it would hold with {v.mend}" if v.mend else ""
                 found.append(kind(v.span, v.claim, v.name, v.region, values, result, v.reason, mend, v.edit))

@@ -16,14 +16,16 @@ from functools import cached_property
 
 from rnnc import ir
 from rnnc.bound.analysis import Analysis, Kind, Range, Verdict
-from rnnc.bound.interval import INF, NONNEGATIVE, ONE, POSITIVE, UNIT, ZERO, Interval, finite
+from rnnc.bound.behaviour import memory, memory_of, tracking
+from rnnc.bound.eigenclaim import Eigenvalue
+from rnnc.bound.interval import INF, NONNEGATIVE, ONE, POSITIVE, UNIT, ZERO, Interval, finite, point
 from rnnc.bound.invariants import Environment, reachable
 from rnnc.bound.jacobian import Term
 from rnnc.bound.model import Model, Parts
 from rnnc.bound.ranges import walk_real
 from rnnc.bound.relational import Budget
-from rnnc.bound.spectrum import Spectrum, groups, spectrum
-from rnnc.bound.witness import Target, Witness, search, search_budget
+from rnnc.bound.spectrum import CLOSED_FORM, Spectrum, groups, spectrum
+from rnnc.bound.witness import Outside, Witness, number_text, search, search_budget
 from rnnc.diagnostics import Edit
 from rnnc.ir import Apply, Cell, Disc, Expr, Lit, Ref, Region, walk
 from rnnc.show import expr_text, region_text
@@ -97,7 +99,31 @@ class _Bounder:
             found,
             notes,
             self.always,
+            lambda s: tracking(self.env, s, fed=self.fed(s, found)),
+            lambda s, factor: memory(self.model, s) if factor is None else memory_of(self.model, *factor),
+            self.growth,
         )
+
+    def fed(self, s: Spectrum, found: Sequence[Spectrum]) -> bool:
+        """Whether a group reads a nonlinear recurrence."""
+        reads = {name for n in s.states for role, name in self.support(self.model.updates[n]) if role == "state"}
+        return any(not other.linear and set(other.states) & reads for other in found if other is not s)
+
+    def growth(self, s: Spectrum) -> str:
+        """Where an eigenvalue exceeds 1, in terms of what the transition is made of; empty where nothing can grow."""
+        unit = Disc(self.cell.graph.lit(1))
+        verdict = self.decide_spectrum(s.states[0], unit, self.cell.state(s.states[0]).span, s)
+        if verdict.status == "proved":
+            return (
+                ""
+                if s.shrinking or s.form == "still"
+                else "no eigenvalue exceeds 1, but that bounds no product of steps"
+            )
+        mend = f"; it cannot with {verdict.mend}" if verdict.mend else ""
+        if verdict.witness is not None:
+            said, value = verdict.witness.text().removeprefix("with "), number_text(verdict.witness.result)
+            return f"{said}: an eigenvalue is {value}{mend}"
+        return f"not excluded: {s.missing or 'the eigenvalues are not known to keep within 1'}{mend}"
 
     def always(self, value: Expr, region: Region) -> bool:
         """Whether a value, as the cell writes it, was proved to lie in a region."""
@@ -192,13 +218,13 @@ class _Bounder:
         node = self.model.real(self.model.expand(end))
         return node if finite(self.env.ranges(node).lo) or not self.env.ranges(node).point else None
 
-    def target(self, value: Parts, region: Region, real: bool, shown: tuple[tuple[str, Expr], ...] = ()) -> Target:
+    def target(self, value: Parts, region: Region, real: bool, shown: tuple[tuple[str, Expr], ...] = ()) -> Outside:
         if isinstance(region, ir.Interval):
             lo, hi = self.end(region.lo), self.end(region.hi)
-            return Target(value.re, lo, hi, region.lo_open, region.hi_open, None if real else value.im, shown)
+            return Outside(value.re, lo, hi, region.lo_open, region.hi_open, None if real else value.im, shown)
         if isinstance(region, Disc):
-            return Target(value.mod, None, self.end(region.radius), shown=shown)
-        return Target(value.mod, self.end(region.inner), self.end(region.outer), shown=shown)
+            return Outside(value.mod, None, self.end(region.radius), shown=shown)
+        return Outside(value.mod, self.end(region.inner), self.end(region.outer), shown=shown)
 
     # --- words ------------------------------------------------------------------------------------------------------
 
@@ -318,12 +344,14 @@ class _Bounder:
         roots = [self.model.updates[n] for n in s.states]
         relies = tuple(dict.fromkeys(r for root in roots for r in self.relies(root)))
         known = Verdict("eigenvalues", name, region_text(region), "proved", _derived(s), place, relies=relies)
-        if self.encloses(self.env, region, s):
-            return known
-        closer = spectrum(self.thorough, s.states)
-        if self.encloses(self.thorough, region, closer):
-            return replace(known, reason=_derived(closer))
-        witness = self.spectral_witness(region, s)
+        if reason := self.proof(self.env, region, s):
+            return replace(known, reason=reason)
+        # Closer bounds of a matrix cost more than a search for numbers.
+        witness = self.spectral_witness(region, s) if s.matrix is not None else None
+        if witness is None:
+            if reason := self.proof(self.thorough, region, spectrum(self.thorough, s.states)):
+                return replace(known, reason=reason)
+            witness = self.spectral_witness(region, s) if s.matrix is None else None
         known = self.normalised(known, region, s)
         if not known.mend and witness is None:
             known = self.mended(known, roots, lambda env: self.encloses(env, region, spectrum(env, s.states)))
@@ -348,24 +376,37 @@ class _Bounder:
 
     def encloses(self, env: Environment, region: Region, s: Spectrum) -> bool:
         """Whether a spectrum was proved to lie in a region."""
+        return bool(self.proof(env, region, s))
+
+    def proof(self, env: Environment, region: Region, s: Spectrum) -> str:
+        """Why a spectrum lies in a region, empty where that was not proved."""
         if s.modulus.undefined:
-            return False
+            return ""
         if s.exact and all(self.holds(env, value, region) for value in (*s.at_one, *s.beyond)):
-            return True
+            return _derived(s)
         if isinstance(region, ir.Interval):
             lo, hi = self._known(region.lo), self._known(region.hi)
             limit = Interval(lo.hi, hi.lo, region.lo_open, region.hi_open)
-            if s.real is not None:
-                return s.real.inside(limit)
             closed = not (region.lo_open or region.hi_open)
-            return bool(s.pairs) and closed and all(p.within(env, limit) for p in s.pairs)
-        if isinstance(region, Disc):
-            radius = self._known(region.radius).lo
-            if s.modulus.hi <= radius:
-                return True
-            return isinstance(radius, Fraction) and bool(s.pairs) and all(p.within_disc(env, radius) for p in s.pairs)
-        inner, outer = self._known(region.inner), self._known(region.outer)
-        return s.modulus.hi <= outer.lo and s.modulus.lo >= inner.hi
+            inside = s.real is not None and s.real.inside(limit)
+            by_pairs = bool(s.pairs) and closed and all(p.within(env, limit) for p in s.pairs)
+        else:
+            inner, outer = (
+                (point(0), self._known(region.radius))
+                if isinstance(region, Disc)
+                else (self._known(region.inner), self._known(region.outer))
+            )
+            low, high = inner.hi, outer.lo
+            inside = s.modulus.hi <= high and s.modulus.lo >= low
+            by_pairs = (
+                bool(s.pairs)
+                and isinstance(low, Fraction)
+                and isinstance(high, Fraction)
+                and all(p.within_disc(env, high) and p.beyond_disc(env, low) for p in s.pairs)
+            )
+        if inside:
+            return _derived(s)
+        return f"both eigenvalues lie in {region_text(region)}, by {CLOSED_FORM}" if by_pairs else ""
 
     def _known(self, end: Expr) -> Interval:
         return self.env.ranges(self.model.real(self.model.expand(end)))
@@ -377,7 +418,26 @@ class _Bounder:
                 found = search(self.env, self.target(value, region, real, self.shown(terms)), self.searching, sizes)
                 if found is not None:
                     return found
+        shown = self.shown(s.terms)
+        for matrix, sizes in ((s.matrix, (1, 2)), (s.small, (1,))):
+            if matrix is None or (s.at_one and matrix is s.matrix):
+                continue
+            lo, hi = self._ends(region)
+            broken = Eigenvalue(matrix, isinstance(region, ir.Interval), lo, hi, shown)
+            found = search(self.env, broken, self.searching, sizes)
+            if found is not None:
+                return found
         return None
+
+    def _ends(self, region: Region) -> tuple[Expr | None, Expr | None]:
+        """What can be computed of the ends of a region."""
+        match region:
+            case ir.Interval(lo=lo, hi=hi):
+                return self.end(lo), self.end(hi)
+            case Disc(radius=radius):
+                return None, self.end(radius)
+            case ir.Annulus(inner=inner, outer=outer):
+                return self.end(inner), self.end(outer)
 
     def _factors(self, terms: Sequence[Term]) -> Iterator[tuple[str, Expr, tuple[str, ...]]]:
         """The named values in a transition, and the dims along which it takes their norms."""
@@ -440,17 +500,18 @@ def _undefined(node: Expr) -> str:
 
 
 def _derived(s: Spectrum) -> str:
+    by = f", by {s.method}" if s.method else ""
     if s.form == "still":
         return "all eigenvalues are 0"
     if s.real is not None:
-        return f"the eigenvalues are real and lie in {s.real}"
+        return f"the eigenvalues are real and lie in {s.real}{by}"
     if s.modulus.hi == INF:
         return "no bound on the eigenvalues is known"
-    return f"the moduli of the eigenvalues lie in {s.modulus}"
+    return f"the moduli of the eigenvalues lie in {s.modulus}{by}"
 
 
 def _notes(name: str, s: Spectrum) -> tuple[str, ...]:
-    """What the spectrum of a linear recurrence says of what it can do (Grazzi et al. 2024, arXiv:2411.12537)."""
+    """What the spectrum of a linear recurrence says of what it can do (`behaviour` says more)."""
     if not s.linear or s.form in ("still", "unknown"):
         return ()
     notes: list[str] = []

@@ -6,6 +6,7 @@ Non-goals: factorisation. Denominators are kept as products of factors known to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -159,6 +160,29 @@ def divide(p: Poly, q: Poly) -> Poly | None:
         c = slim(Fraction(rest[top]) / q[lead])
         quotient = add(quotient, {ratio: c})
         rest = dict(add(rest, mul({ratio: c}, q), -1))
+    return None
+
+
+def square_root(p: Poly) -> Poly | None:
+    """What `p` is the square of, if it is one."""
+    if not p:
+        return p
+    lead = max(p, key=_lex)
+    first = Fraction(p[lead])
+    above, below = (math.isqrt(max(x, 0)) for x in (first.numerator, first.denominator))
+    if any(e % 2 for _, e in lead) or Fraction(above**2, below**2) != first:
+        return None
+    half = tuple((a, e // 2) for a, e in lead)
+    found: Poly = {half: slim(Fraction(above, below))}
+    for _ in range(TERMS):
+        rest = add(p, mul(found, found), -1)
+        if not rest:
+            return found
+        top = max(rest, key=_lex)
+        ratio = _ratio(top, half)
+        if ratio is None or ratio in found:
+            return None
+        found = add(found, {ratio: slim(Fraction(rest[top]) / (2 * Fraction(above, below)))})
     return None
 
 

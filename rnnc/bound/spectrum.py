@@ -1,7 +1,8 @@
 """Eigenvalues of the Jacobian of a group of states.
 
 Goals: an enclosure of the spectrum for elementwise transitions, for a decay times or plus a rank-one matrix along a
-dim, for products of such factors (`over`), and, by norms, for states that need each other (lags in companion form).
+dim, for products of such factors (`over`), and for states that need each other (lags in companion form): from trace and
+determinant where they are two values, else by norms and Gershgorin's discs.
 Non-goals: learned matrices. What cannot be enclosed is said, with the term that makes it so.
 """
 
@@ -18,8 +19,9 @@ from rnnc.bound.interval import INF, ONE, ZERO, Interval, hull, point
 from rnnc.bound.invariants import Environment
 from rnnc.bound.jacobian import Block, Dense, Term, derivative
 from rnnc.bound.matrix import Matrix, Norms
-from rnnc.bound.model import Model, Parts
+from rnnc.bound.model import Model, Parts, pending
 from rnnc.bound.pair import Pair
+from rnnc.bound.parts import Arithmetic
 from rnnc.bound.poly import Mono, Poly, Rat, TooLarge, add, divide, freeze, mul, product
 from rnnc.derive import pull_back
 from rnnc.ir import Conv, Expr, Grad, Ref
@@ -42,8 +44,10 @@ class Spectrum:
     `at_one` are eigenvalues where all dims have size 1, `beyond` some at size 2 and more; `exact` says that these are
     all there are at any size. `terms` are the factors that they are made of.
 
-    `matrix` is the Jacobian of one entry of each state, where entries do not mix; `shrinking` says that one norm of it,
-    the same at all steps, is at most 1.
+    `matrix` is the Jacobian of one entry of each state, where these do not mix; else `small` is the one where all dims
+    have size 1, if it has three or more rows. `shrinking` says that one norm of `matrix`, the same at all steps, is at
+    most 1. `method` says what the enclosure of states that need each other comes from. `reflects`: one factor can come
+    near the reflection that swaps two entries.
     """
 
     states: tuple[str, ...]
@@ -58,7 +62,15 @@ class Spectrum:
     exact: bool = False
     terms: tuple[Term, ...] = ()
     matrix: Matrix | None = None
+    small: Matrix | None = None
     shrinking: bool = False
+    method: str = ""
+    reflects: bool = False
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it was proved that no modulus exceeds some number."""
+        return self.modulus.hi < INF and not self.modulus.undefined
 
     @property
     def elementwise(self) -> bool:
@@ -66,6 +78,8 @@ class Spectrum:
 
 
 ANYWHERE = Interval(ZERO, INF, False, True)
+CLOSED_FORM = "trace and determinant of its 2 x 2 matrix"
+_BLOCKS = "the largest sum of norms in a row or column of its blocks"
 LARGEST = 16
 """How many values from token to token a group may have for its matrix to be looked at as a whole."""
 
@@ -107,7 +121,32 @@ class _Analysis:
         self.env = env
         self.model = env.model
         self.graph = env.model.graph
+        self.numbers = Arithmetic(env.model)
         self.states = states
+        self.updates = self._substituted()
+
+    def _substituted(self) -> dict[str, Expr]:
+        """The updates, with states of the group at lag 0 that the model leaves in (`held`) put in place too.
+
+        Where none of them is updated over a dim, the past of another state means the same in all of them.
+        """
+        updates = {n: self.model.updates[n] for n in self.states}
+        if any(self.model.cell.state(n).over is not None for n in self.states):
+            return updates
+
+        def below(node: Expr) -> tuple[Expr, ...]:
+            match node:
+                case Ref(role="state", name=name, lag=0) if name in updates:
+                    return (updates[name],)
+                case _:
+                    return node.children
+
+        done: dict[Expr, Expr] = {}
+        for root in updates.values():
+            for node in pending(root, done.__contains__, below):
+                new = tuple(done[c] for c in below(node))
+                done[node] = (new[0] if isinstance(node, Ref) else self.graph.rebuild(node, new)) if new else node
+        return {n: done[e] for n, e in updates.items()}
 
     # --- ranges of expanded expressions -----------------------------------------------------------------------------
 
@@ -130,7 +169,10 @@ class _Analysis:
 
     def run(self) -> Spectrum:
         found = self._enclosure()
-        return found if found.at_one else replace(found, at_one=self._at_size_one())
+        if found.at_one or found.matrix is not None:
+            return found
+        at_one, small = self._at_size_one()
+        return replace(found, at_one=at_one, small=small)
 
     def _enclosure(self) -> Spectrum:
         for name in self.states:
@@ -168,7 +210,7 @@ class _Analysis:
 
     def _hidden(self, name: str) -> str | None:
         """A way into the past that is no state's."""
-        for node in walk_all(self.model.updates[name]):
+        for node in walk_all(self.updates[name]):
             if not isinstance(node, Ref) or node.role != "def":
                 continue
             if reached(self.model, self.model.definitions[node.name]) & set(self.states):
@@ -177,7 +219,7 @@ class _Analysis:
 
     def _reads(self, name: str) -> list[Ref]:
         """The references of an update to states of the group."""
-        nodes = (n for n in walk_all(self.model.updates[name]) if isinstance(n, Ref) and n.role == "state")
+        nodes = (n for n in walk_all(self.updates[name]) if isinstance(n, Ref) and n.role == "state")
         inside = {n for n in nodes if n.name in self.states}
         return sorted(inside, key=lambda r: (self.states.index(r.name), r.lag))
 
@@ -188,32 +230,30 @@ class _Analysis:
             for ref in self._reads(name):
                 if ref.lag == 0:
                     raise Dense(ref)
-                block = derivative(self.graph, self.model.updates[name], ref)
+                block = derivative(self.graph, self.updates[name], ref)
                 if block is not None:
                     found[name, ref.name, ref.lag] = block
         return found
 
-    def _at_size_one(self) -> tuple[Parts, ...]:
-        """The eigenvalues where every dim has size 1: of the gradients, for one state or two without more lags."""
-        entries: dict[tuple[str, str], Expr] = {}
+    def _at_size_one(self) -> tuple[tuple[Parts, ...], Matrix | None]:
+        """The eigenvalues where every dim has size 1, by gradients; of three or more only their matrix."""
+        found: dict[Place, Parts] = {}
         for name in self.states:
-            update = self.model.updates[name]
+            update = self.updates[name]
             held = any(isinstance(n, Conv | Grad) for n in walk_all(update))
             reads = self._reads(name)
-            if held or self._hidden(name) or update.kind == "complex" or any(r.lag != 1 for r in reads):
-                return ()
-            found = pull_back(self.graph, {update: self.graph.lit(1.0)}, reads)
-            entries.update({(name, r.name): found[r] for r in reads if r in found})
-        if any(e.kind == "complex" for e in entries.values()):
-            return ()
-        zero = self.graph.lit(0)
-        if len(self.states) == 1:
-            (name,) = self.states
-            return (self.model.parts(entries.get((name, name), zero)),)
-        if len(self.states) > 2:
-            return ()
-        a, b, c, d = (self.model.real(entries.get((r, s), zero)) for r in self.states for s in self.states)
-        return Pair.of(self.graph, a, b, c, d).roots(self.graph)
+            if held or self._hidden(name) or update.kind == "complex" or any(r.lag == 0 for r in reads):
+                return (), None
+            slopes = pull_back(self.graph, {update: self.graph.lit(1.0)}, reads)
+            if any(e.kind == "complex" for e in slopes.values()):
+                return (), None
+            found.update({(name, r.name, r.lag): self.model.parts(slopes[r]) for r in reads if r in slopes})
+        matrix = self._companion(found)
+        if matrix is None or matrix.size > 2:
+            return (), matrix
+        if matrix.size == 1:
+            return (matrix.entry(0, 0, self.numbers.zero),), None
+        return self._pair(matrix).roots(self.graph), None
 
     # --- one state --------------------------------------------------------------------------------------------------
 
@@ -223,11 +263,13 @@ class _Analysis:
         if len(block.ranks) == 0:
             modulus = self.modulus(d)
             known = Spectrum(self.states, "elementwise", linear, modulus, self.real(d), self._loose(d, modulus))
+            known = replace(known, shrinking=_keeps_within(modulus))
             return replace(known, at_one=(diagonal,), beyond=(diagonal,), exact=True, terms=(Term(d),))
         rank, *more = block.ranks
         last = self._along(block)
         values = Spectrum(self.states, "rank one", linear, ANYWHERE, None, at_one=(self.model.parts(last),))
-        values = replace(values, terms=(Term(d), *block.ranks))
+        values = replace(values, terms=(Term(d), *block.ranks), reflects=self._reflects(block))
+        values = replace(values, shrinking=_keeps_within(self._factor_norm(block)))
         scalar = not set(d.dims) & {k for t in block.ranks for k in t.over}
         if scalar and (not more or self._aligned([block])):
             one, two = self.real(d), self.real(last)
@@ -366,12 +408,23 @@ class _Analysis:
             if real is not None:
                 real = many if real.lo >= 0 else many.hull(-many)
             known = Spectrum(self.states, "elementwise", linear, many, real, self._loose(d, many))
-            return replace(known, at_one=at_one, terms=(Term(d),))
+            return replace(known, at_one=at_one, terms=(Term(d),), shrinking=_keeps_within(many))
         size = self._factor_norm(block)
         many = _powers(Interval(ZERO, size.hi, False, size.hi_open, size.undefined))
         missing = "" if many.hi <= 1 else "each factor is bounded by its norm alone, and a norm may exceed 1"
         known = Spectrum(self.states, "rank one", linear, many, None, missing)
+        known = replace(known, shrinking=_keeps_within(many), reflects=self._reflects(block))
         return replace(known, at_one=at_one, terms=(Term(d), *block.ranks))
+
+    def _reflects(self, block: Block) -> bool:
+        """Whether a number plus `u v'`, `u` along `v`, can be 1 across `v` and -1 along it, as near as one likes."""
+        rank, *more = block.ranks
+        if more or rank.inner is None or set(block.diagonal.dims) & set(rank.over):
+            return False
+        across, along = self.real(block.diagonal), self.real(self._along(block))
+        if across is None or along is None or across.hi < 1 or along.lo > -1:
+            return False
+        return self._proportional(rank.out, rank.inner, rank.over)
 
     def _factor_norm(self, block: Block) -> Interval:
         """The operator norm of one factor."""
@@ -396,60 +449,65 @@ class _Analysis:
     # --- several states, or several lags ----------------------------------------------------------------------------
 
     def _coupled(self, blocks: Mapping[Place, Block], linear: bool) -> Spectrum:
-        """Two states: their 2 x 2 matrices. Else the largest sum of norms of a row or column of the companion form."""
-        pairs = self._pairs(blocks)
-        known = Spectrum(self.states, "coupled", linear, self._summed(blocks), None, pairs=pairs)
-        matrix = self._matrix(blocks)
-        if matrix is not None:
-            known = replace(known, matrix=matrix, shrinking=Norms(self.env, matrix).shrinking())
-        if pairs:
-            known = replace(known, at_one=pairs[-1].roots(self.graph), beyond=pairs[0].roots(self.graph))
-            terms = (t for b in blocks.values() for t in (Term(b.diagonal), *b.ranks))
-            known = replace(known, terms=tuple(dict.fromkeys(terms)))
-            if all(p.within_disc(self.env, ONE) for p in pairs):
-                unit = Interval(ZERO, ONE)
-                known = replace(known, modulus=known.modulus.meet(unit) or unit)
+        """Two values: their 2 x 2 matrices. More: norms of their matrix, or of the blocks of the companion form."""
+        known = Spectrum(self.states, "coupled", linear, ANYWHERE, None, pairs=self._pairs(blocks))
+        terms = (t for b in blocks.values() for t in (Term(b.diagonal), *b.ranks))
+        known = replace(known, terms=tuple(dict.fromkeys(terms)))
+        if not any(b.ranks for b in blocks.values()):
+            diagonals = {at: self.model.parts(b.diagonal) for at, b in blocks.items()}
+            known = replace(known, matrix=self._companion(diagonals))
+        known = self._bounded(known, blocks)
         if known.modulus.hi <= 1 and not known.modulus.undefined:
             return known
         return replace(known, missing=f"the joint Jacobian of {self._names()} is not known to keep within 1")
 
-    def _matrix(self, blocks: Mapping[Place, Block]) -> Matrix | None:
-        """The Jacobian in companion form, n x n for each entry, where entries do not mix."""
-        if any(b.ranks for b in blocks.values()):
-            return None
-        deepest = {n: max((lag for _, r, lag in blocks if r == n), default=1) for n in self.states}
+    def _bounded(self, known: Spectrum, blocks: Mapping[Place, Block]) -> Spectrum:
+        """With what is known of where the eigenvalues lie."""
+        if known.matrix is None:
+            known = replace(known, modulus=self._summed(blocks), method=_BLOCKS)
+        else:
+            norms = Norms(self.env, known.matrix)
+            found = norms.enclosure()
+            known = replace(known, modulus=found.modulus, real=found.real, method=found.method)
+            known = replace(known, shrinking=norms.shrinking())
+        if not known.pairs:
+            return known
+        if all(p.real for p in known.pairs):
+            first, last = known.pairs[0], known.pairs[-1]
+            known = replace(known, at_one=last.roots(self.graph), beyond=first.roots(self.graph))
+        moduli, reals = zip(*(p.enclosure(self.env) for p in known.pairs), strict=True)
+        closed = hull(moduli)
+        if all(p.within_disc(self.env, ONE) for p in known.pairs):
+            closed = closed.meet(Interval(ZERO, ONE)) or Interval(ZERO, ONE)
+        better = closed.meet(known.modulus) or closed
+        if better != known.modulus:
+            known = replace(known, modulus=better, method=CLOSED_FORM)
+        real = [r for r in reals if r is not None]
+        if len(real) == len(reals):
+            known = replace(known, real=hull(real), method=CLOSED_FORM)
+        return known
+
+    def _companion(self, entries: Mapping[Place, Parts]) -> Matrix | None:
+        """A Jacobian in companion form, over the states and their pasts."""
+        deepest = {n: max((lag for _, r, lag in entries if r == n), default=1) for n in self.states}
         components = tuple((n, lag) for n in self.states for lag in range(1, deepest[n] + 1))
         index = {c: i for i, c in enumerate(components)}
-        entries = {(index[n, 1], index[r, lag]): self.model.parts(b.diagonal) for (n, r, lag), b in blocks.items()}
-        shift = self.model.parts(self.graph.lit(1))
-        entries.update({(i, index[n, lag - 1]): shift for (n, lag), i in index.items() if lag > 1})
-        return Matrix(components, entries) if len(components) <= LARGEST else None
+        found = {(index[n, 1], index[r, lag]): e for (n, r, lag), e in entries.items()}
+        shift = self.numbers.real(self.graph.lit(1))
+        found.update({(i, index[n, lag - 1]): shift for (n, lag), i in index.items() if lag > 1})
+        return Matrix(components, found) if len(components) <= LARGEST else None
+
+    def _pair(self, matrix: Matrix) -> Pair:
+        return Pair.of(self.model, [matrix.entry(i, j, self.numbers.zero) for i in range(2) for j in range(2)])
 
     def _pairs(self, blocks: Mapping[Place, Block]) -> tuple[Pair, ...]:
         """The 2 x 2 matrices that the Jacobian comes apart into: across, and along a common `v`."""
-        places = [(n, 1) for n in self.states]
-        if len(places) == 1 and max(lag for _, _, lag in blocks) == 2:
-            places.append((self.states[0], 2))
-        if len(places) != 2 or any((read, lag) not in places for _, read, lag in blocks):
-            return ()
         ranked = any(b.ranks for b in blocks.values())
         if ranked and not self._aligned(list(blocks.values())):
             return ()
-        if any(e.kind == "complex" for b in blocks.values() for e in (b.diagonal, self._along(b))):
-            return ()
-
-        def matrix(entry: Callable[[Block], Expr]) -> Pair:
-            rows: list[Expr] = []
-            for name, depth in places:
-                for read, lag in places:
-                    block = blocks.get((name, read, lag)) if depth == 1 else None
-                    shift = self.graph.lit(int(depth == 2 and lag == 1))
-                    rows.append(shift if block is None else self.model.real(entry(block)))
-            a, b, c, d = rows
-            return Pair.of(self.graph, a, b, c, d)
-
-        across = matrix(lambda block: block.diagonal)
-        return (across, matrix(self._along)) if ranked else (across,)
+        entries: list[Callable[[Block], Expr]] = [lambda block: block.diagonal, *([self._along] if ranked else [])]
+        found = [self._companion({at: self.model.parts(e(b)) for at, b in blocks.items()}) for e in entries]
+        return tuple(self._pair(m) for m in found if m is not None and m.size == 2)
 
     def _summed(self, blocks: Mapping[Place, Block]) -> Interval:
         """The largest sum of norms in a row, or in a column, whichever is smaller."""
@@ -467,6 +525,10 @@ class _Analysis:
         by_rows, by_columns = hull([*rows.values(), *shifts]), hull(columns.values())
         best = by_rows if (by_rows.hi, not by_rows.hi_open) <= (by_columns.hi, not by_columns.hi_open) else by_columns
         return Interval(ZERO, best.hi, False, best.hi_open, by_rows.undefined)
+
+
+def _keeps_within(norm: Interval) -> bool:
+    return norm.hi <= 1 and not norm.undefined
 
 
 def _powers(modulus: Interval) -> Interval:

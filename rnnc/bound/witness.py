@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rnnc.bound.evaluate import FLOATS, INTERVALS, Array, Runner, Slot, Unsupported
 from rnnc.bound.interval import INF, Interval, point
 from rnnc.bound.invariants import Environment
 from rnnc.bound.ranges import walk_real
 from rnnc.bound.relational import Budget
-from rnnc.ir import Draw, Expr, Ref, walk
+from rnnc.ir import Draw, Expr, Linear, Merge, Normalize, Reduce, Ref, Solve, Split, walk
 from rnnc.show import expr_text
 
 _PLAIN = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 1.3, -1.3, 3.0, -3.0, 0.1, -0.1, 10.0, -10.0, 30.0, -30.0)
@@ -29,6 +29,10 @@ _TOLD = 3
 _STARTS = 5
 _TOKENS = (1, 2, 3)
 _MARGIN = 1e-6
+_WEIGHTS, _INPUTS, _NEAR = 60, 16, 1e-3
+
+_SIZED = Reduce | Normalize | Linear | Solve | Merge | Split
+"""Operations that go over dims."""
 
 V = TypeVar("V")
 
@@ -38,7 +42,7 @@ class Witness:
     """A counterexample: what each value is, and what comes of it after `tokens` tokens with dims of size `size`.
 
     `values` are (name, numbers) pairs, the numbers as text; `rest` says that there are more, which are 0. `result` is
-    the offending value.
+    the offending value, `sized` whether sizes may matter for it.
     """
 
     values: tuple[tuple[str, str], ...]
@@ -46,6 +50,7 @@ class Witness:
     tokens: int
     size: int
     rest: bool = False
+    sized: bool = False
 
     def text(self) -> str:
         """with `x = 2`, `w = -1` after 2 tokens."""
@@ -53,15 +58,39 @@ class Witness:
         if self.rest:
             said = f"{said}, all else 0" if said else "all 0"
         when = f"after {self.tokens} tokens" if self.tokens > 1 else "" if said else "at the first token"
-        return " ".join(part for part in (said and f"with {said}", when) if part)
+        where = f"at sizes of {self.size}" if self.sized else ""
+        return " ".join(part for part in (said and f"with {said}", where, when) if part)
+
+
+class Target(Protocol):
+    """What must not happen, in terms of real expressions of the model.
+
+    `roots` are what it is told by, `shown` more values to report, which come last. `strict`: an end counts as outside.
+    """
+
+    @property
+    def shown(self) -> tuple[tuple[str, Expr], ...]: ...
+    @property
+    def strict(self) -> bool: ...
+    @property
+    def cost(self) -> int:
+        """What one look costs beside the values, in nodes evaluated."""
+        ...
+
+    def roots(self) -> list[Expr]: ...
+
+    def score(self, at: Sequence[float]) -> float:
+        """How far outside: positive there, 0 at an end."""
+        ...
+
+    def offence(self, at: Sequence[Interval]) -> complex | float | None:
+        """The offending value, if the claim is false for all values of these intervals."""
+        ...
 
 
 @dataclass(frozen=True)
-class Target:
-    """What must not happen: `value` outside of the region between `lo` and `hi`, or `imag` different from 0.
-
-    All are real expressions of the model; `lo`, `hi` and `imag` may be missing. `shown` are more values to report.
-    """
+class Outside:
+    """`value` outside of the region between `lo` and `hi`, or `imag` different from 0, as far as they are given."""
 
     value: Expr
     lo: Expr | None = None
@@ -70,35 +99,43 @@ class Target:
     hi_open: bool = False
     imag: Expr | None = None
     shown: tuple[tuple[str, Expr], ...] = ()
+    cost: int = 0
+
+    @property
+    def strict(self) -> bool:
+        return self.lo_open or self.hi_open
 
     def roots(self) -> list[Expr]:
         found = [self.value, *(e for e in (self.lo, self.hi, self.imag) if e is not None)]
         return [*found, *(e for _, e in self.shown)]
 
-    def read(self, values: Sequence[V]) -> dict[str, V]:
+    def _read(self, values: Sequence[V]) -> dict[str, V]:
         names = ["value", *(n for n, e in (("lo", self.lo), ("hi", self.hi), ("imag", self.imag)) if e is not None)]
         return dict(zip(names, values, strict=False))
 
-    def score(self, at: Mapping[str, float]) -> float:
-        """How far outside: positive there, 0 at an end."""
+    def score(self, at: Sequence[float]) -> float:
+        read = self._read(at)
         gaps: list[float] = []
-        if "hi" in at:
-            gaps.append((at["value"] - at["hi"]) / (1 + abs(at["hi"])))  # inf where the value is
-        if "lo" in at:
-            gaps.append((at["lo"] - at["value"]) / (1 + abs(at["lo"])))
-        if "imag" in at:
-            gaps.append(abs(at["imag"]))
+        if "hi" in read:
+            gaps.append((read["value"] - read["hi"]) / (1 + abs(read["hi"])))  # inf where the value is
+        if "lo" in read:
+            gaps.append((read["lo"] - read["value"]) / (1 + abs(read["lo"])))
+        if "imag" in read:
+            gaps.append(abs(read["imag"]))
         gaps = [g for g in gaps if g == g]
         return max(gaps, default=-INF)
 
-    def broken(self, at: Mapping[str, Interval]) -> bool:
-        """Whether the claim is false for all values of these intervals."""
-        if any(i.undefined for i in at.values()):
-            return False
-        value = at["value"]
-        above = "hi" in at and (value.lo > at["hi"].hi or (self.hi_open and value.lo >= at["hi"].hi))
-        below = "lo" in at and (value.hi < at["lo"].lo or (self.lo_open and value.hi <= at["lo"].lo))
-        return above or below or ("imag" in at and at["imag"].nonzero)
+    def offence(self, at: Sequence[Interval]) -> complex | float | None:
+        read = self._read(at)
+        if any(i.undefined for i in read.values()):
+            return None
+        value = read["value"]
+        above = "hi" in read and (value.lo > read["hi"].hi or (self.hi_open and value.lo >= read["hi"].hi))
+        below = "lo" in read and (value.hi < read["lo"].lo or (self.lo_open and value.hi <= read["lo"].lo))
+        turned = "imag" in read and read["imag"].nonzero
+        if not (above or below or turned):
+            return None
+        return complex(middle(value), middle(read["imag"])) if turned else middle(value)
 
 
 def search_budget() -> Budget:
@@ -122,6 +159,17 @@ def search(env: Environment, target: Target, budget: Budget, sizes: Sequence[int
     return found
 
 
+def reached(env: Environment, value: Expr, targets: Sequence[float]) -> bool:
+    """Whether inputs were found that bring a value near each of some targets, with the same params for all of them.
+
+    No lag may stand in the value: it is looked at at the first token.
+    """
+    try:
+        return _Search(env, Outside(value), 1, [0]).reaches(targets)
+    except Unsupported:
+        return False
+
+
 Numbers = dict[Slot, float]
 
 
@@ -134,6 +182,7 @@ class _Search:
         self.runner = Runner(env.model, target.roots(), size, FLOATS)
         self.domains: dict[Slot, Interval] = {}
         self.random = random.Random(1)
+        self.seen: dict[object, tuple[complex | float, list[Interval]] | None] = {}
 
     def run(self) -> Witness | None:
         past = any(isinstance(n, Ref) and n.lag for r in self.target.roots() for n in walk_real(r)) or any(
@@ -164,9 +213,9 @@ class _Search:
 
     def score(self, numbers: Numbers, tokens: int, tied: bool) -> float:
         """The worst violation at the last token."""
-        self.remaining[0] -= len(self.runner.order) * tokens * self.size
+        self.remaining[0] -= len(self.runner.order) * tokens * self.size + self.target.cost
         results = self.runner.run(tokens, self.chooser(numbers, tied))[-1]
-        return max(self.target.score(self.target.read(at)) for at in _rows(self.runner, results))
+        return max(self.target.score(at) for at in _rows(self.runner, results))
 
     # --- searching --------------------------------------------------------------------------------------------------
 
@@ -239,7 +288,7 @@ class _Search:
         return self.candidates(slot)[0]
 
     def enough(self, score: float) -> bool:
-        return score > _MARGIN or (score >= 0 and (self.target.lo_open or self.target.hi_open))
+        return score > _MARGIN or (score >= 0 and self.target.strict)
 
     def search(self, tokens: int, tied: bool) -> Numbers | None:
         for start in range(_STARTS):
@@ -277,15 +326,42 @@ class _Search:
 
     def proved(self, numbers: Numbers, tokens: int, tied: bool) -> bool:
         """Whether the claim is broken in exact arithmetic."""
-        return bool(list(self.offences(numbers, tokens, tied)))
+        return self.offence(numbers, tokens, tied) is not None
 
-    def offences(self, numbers: Numbers, tokens: int, tied: bool) -> Iterator[list[Interval]]:
-        self.remaining[0] -= _EXACT * len(self.runner.order) * tokens * self.size
+    def offence(self, numbers: Numbers, tokens: int, tied: bool) -> tuple[complex | float, list[Interval]] | None:
+        """The first offending value, with all that was computed beside it."""
+        key = (frozenset(numbers.items()), tokens, tied)
+        if key not in self.seen:
+            self.seen[key] = next(self._offences(numbers, tokens, tied), None)
+        return self.seen[key]
+
+    def _offences(self, numbers: Numbers, tokens: int, tied: bool) -> Iterator[tuple[complex | float, list[Interval]]]:
+        self.remaining[0] -= _EXACT * (len(self.runner.order) * tokens * self.size + self.target.cost)
         exact = Runner(self.env.model, self.target.roots(), self.size, INTERVALS)
         results = exact.run(tokens, lambda slot: point(numbers.get(self.key(slot, tied), 0.0)))[-1]
         for at in _rows(exact, results):
-            if self.target.broken(self.target.read(at)):
-                yield at
+            found = self.target.offence(at)
+            if found is not None:
+                yield found, at
+
+    def reaches(self, targets: Sequence[float]) -> bool:
+        numbers: Numbers = {}
+        self.score(numbers, 1, True)
+        inputs = [s for s in numbers if s.kind == "input"]
+        for _ in range(_WEIGHTS):
+            numbers = {s: self.random.choice(self.candidates(s)) for s in numbers}
+            missing = set(targets)
+            for _ in range(_INPUTS):
+                numbers |= {s: self.random.choice(self.candidates(s)) for s in inputs}
+                results = self.runner.run(1, self.chooser(numbers, True))[-1]
+                missing = {
+                    x
+                    for x in missing
+                    if abs(results[0].data[0] - x) > _NEAR or results[0].data[0] != results[0].data[0]
+                }
+                if not missing:
+                    return True
+        return False
 
     # --- telling ----------------------------------------------------------------------------------------------------
 
@@ -297,7 +373,8 @@ class _Search:
             good = (
                 trial
                 for trial in trials
-                if (score := self.score(trial, tokens, tied)) >= least
+                if (not self.target.cost or self.remaining[0] > 0)
+                and (score := self.score(trial, tokens, tied)) >= least
                 and self.enough(score)
                 and self.proved(trial, tokens, tied)
             )
@@ -308,16 +385,14 @@ class _Search:
         return numbers
 
     def report(self, numbers: Numbers, tokens: int, tied: bool) -> Witness:
-        at = next(self.offences(numbers, tokens, tied))
-        value = _middle(at[0])
-        imag = self.target.read(at).get("imag")
-        result: complex | float = value
-        if isinstance(imag, Interval) and imag.nonzero:
-            result = complex(value, _middle(imag))
+        found = self.offence(numbers, tokens, tied)
+        assert found is not None
+        result, at = found
         shown = [(name, at[-len(self.target.shown) + i]) for i, (name, _) in enumerate(self.target.shown)]
-        values = tuple((n, number_text(_middle(i))) for n, i in shown) if shown else self.named(numbers)
+        values = tuple((n, number_text(middle(i))) for n, i in shown) if shown else self.named(numbers)
         rest = not shown and len({self.title(s) for s in numbers}) > len(values)
-        return Witness(values, result, tokens, self.size, rest)
+        sized = not shown and any(isinstance(n, _SIZED) or _is_size(n) for n in self.runner.order)
+        return Witness(values, result, tokens, self.size, rest, sized)
 
     def named(self, numbers: Numbers) -> tuple[tuple[str, str], ...]:
         """The chosen numbers by name, those that are 0 left out where there are many."""
@@ -327,6 +402,10 @@ class _Search:
         order = list(dict.fromkeys(self.title(s) for s in numbers))
         found = [(n, ", then ".join(_entries(v) for _, v in sorted(tokens[n].items()))) for n in order]
         return tuple(found if len(found) <= _TOLD else [(n, text) for n, text in found if text != "0"])
+
+
+def _is_size(node: Expr) -> bool:
+    return isinstance(node, Ref) and node.role == "size"
 
 
 def _rows(runner: Runner[V], arrays: Sequence[Array[V]]) -> Iterator[list[V]]:
@@ -342,7 +421,8 @@ def _entries(values: list[float]) -> str:
     return texts[0] if len(set(texts)) == 1 else f"({', '.join(texts)})"
 
 
-def _middle(x: Interval) -> float:
+def middle(x: Interval) -> float:
+    """A number of an interval."""
     if x.point:
         return float(x.lo)
     if not (math.isfinite(x.lo) and math.isfinite(x.hi)):

@@ -60,16 +60,31 @@ def _cell_lines(cell: Mapping[str, Any], color: bool) -> Iterator[str]:
         if group["triton"]:
             yield f"      on a GPU: {group['triton']}"
         for text in (f"why: {group['reason']}", group["certificate"] and f"certificate: {group['certificate']}"):
-            yield from wrap(text, 110, initial_indent="      ", subsequent_indent="        ", break_on_hyphens=False)
+            yield from _wrapped(text)
+        for text in _behaviour(group):
+            yield from _wrapped(text)
     yield from _section("claims", [(c["claim"], _verdict(c)) for c in cell["claims"]], color)
     yield from _section("ranges", [(r["name"], r["range"]) for r in cell["ranges"] if r["range"] != _ALL], color)
-    yield from _section("eigenvalues", [(", ".join(s["states"]), s["spectrum"]) for s in cell["spectra"]], color)
-    yield from _section("notes", [("", note) for note in cell["notes"]], color)
     for kind in ("inputs", "outputs", "state", "parameters"):
         yield from _section(kind, [(v["name"], _shape(v)) for v in cell[kind]], color)
     sizes = {**cell["dims"], **cell["consts"]}
     yield from _section("sizes and consts", [(name, str(value)) for name, value in sizes.items()], color)
     yield ""
+
+
+def _behaviour(group: Mapping[str, Any]) -> Iterator[str]:
+    """What the eigenvalues of a group say of it."""
+    yield f"eigenvalues: {group['spectrum']}" + (", proved" if group["spectrum_proved"] else "")
+    for field, title in (("tracks", "can track"), ("cannot_track", "cannot track")):
+        if group[field]:
+            yield f"{title}: {'; '.join(group[field])}"
+    yield f"half-life at initialisation: {group['half_life']}"
+    if group["explodes"]:
+        yield f"may explode: {group['explodes']}"
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    yield from wrap(text, 110, initial_indent="      ", subsequent_indent="        ", break_on_hyphens=False)
 
 
 def _section(title: str, rows: Sequence[tuple[str, str]], color: bool) -> Iterator[str]:

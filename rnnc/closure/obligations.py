@@ -17,13 +17,13 @@ def settle(system: System, closures: Iterable[Closure], always: Always) -> tuple
     """Closures whose obligations are proved; a group whose are not gets the next family that takes it, or none."""
 
     def prove(o: Obligation) -> bool:
-        expr = _as_written(system, o.expr)
+        expr = as_written(system, o.expr)
         return expr is not None and always(expr, o.what)
 
     return tuple(close(system, c.group, prove) if isinstance(c, Composable) and c.obligations else c for c in closures)
 
 
-def _as_written(system: System, root: Expr) -> Expr | None:
+def as_written(system: System, root: Expr) -> Expr | None:
     """A lowered expression as one of the cell; None where it reads what the cell does not name, as the history of a
     convolution."""
     graph, cell = system.graph, system.cell

@@ -126,7 +126,8 @@ S[t] = S[t-1] - beta * kn * sum[K](kn * S[t-1])   # right: |kn| < 1
     mending: Edit | None
 
     def message(self) -> str:
-        return f"`{self.claim}` does not hold: {self.values} gives {self.result}"
+        said = f"{self.values} gives" if self.values else "there is the eigenvalue"
+        return f"`{self.claim}` does not hold: {said} {self.result}"
 
     def label(self) -> str:
         return f"not always in {self.region}"
@@ -145,9 +146,10 @@ class SpectrumUndecided(Diagnostic):
     title = "a spectrum that could be neither proved nor refuted"
     page = """\
 Spectra are known for elementwise transitions, for a decay times or plus a rank-one matrix `u v'` along a dim, for
-products of such factors, and are bounded by norms for a few states that need each other. Elsewhere, or where the bound
-is too coarse, an `eigenvalues` claim stays undecided; the message says what is missing. With `--strict` this is an
-error.
+products of such factors, and for states that need each other, and several pasts of one, together up to 16 values: from
+trace and determinant where there are two, else by norms and Gershgorin's discs. Elsewhere, or where these bounds are
+too coarse and no numbers were found that break it, an `eigenvalues` claim stays undecided; the message says what is
+missing. With `--strict` this is an error.
 
 ```rnn
 eigenvalues h in disc(1)
