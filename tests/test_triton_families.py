@@ -152,7 +152,7 @@ def test_a_wrong_composition_is_repaired() -> None:
     oracle = Interpreter(made.cell, program.sizes)
     trial = Trial(made.cell, program.sizes, program.draw(2, 40, 3), oracle.init_params(0), None, None, 1)
     for code, right in ((wrong, True), (wrong.replace("1000.0 * size", "1e20 * size"), False)):
-        module = load_module(code, source.name)
+        module: Any = load_module(code, source.name)
         module._segments = lambda *_: 3
         got = trial.computed(lambda **o: module.Random(**o, backend="triton"), torch.float64)  # noqa: B023
         assert bool(disagreements(trial.expected(), got)) != right
