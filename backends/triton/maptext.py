@@ -47,7 +47,8 @@ def map_text(composition: Composition, told: str) -> str:
         "parameters": parts(short),
         "earlier": parts(short, "_1"),
         "later": parts(short, "_2"),
-        "before_earlier": parts(short, "_before_1"),
+        # What came before the earlier token does not matter, but a scan gives it.
+        "before_earlier": [f"_{p}" for p in parts(short, "_before_1")],
         "before_later": parts(short, "_before_2"),
         "before": before,
         "compose": compose,

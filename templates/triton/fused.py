@@ -167,7 +167,8 @@ def _tile(fused: _Fused, call: _Call, back: bool, reads: Sequence[Tensor]) -> _T
     if not (fused.tiled_back if back else fused.tiled):
         return _stepped_tile(call, back, double, reads)
     held = (2 if back else 1) * call.maps[back] + sum(1 + x.is_complex() for x in reads)
-    entries = min(8 if double else 16, _power_of_two(150 // (held * (1 + double)) + 1) // 2 or 1)
+    room = 50 if double else 150
+    entries = min(8 if double else 16, _power_of_two(room // held + 1) // 2 or 1)
     vector = max(1, entries // 4) if call.width % 16 == 0 else 1
     channels = 64 if vector > 1 and not double else 32
     tokens, stretches = min(8, entries // vector), 128 * vector // channels
