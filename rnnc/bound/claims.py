@@ -112,7 +112,9 @@ class _Bounder:
     def growth(self, s: Spectrum) -> str:
         """Where an eigenvalue exceeds 1, in terms of what the transition is made of; empty where nothing can grow."""
         unit = Disc(self.cell.graph.lit(1))
-        verdict = self.decide_spectrum(s.states[0], unit, self.cell.state(s.states[0]).span, s)
+        # Closer bounds of a larger matrix take longer than a report may; of what is claimed they were found before.
+        close = s.matrix is None or s.matrix.size <= 2 or any(c.state in s.states for c in self.cell.eigenvalues)
+        verdict = self.decide_spectrum(s.states[0], unit, self.cell.state(s.states[0]).span, s, close=close)
         if verdict.status == "proved":
             return (
                 ""
@@ -340,7 +342,7 @@ class _Bounder:
             s = next(x for x in found if claim.state in x.states)
             yield self.decide_spectrum(claim.state, claim.region, claim.span, s)
 
-    def decide_spectrum(self, name: str, region: Region, place: Span, s: Spectrum) -> Verdict:
+    def decide_spectrum(self, name: str, region: Region, place: Span, s: Spectrum, *, close: bool = True) -> Verdict:
         roots = [self.model.updates[n] for n in s.states]
         relies = tuple(dict.fromkeys(r for root in roots for r in self.relies(root)))
         known = Verdict("eigenvalues", name, region_text(region), "proved", _derived(s), place, relies=relies)
@@ -348,6 +350,8 @@ class _Bounder:
             return replace(known, reason=reason)
         # Closer bounds of a matrix cost more than a search for numbers.
         witness = self.spectral_witness(region, s) if s.matrix is not None else None
+        if witness is None and not close:
+            return replace(known, status="undecided", missing=s.missing)
         if witness is None:
             if reason := self.proof(self.thorough, region, spectrum(self.thorough, s.states)):
                 return replace(known, reason=reason)
