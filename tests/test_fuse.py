@@ -70,25 +70,40 @@ def test_states_that_need_nothing_of_each_other_run_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("update", "scan"),
+    ("update", "walk"),
     [
-        ("sigmoid(x) * h[t-1] + x", True),
-        ("h[t-1] + sigmoid(x) * (x - h[t-1])", True),
-        ("where(x > 0, 0, 0.9 * h[t-1]) + x", True),
-        ("x * h[t-1] + x", False),  # may grow: products of coefficients could overflow where states do not
-        ("tanh(x + h[t-1])", False),
-        ("max(h[t-1] - sigmoid(x), x)", False),
+        ("sigmoid(x) * h[t-1] + x", "tiled"),
+        ("h[t-1] + sigmoid(x) * (x - h[t-1])", "tiled"),
+        ("where(x > 0, 0, 0.9 * h[t-1]) + x", "tiled"),
+        ("x * h[t-1] + x", "verified"),  # may grow: products of coefficients could overflow where states do not
+        ("max(h[t-1] - sigmoid(x), x)", "tiled"),
+        ("relu(sigmoid(x) * h[t-1] + x)", "tiled"),
+        ("relu(exp(x) * h[t-1] + x)", "verified"),
+        ("logaddexp(h[t-1] + x, x)", "tiled"),
+        ("(h[t-1] + exp(x)) / (h[t-1] + exp(x) + 1)", "verified"),
+        ("0.5 * h[t-1] + 0.2 * h[t-2] + x", "tiled"),
+        ("x * h[t-1] + 0.2 * h[t-2] + x", "verified"),
+        ("tanh(x + h[t-1])", "stepped"),
     ],
 )
-def test_tokens_are_composed_where_states_are_affine_and_do_not_grow(update: str, scan: bool) -> None:
+def test_tokens_are_composed_by_tiles_where_they_do_not_grow(update: str, walk: str) -> None:
     (k,) = kernels(f"cell C\ndim D = 3\ninput x[D]\nstate h[D]\nh[t] = {update}\noutput h[t]\n")
-    assert k.scan is scan
+    assert (k.tiled, k.verified) == (walk == "tiled", walk == "verified")
+    assert k.scan is (walk != "stepped") and k.scan_back
 
 
-def test_states_that_need_each_other_are_one_loop() -> None:
+def test_states_that_need_each_other_are_one_block() -> None:
     head = "cell C\ndim D = 3\ninput x[D]\nstate h[D], g[D]\n"
     (k,) = kernels(head + "h[t] = 0.5 * h[t-1] - g[t-1]\ng[t] = 0.5 * g[t-1] + h[t] + x\noutput g[t]\n")
-    assert len(k.steps) == 1 and states(k) == ["h", "g"] and not k.scan
+    assert len(k.steps) == 1 and states(k) == ["h", "g"] and k.scan and k.verified
+    (k,) = kernels(head + "h[t] = tanh(h[t-1] - g[t-1])\ng[t] = 0.5 * g[t-1] + h[t] + x\noutput g[t]\n")
+    assert states(k) == ["h", "g"] and not k.scan and k.scan_back
+
+
+def test_what_is_read_from_further_back_goes_through_delays() -> None:
+    text = "cell C\ndim D = 3\ninput x[D]\nstate h[D]\nh[t] = 0.5 * h[t-1] + 0.2 * h[t-3] + x\noutput h[t]\n"
+    (k,) = kernels(text)
+    assert states(k) == ["h", "h 2", "h 3"] and k.lags == (1, 2, 3) and k.kept == (True, False, False)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +111,6 @@ def test_states_that_need_each_other_are_one_loop() -> None:
     [
         "tanh(linear(h[t-1] -> D) + x)",
         "x * sum[D](h[t-1])",
-        "0.5 * h[t-1] + 0.2 * h[t-2] + x",
         "softmax[D](h[t-1] + x)",
     ],
 )
