@@ -171,6 +171,8 @@ CELLS = {
     "block in tiles": "gate s = sigmoid(w)\nstate h[D], g[D]\nh[t] = s * (cos(x) * h[t-1] - sin(x) * g[t-1]) + x\n"
     "g[t] = s * (sin(x) * h[t-1] + cos(x) * g[t-1])\noutput h[t]\noutput tanh(g[t-1]) * x",
     "lags in tiles": "state h[D] = u\nh[t] = 0.4 * z * h[t-1] + 0.3 * h[t-2] - 0.2 * h[t-3] + x\noutput h[t] * w",
+    "read by nothing": "state m[D] = -inf, g[D], h[D]\nm[t] = max(m[t-1], x)\n"
+    "g[t] = 0.5 * h[t-1] + x\nh[t] = w * g[t-1]\noutput x",
     "cascade": "state m[D] = -inf, p[D] = 1, s[D]\nm[t] = max(m[t-1] - z, x)\n"
     "p[t] = (p[t-1] + q) * r / (p[t-1] + q + r)\n"
     "s[t] = exp(m[t-1] - m[t]) * s[t-1] + p[t-1] * mean[D](m[t])\noutput s[t]",

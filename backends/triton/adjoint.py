@@ -89,6 +89,10 @@ class BackwardCoder:
             flow = step.flow
             matrix = {place: coder.inside(e) for place, e in flow.matrix(flow.parameters).items()}
             size = len(flow.components)
+            if size == 1:
+                out.append(coder.affine(at, matrix.get((0, 0), graph.lit(0.0)), self._flowing(at, matrix, 0), "d_"))
+                at += 1
+                continue
             offset = {i: e for i in range(size) if (e := self._flowing(at, matrix, i)) is not None}
             parameters, entries, rows = dense(graph, flow.components, matrix, offset)
             block = replace(flow, parameters=parameters, entries=entries, rows=rows)
