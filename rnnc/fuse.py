@@ -288,6 +288,7 @@ class _Fusion:
         if any(s.name not in needed for s in streams):
             self.written |= set(results)
         values = [v for step in members for v in held(self.system.graph, step)]
+        summed = self.meets_params([*(e for s in members for e in _computed(s)), *results], own)
         return Kernel(
             tuple(members),
             tuple(s for s, _ in values),
@@ -298,7 +299,7 @@ class _Fusion:
             tuple(n for n in read if not per_token(n)),
             results,
             tuple(s.name in needed for s, _ in values),
-            tuple(self.wide({n for n in sources if n.name == s.name}, around) for s, _ in values),
+            tuple(summed or self.wide({n for n in sources if n.name == s.name}, around) for s, _ in values),
             tuple(self.wide({r}, around) for r in results),
         )
 
@@ -338,6 +339,15 @@ class _Fusion:
         views = (n.args[0] if isinstance(n, Apply) and n.op in _VIEWS and n.args[0] in sources else n for n in edge)
         return list(dict.fromkeys(views))
 
+    def meets_params(self, exprs: list[Expr], own: set[str]) -> bool:
+        """Whether a learned value is a factor beside a state: its gradient, a sum over all tokens, reads the states as
+        they were kept, and their roundings with them."""
+        mine = depends(exprs, [n for n in walk(*exprs) if isinstance(n, Ref) and n.role == "state" and n.name in own])
+        learned = {p.name for p in self.system.cell.params if p.learned}
+        beside = {c for n in mine if isinstance(n, Apply) and n.op not in _SUMS for c in n.args if c not in mine}
+        fixed = [c for c in beside if not per_token(c)]
+        return any(isinstance(n, Ref) and n.role == "param" and n.name in learned for n in walk(*fixed))
+
     def wide(self, nodes: set[Expr], around: list[Expr]) -> bool:
         """Whether one of `nodes` enters anything but outputs as they are and learned maps."""
         outputs = {e for _, e in self.system.outputs}
@@ -346,6 +356,7 @@ class _Fusion:
 
 
 _VIEWS = frozenset({"real", "imag"})
+_SUMS = frozenset({"add", "sub", "neg", "where", "only", "like"})
 
 
 def elementwise(node: Expr) -> bool:
