@@ -51,7 +51,13 @@ def _program(states: str, updates: str, output: str) -> Program:
 def tropical(draw: st.DrawFn) -> Program:
     start = draw(st.sampled_from(["-inf", "0", "1", "u"]))
     forms = ["max(h[t-1] - %, $)", "max(h[t-1], $)", "relu(% * h[t-1] + $)", "min(max(% * h[t-1] + $, -1), q)"]
-    forms += ["clamp(h[t-1] + $, -1, r)", "$ - relu(-h[t-1])", "where(done, $, max(h[t-1] - q, $))", "-max(-h[t-1], $)"]
+    forms += [
+        "clamp(h[t-1] + $, -1, r)",
+        "$ - relu(-h[t-1])",
+        "where(done, $, max(h[t-1] - q, $))",
+        "where(done, 0, clamp(% * h[t-1] + x, -2, 1.5))",
+        "-max(-h[t-1], $)",
+    ]
     forms += ["max(logsigmoid(w) + h[t-1], $)", "max(max(h[t-1] - %, $), $)", "max(r * h[t-1] + x, $) / (1 + r)"]
     return _program(f"h[D] = {start}", f"h[t] = {draw(_filled(forms))}", draw(st.sampled_from(OUTPUTS[:3:2])))
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from backends.reference import Interpreter
 from rnnc.fuse import fuse
+from rnnc.harness import Subject, properties
 from rnnc.loading import load_module
 from rnnc.pipeline import Compilation, compile_source, module_text
 from rnnc.plan import Loop
@@ -189,3 +190,36 @@ def test_cells(name: str) -> None:
     assert all(k.tiled and k.tiled_back for k in kernels) or "tiles" not in name
     for lead, segments in ((40, 3), ([3, 0, 1, 20], 3), ([1, 9], 1)):
         assert agrees(program, lead, 5, torch.float64, segments) == []
+
+
+ODD = """\
+cell Odd
+\"""A thermostat with hysteresis, a drifting oscillator that it drives, and the fraction of energy that is kept.\"""
+dim H = 2, P = 3
+const limit in (0, inf) = 1.5
+input x[H, P], leak[H] in [0, 1], done: bool
+param k[P] = uniform(0.05, 0.2)
+gate s = sigmoid(linear(x -> H, P, bias=true))
+state heat[H, P] = 0.1
+state pos[H, P], vel[H, P] = 1
+state share[H, P] = 0.5
+heat[t] = where(done, 0, clamp((1 - leak) * heat[t-1] + x, -limit, limit))
+vel[t] = s * vel[t-1] - k * pos[t-1] + heat[t]
+pos[t] = pos[t-1] + 0.1 * vel[t] - 0.05 * pos[t-2]
+share[t] = (share[t-1] + square(vel[t-1])) / (1 + share[t-1] + square(vel[t-1]))
+output pos[t] * share[t]
+output y = sum[P](k * vel[t])
+"""
+
+
+def test_what_rnnc_test_says_of_a_cell_like_no_example() -> None:
+    """A clamp with resets, a block with a lag that it drives, a fraction of their energy: every property holds."""
+    made, module = compiled(ODD)
+    assert made.cell is not None
+
+    def build(**options: Any) -> Any:
+        return module.Odd(**options, backend="triton")
+
+    subject = Subject(made.cell, build, dtype=torch.float32, kernels=True)
+    failures = [r.failure for run in properties(subject, 3) if (r := run()).failure is not None]
+    assert failures == []

@@ -110,6 +110,10 @@ class MapsCoder:
         if isinstance(self.maps, Matrices) and self.back:
             roots = roots[: len(self.maps.entries)]
         block = coder.block(NameTable(coder.table.taken), coder.leaves() if self.back else {})
+        if not self.back:
+            # There is no past; where all that comes in are conditions, the runtime rounds the numbers chosen between.
+            real = [f"{name}.dtype" for n, name in coder.names.items() if n.kind == "real" and n.dims]
+            block.dtype = next(iter(real), "torch.float64")
         below = set(walk(*roots))
         block.hints = {n: h for n, h in coder.all_hints.items() if n in below and n not in coder.names}
         block.expect(*roots)

@@ -96,6 +96,8 @@ def _spread_map(parameters: Sequence[Any], like: Tensor) -> list[Tensor]:
     tensors = [
         torch.full((), p, dtype=like.dtype, device=like.device) if not isinstance(p, Tensor) else p for p in parameters
     ]
+    real = like.real.dtype
+    tensors = [p.to(real) if p.is_floating_point() else p for p in tensors]
     return [p[(None,) * (like.ndim - p.ndim)] for p in tensors]
 
 
