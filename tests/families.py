@@ -5,9 +5,18 @@ Values stay bounded: maps contract on the whole, so that what is compared is a c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from hypothesis import strategies as st
 
+from backends.reference import Interpreter
+from rnnc.loading import load_module
+from rnnc.pipeline import Compilation, compile_source, module_text
+from rnnc.source import Source
 from tests.elementwise import Program
+from tests.fused import Trial, disagreements
 
 SIZES = {"D": 3, "N": 2}
 HEAD = """cell Random
@@ -121,3 +130,36 @@ def none(draw: st.DrawFn) -> Program:
 
 
 GRAMMARS = {"tropical": tropical(), "variable": variable(), "moebius": moebius(), "block": block(), "none": none()}
+
+
+def compiled(text: str) -> tuple[Compilation, Any]:
+    source = Source("random.rnn", text)
+    (made,) = compile_source(source)
+    return made, load_module(module_text([made], source), source.name)
+
+
+def agrees(
+    program: Program,
+    lead: int | Sequence[int],
+    seed: int,
+    dtype: torch.dtype,
+    segments: int,
+    device: str = "cpu",
+) -> list[str]:
+    """One call of kernels with time cut into segments, from a state that some tokens left; what disagrees."""
+    made, module = compiled(program.text)
+    assert made.cell is not None
+    module._segments = lambda *_: segments
+    oracle = Interpreter(made.cell, program.sizes)
+    params = oracle.init_params(torch.Generator().manual_seed(seed))
+    lengths = None if isinstance(lead, int) else lead
+    batch, length = (2, lead) if isinstance(lead, int) else (1, sum(lead))
+    with torch.no_grad():
+        state = oracle.run(program.draw(batch if lengths is None else len(lengths), 3, seed + 1), params)[1]
+    trial = Trial(made.cell, program.sizes, program.draw(batch, length, seed), params, state, lengths, seed % 1000)
+    assert "triton" in module.Random._backends
+
+    def build(**options: Any) -> Any:
+        return module.Random(**options, backend="triton")
+
+    return disagreements(trial.expected(), trial.computed(build, dtype, device), dtype)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -23,11 +22,11 @@ from backends.reference import Interpreter
 from rnnc.fuse import fuse
 from rnnc.harness import Subject, properties
 from rnnc.loading import load_module
-from rnnc.pipeline import Compilation, compile_source, module_text
+from rnnc.pipeline import compile_source, module_text
 from rnnc.plan import Loop
 from rnnc.source import Source
 from tests.elementwise import Program
-from tests.families import GRAMMARS, HEAD, INPUTS, SIZES
+from tests.families import GRAMMARS, HEAD, INPUTS, SIZES, agrees, compiled
 from tests.fused import Trial, disagreements
 from tests.interpreted import install
 
@@ -35,35 +34,9 @@ install()
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
-def compiled(text: str) -> tuple[Compilation, Any]:
-    source = Source("random.rnn", text)
-    (made,) = compile_source(source)
-    return made, load_module(module_text([made], source), source.name)
-
-
 def cell(update: str, state: str = "h[D]", *more: str) -> Program:
     lines = [f"state {state}", f"h[t] = {update}", *more, "output h[t]"]
     return Program(HEAD + "\n".join(lines) + "\n", SIZES, INPUTS)
-
-
-def agrees(program: Program, lead: int | Sequence[int], seed: int, dtype: torch.dtype, segments: int) -> list[str]:
-    """One call with time cut into segments, from a state that some tokens left; what disagrees."""
-    made, module = compiled(program.text)
-    assert made.cell is not None
-    module._segments = lambda *_: segments
-    oracle = Interpreter(made.cell, program.sizes)
-    params = oracle.init_params(torch.Generator().manual_seed(seed))
-    lengths = None if isinstance(lead, int) else lead
-    batch, length = (2, lead) if isinstance(lead, int) else (1, sum(lead))
-    with torch.no_grad():
-        state = oracle.run(program.draw(batch if lengths is None else len(lengths), 3, seed + 1), params)[1]
-    trial = Trial(made.cell, program.sizes, program.draw(batch, length, seed), params, state, lengths, seed % 1000)
-    assert "triton" in module.Random._backends
-
-    def build(**options: Any) -> Any:
-        return module.Random(**options, backend="triton")
-
-    return disagreements(trial.expected(), trial.computed(build, dtype), dtype)
 
 
 @pytest.mark.parametrize("family", GRAMMARS)

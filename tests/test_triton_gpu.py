@@ -6,6 +6,7 @@ Run without TRITON_INTERPRET: `pytest -m gpu tests/test_triton_gpu.py`.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs compiled Triton", allow_module_level=True)
 
 import torch
+from hypothesis import Phase, given, settings
 from torch import Tensor
 
 from backends.reference import Interpreter
 from rnnc.rounding import Tensors
 from tests.cells import EXAMPLES
+from tests.elementwise import Program
+from tests.families import GRAMMARS, agrees
 from tests.fused import Trial, errors, like
 from tests.modules import as_tuple, checked, load
 from tests.oracles import CASES
@@ -92,6 +96,20 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.f
 @pytest.mark.parametrize("length", [1, 65, PACKED], ids=["one", "whole", "packed"])
 def test_values_and_gradients(name: str, dtype: torch.dtype, length: int | Sequence[int]) -> None:
     assert too_far(trial(name, length, start=True), name, dtype) == []
+
+
+@pytest.mark.parametrize("family", GRAMMARS)
+def test_random_cells_of_each_family(family: str) -> None:
+    @settings(max_examples=6, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @given(GRAMMARS[family])
+    def run(program: Program) -> None:
+        pick = random.Random(program.text)
+        dtype, segments = pick.choice((torch.float64, torch.float32)), pick.choice((1, 5))
+        lead = pick.choice((200, [3, 0, 1, 150]))
+        wrong = agrees(program, lead, pick.randrange(10**6), dtype, segments, "cuda")
+        assert not wrong, "\n".join([*wrong, f"{lead}, {dtype}, {segments} segments", program.text])
+
+    run()
 
 
 @every
