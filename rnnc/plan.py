@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rnnc.adjoint import Adjoint, flow
+from rnnc.chunks import Chunks, chunks
 from rnnc.closure import Affine, Block, Closure, Composable
 from rnnc.derive import depends
 from rnnc.ir import Apply, Conv, Expr, Linear, Lit, Reduce, Ref, walk
@@ -31,14 +32,19 @@ class Scan:
     """An affine group: an explicit scan of `(a, b)` with its own backward.
 
     `contracting` says that `|a| <= 1` was proved, so products of `a` over a segment cannot overflow and time may be cut
-    into segments that are scanned side by side.
+    into segments that are scanned side by side. `chunks` are the parts of a matrix state that is only read through
+    contractions, for a backend that computes those without the state of every token.
     """
 
     closure: Affine
     adjoint: Adjoint
     stream: Stream
     contracting: bool
-    kernel: str = "affine scan"
+    chunks: Chunks | None = None
+
+    @property
+    def kernel(self) -> str:
+        return "chunks of tokens, in matrix products" if self.chunks else "affine scan"
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,22 @@ def plan(
         else:
             loop = _loop(closure, streams)
             steps.append(replace(loop, contracting=name in contracting, flow=flow(system, closure, streams)))
+    steps = [_in_chunks(system, steps, i) if isinstance(s, Scan) else s for i, s in enumerate(steps)]
     return Plan(system, tuple(steps), projections(system, steps))
+
+
+def _in_chunks(system: System, steps: list[Step], at: int) -> Step:
+    """A scan, by chunks where it can be."""
+    step = steps[at]
+    if not isinstance(step, Scan) or not step.contracting:
+        return step
+    around = [e for _, e in system.outputs] + [c.arg for c in system.convs.values()]
+    for other in (s for s in steps if s is not step):
+        around += needs(other)
+        if isinstance(other, Loop):
+            around += [s.expr for s in other.streams]
+    ready = [name for s in steps[:at] for name in s.closure.group.states]
+    return replace(step, chunks=chunks(system, step.closure, step.stream, around, ready))
 
 
 def _loop(closure: Closure, streams: tuple[Stream, ...]) -> Loop:
