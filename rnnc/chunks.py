@@ -16,7 +16,6 @@ from rnnc.derive import depends
 from rnnc.ir import Apply, Expr, Graph, Reduce, Ref, walk
 from rnnc.lower import Stream, System
 
-
 MOST_WRITES = 8
 """Products written by a token, beyond which multiplying sums out is not worth it."""
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from rnnc import __version__
 from rnnc.bound import Analysis, spectrum_text
+from rnnc.chunks import Chunks
 from rnnc.closure import Affine, Block, Closure, Composable, Moebius, Sequential, Tropical, Variable
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
@@ -114,15 +115,23 @@ def _steps(plan: Plan) -> Iterator[tuple[Step, list[str]]]:
             yield step, names
 
 
+def _contracted(chunks: Chunks) -> str:
+    """Why no token's state is kept."""
+    over = ", ".join(chunks.keys)
+    return f"it is only read by sums over {over} of products with what is free of it, so no token's state is kept"
+
+
 def _group(system: System, step: Step, names: list[str], fused: Mapping[str, str]) -> Report:
     closure = step.closure
+    why = reason(system, closure, contracting=isinstance(step, Scan) and step.contracting)
+    chunks = step.chunks if isinstance(step, Scan) else None
     return {
         "states": names,
         "family": closure.family,
         "certificate": closure.certificate if isinstance(closure, Affine | Composable) else "",
         "kernel": step.kernel,
         "triton": fused.get(names[0], ""),
-        "reason": reason(system, closure, contracting=isinstance(step, Scan) and step.contracting),
+        "reason": f"{why}; {_contracted(chunks)}" if chunks else why,
     }
 
 

@@ -86,7 +86,9 @@ def _template() -> jinja2.Template:
     return environment.from_string(text)
 
 
-RUNTIME = tuple(f"torch/{name}.py" for name in ("numbers", "values", "time", "scan", "loop", "composed", "chunks", "module"))
+RUNTIME = tuple(
+    f"torch/{name}.py" for name in ("numbers", "values", "time", "scan", "loop", "composed", "chunks", "module")
+)
 """The files of `templates/` that generated modules take definitions from, in this order."""
 
 

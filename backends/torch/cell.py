@@ -30,7 +30,7 @@ from rnnc.show import expr_text, region_text
 from .block import Block, NameTable
 from .chunks import chunk_line, operands
 from .loops import LoopCode, LoopCoder, past_name
-from .text import docstring, quoted, several, wrap
+from .text import constant, cut, decimal, docstring, quoted, several, wrap
 
 LOCALS = frozenset(
     {"self", "run", "dtype", "state", "torch", "F", "math", "cmath", "nn", "batch", "device", "zip", "range"}
@@ -182,7 +182,7 @@ class CellCoder:
 
     def arguments(self) -> list[str]:
         sizes = [f"{d.name}: int = {d.size}" for d in self.cell.dims if not d.derived]
-        return sizes + [f"{c.name}: float = {_number(c.value)}" for c in self.cell.consts]
+        return sizes + [f"{c.name}: float = {constant(c.value)}" for c in self.cell.consts]
 
     def setup(self) -> list[str]:
         sizes = [d.name for d in self.cell.dims if not d.derived]
@@ -309,7 +309,7 @@ class CellCoder:
                 self.helpers.add("_complex_of")
             value = f.init if f.init is not None else self.graph.lit(0.0)
             if is_number(value):
-                number = "False" if f.kind == "bool" else _float(block.number(value)[0])
+                number = "False" if f.kind == "bool" else decimal(block.number(value)[0])
                 text = f"torch.full({shape}, {number}, dtype={kind}, device=device)"
             else:
                 block.expect(value)
@@ -470,7 +470,7 @@ class CellCoder:
             if any(s.name == name for s in self.cell.states):
                 text = expr_text(self.cell.state(name).expr)
                 over = f" over {step_over}" if (step_over := self.cell.state(name).over) else ""
-                block.lines.append(_cut(f"# {name}[t]{over} = {text}"))
+                block.lines.append(cut(f"# {name}[t]{over} = {text}"))
         match step:
             case Pointwise(stream=s):
                 if s.declared or not per_token(s.expr):
@@ -605,18 +605,3 @@ def _shares_memory(node: Expr) -> bool:
             return False
         node = node.children[0]
     return True
-
-
-def _cut(text: str, width: int = 100) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _number(value: int | float) -> str:
-    if value == float("inf"):
-        return "math.inf"
-    return "-math.inf" if value == -float("inf") else repr(value)
-
-
-def _float(text: str) -> str:
-    return f"{text}.0" if text.isdigit() else text

@@ -21,8 +21,7 @@ def chunk_line(step: Scan, chunks: Chunks, block: Block, final: str) -> tuple[st
     along = c.keys if c.keyed else c.values
     queries = [_query(read, chunks, block) for read in c.reads]
     writes = [
-        f"({block.aligned_code(k, c.heads + c.keys)}, {block.aligned_code(v, c.heads + c.values)})"
-        for k, v in c.writes
+        f"({block.aligned_code(k, c.heads + c.keys)}, {block.aligned_code(v, c.heads + c.values)})" for k, v in c.writes
     ]
     args = [
         block.aligned_code(step.closure.a, c.heads + along),

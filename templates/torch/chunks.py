@@ -1,8 +1,8 @@
 """Matrix states that are only read through contractions: chunks of tokens in matrix products, as an operator.
 
 Within a chunk, halves of blocks of 2, 4, 8, ... tokens: what the right half reads of the left one is a product of
-queries times the decays from the right half's start and of keys times the decays to the left half's end. Each decay is
-a product of the factors themselves, so zeros, signs and complex factors are exact, nothing is divided by, and `|a| <= 1`
+queries times the decays from the right half's start and of keys times the decays to the left half's end. Each is a
+product of the factors themselves, so zeros, signs and complex factors are exact, nothing is divided by, and `|a| <= 1`
 keeps all of it from overflowing.
 """
 
@@ -83,9 +83,7 @@ def _of_state(q: Tensor, start: Tensor, state: Tensor, keyed: bool) -> Tensor:
     return (q.flatten(-3, -2) @ state).unflatten(-2, shape) * start
 
 
-def _of_state_back(
-    grad: Tensor, q: Tensor, start: Tensor, state: Tensor, keyed: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _of_state_back(grad: Tensor, q: Tensor, start: Tensor, state: Tensor, keyed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, start and the state."""
     shape, flat = q.shape[-3:-1], q.flatten(-3, -2)
     q, start, back = torch.conj_physical(q), torch.conj_physical(start), torch.conj_physical(state).mT
@@ -172,7 +170,8 @@ def _chunked_forward(
     reads[:, :, before:] = (q[:, :, before:] @ k.mT) @ v
     size = 1
     start, end, whole = a, a, a
-    for start, end, whole in _decays(a, before, q.shape[2] - before):
+    for made in _decays(a, before, q.shape[2] - before):
+        start, end, whole = made
         if size < length:
             (k_left, _), (v_left, _), (end_left, _) = (_halves(x, size) for x in (k, v, end))
             right = _halves(q, size)[1], _halves(start, size)[1]
@@ -185,7 +184,7 @@ def _chunked_forward(
 
 def _chunked_backward(
     grad: Tensor, d_final: Tensor, a: Tensor, q: Tensor, k: Tensor, v: Tensor, initial: Tensor, before: int, keyed: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of a, q, k, v and the initial state; the states that enter chunks are computed again."""
     if q.shape[1] == 0 or q.numel() == 0 or initial.numel() == 0:
         return *(torch.zeros_like(x) for x in (a, q, k, v)), d_final.clone()
@@ -200,7 +199,9 @@ def _chunked_backward(
     direct = d_states.unflatten(0, states.shape[:3])
     direct = torch.cat([direct[:, 1:], d_final.unsqueeze(1)], 1)
     back = torch.conj_physical(factor)
-    leaving = _carried(torch.cat([back[:, 1:], torch.zeros_like(back[:, :1])], 1), direct, torch.zeros_like(initial), True, True)
+    leaving = _carried(
+        torch.cat([back[:, 1:], torch.zeros_like(back[:, :1])], 1), direct, torch.zeros_like(initial), True, True
+    )
     d_initial = d_states.unflatten(0, states.shape[:3])[:, 0] + back[:, 0] * leaving[:, 0]
     d_factor = (leaving * torch.conj_physical(states)).sum_to_size(factor.shape).flatten(0, 2).unsqueeze(1)
     d_whole = d_factor.mT if keyed else d_factor
@@ -267,7 +268,7 @@ def _chunks_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, Tensor
         initial: Tensor,
         before: int,
         keyed: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         with _without_autocast(initial):
             found = _chunked_backward(grad, d_final, a, q, k, v, initial, before, keyed)
         return tuple(x.contiguous() for x in found)
@@ -283,7 +284,7 @@ def _chunks_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, Tensor
         initial: Tensor,
         before: int,
         keyed: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (a, q, k, v, initial))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
