@@ -132,7 +132,7 @@ def _imports(code: str) -> str:
         return [f"from {module} import {', '.join(found)}"] if found else []
 
     plain = [f"import {m}" for m in ("cmath", "contextlib", "itertools", "math", "os") if m in used]
-    plain += of("collections.abc", "Callable", "Iterable", "Iterator", "Sequence")
+    plain += of("collections.abc", "Callable", "Iterable", "Sequence")
     kernels = "triton" in used
     plain += [*(["from types import SimpleNamespace"] if kernels else []), *of("typing", "Any", "NamedTuple")]
     functional = ["import torch.nn.functional as F"] if "F" in used else []

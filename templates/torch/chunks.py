@@ -8,8 +8,8 @@ keeps all of it from overflowing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,35 +44,45 @@ def _halves(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return pairs[:, :, 0], pairs[:, :, 1]
 
 
-def _decays(a: Tensor, before: int, after: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For blocks of 1, 2, 4, ... tokens: the decay from the block's start to each read, from each write to the block's
-    end, and over the whole block. a: [chunks, size, 1, F]."""
+class _Level(NamedTuple):
+    """How blocks of so many tokens are joined in pairs: the decays from the right one's start to its reads and from the
+    left one's writes to its end, [chunks, pairs, size, ...], and over each of the two."""
+
+    size: int
+    start: Tensor
+    end: Tensor
+    left: Tensor
+    right: Tensor
+
+
+def _decays(a: Tensor, before: int, after: int) -> tuple[list[_Level], tuple[Tensor, Tensor, Tensor]]:
+    """The levels, and the decays from a chunk's start to each read, from each write to the chunk's end, and over the
+    chunk. a: [chunks, size, 1, F]."""
     end, whole = torch.ones_like(a), a
     start = torch.cat([end] * before + [a] * after, 2)
-    yield start, end, whole
+    levels: list[_Level] = []
     size = 1
     while size < a.shape[1]:
-        (left, right), (early, late) = _halves(start, size), _halves(end, size)
-        whole_left, whole_right = (w.squeeze(2) for w in _halves(whole, 1))
-        start = torch.stack([left, right * whole_left.unsqueeze(2)], 2).flatten(1, 3)
-        end = torch.stack([early * whole_right.unsqueeze(2), late], 2).flatten(1, 3)
-        whole = whole_left * whole_right
-        yield start, end, whole
+        late, early = _halves(start, size)[1], _halves(end, size)[0]
+        left, right = _halves(whole, 1)
+        levels.append(_Level(size, late.clone(), early.clone(), left, right))
+        late.mul_(left)
+        early.mul_(right)
+        whole = (left * right).squeeze(2)
         size *= 2
+    return levels, (start, end, whole)
 
 
-def _decays_back(
-    d_start: Tensor, d_end: Tensor, d_whole: Tensor, made: tuple[Tensor, Tensor, Tensor], size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the decays of blocks of `size` tokens, from those of blocks of twice as many."""
-    start, end, whole = (torch.conj_physical(x) for x in made)
-    (left, right), (early, late) = _halves(d_start, size), _halves(d_end, size)
-    whole_left, whole_right = (w.squeeze(2) for w in _halves(whole, 1))
-    d_left = (right * _halves(start, size)[1]).sum((2, 3)).unsqueeze(2) + d_whole * whole_right
-    d_right = (early * _halves(end, size)[0]).sum((2, 3)).unsqueeze(2) + d_whole * whole_left
-    d_start = torch.stack([left, right * whole_left.unsqueeze(2)], 2).flatten(1, 3)
-    d_end = torch.stack([early * whole_right.unsqueeze(2), late], 2).flatten(1, 3)
-    return d_start, d_end, torch.stack([d_left, d_right], 2).flatten(1, 2)
+def _decays_back(d_start: Tensor, d_end: Tensor, d_whole: Tensor, level: _Level) -> Tensor:
+    """Gradients of the decays of blocks, from those of pairs: `d_start` and `d_end` in place, and the whole's."""
+    late, early = _halves(d_start, level.size)[1], _halves(d_end, level.size)[0]
+    left, right = torch.conj_physical(level.left), torch.conj_physical(level.right)
+    d_whole = d_whole.unsqueeze(2)
+    d_left = (late * torch.conj_physical(level.start)).sum((2, 3), keepdim=True) + d_whole * right
+    d_right = (early * torch.conj_physical(level.end)).sum((2, 3), keepdim=True) + d_whole * left
+    late.mul_(left)
+    early.mul_(right)
+    return torch.cat([d_left, d_right], 2).flatten(1, 2)
 
 
 def _of_state(q: Tensor, start: Tensor, state: Tensor, keyed: bool) -> Tensor:
@@ -168,15 +178,10 @@ def _chunked_forward(
     q, k, v = (_in_chunks(x, length) for x in (q, k, v))
     reads = q.new_zeros((*q.shape[:-1], v.shape[-1]))
     reads[:, :, before:] = (q[:, :, before:] @ k.mT) @ v
-    size = 1
-    start, end, whole = a, a, a
-    for made in _decays(a, before, q.shape[2] - before):
-        start, end, whole = made
-        if size < length:
-            (k_left, _), (v_left, _), (end_left, _) = (_halves(x, size) for x in (k, v, end))
-            right = _halves(q, size)[1], _halves(start, size)[1]
-            _halves(reads, size)[1].add_(_of_tokens(*right, k_left, v_left, end_left, keyed))
-        size *= 2
+    levels, (start, end, whole) = _decays(a, before, q.shape[2] - before)
+    for size, late, early, *_ in levels:
+        into = _halves(reads, size)[1]
+        into += _of_tokens(_halves(q, size)[1], late, _halves(k, size)[0], _halves(v, size)[0], early, keyed)
     _, states, final = _between_chunks(whole, _write(k, v, end, keyed), initial, keyed)
     reads += _of_state(q, start, states.flatten(0, 2), keyed)
     return _in_tokens(reads, like), final.clone()
@@ -191,8 +196,7 @@ def _chunked_backward(
     length = _chunk_length(q.shape[1])
     like, a = q, _in_chunks(a.unsqueeze(3), length, 1.0)
     grad, q, k, v = (_in_chunks(x, length) for x in (grad, q, k, v))
-    levels = list(_decays(a, before, q.shape[2] - before))
-    start, end, whole = levels.pop()
+    levels, (start, end, whole) = _decays(a, before, q.shape[2] - before)
     factor, states, _ = _between_chunks(whole, _write(k, v, end, keyed), initial, keyed)
     d_q, d_start, d_states = _of_state_back(grad, q, start, states.flatten(0, 2), keyed)
     # What arrives at the state that leaves each chunk, from the last one to the first.
@@ -206,17 +210,15 @@ def _chunked_backward(
     d_factor = (leaving * torch.conj_physical(states)).sum_to_size(factor.shape).flatten(0, 2).unsqueeze(1)
     d_whole = d_factor.mT if keyed else d_factor
     d_k, d_v, d_end = _write_back(leaving.flatten(0, 2), k, v, end, keyed)
-    size = length // 2
     while levels:
-        made = levels.pop()
-        d_start, d_end, d_whole = _decays_back(d_start, d_end, d_whole, made, size)
-        (k_left, _), (v_left, _), (end_left, _) = (_halves(x, size) for x in (k, v, made[1]))
-        right = _halves(q, size)[1], _halves(made[0], size)[1]
-        found = _of_tokens_back(_halves(grad, size)[1], *right, k_left, v_left, end_left, keyed)
+        level = levels.pop()
+        d_whole = _decays_back(d_start, d_end, d_whole, level)
+        size = level.size
+        tokens = _halves(q, size)[1], level.start, _halves(k, size)[0], _halves(v, size)[0], level.end
+        found = _of_tokens_back(_halves(grad, size)[1], *tokens, keyed)
         into = [(d_q, 1), (d_start, 1), (d_k, 0), (d_v, 0), (d_end, 0)]
         for (total, half), more in zip(into, found):
             _halves(total, size)[half].add_(more)
-        size //= 2
     d_a = d_whole + d_start[:, :, before:].sum(2, keepdim=True)
     q_now, grad_now = q[:, :, before:], grad[:, :, before:]
     d_scores = grad_now @ torch.conj_physical(v).mT
