@@ -138,22 +138,30 @@ def plan(
         else:
             loop = _loop(closure, streams)
             steps.append(replace(loop, contracting=name in contracting, flow=flow(system, closure, streams)))
-    steps = [_in_chunks(system, steps, i) if isinstance(s, Scan) else s for i, s in enumerate(steps)]
+    for step in tuple(steps):
+        if isinstance(step, Scan) and step.contracting:
+            _cut(system, steps, steps.index(step))
     return Plan(system, tuple(steps), projections(system, steps))
 
 
-def _in_chunks(system: System, steps: list[Step], at: int) -> Step:
-    """A scan, by chunks where it can be."""
+def _cut(system: System, steps: list[Step], at: int) -> None:
+    """Compute a scan by chunks where it can be; later, if a query waits for another state."""
     step = steps[at]
-    if not isinstance(step, Scan) or not step.contracting:
-        return step
-    around = [e for _, e in system.outputs] + [c.arg for c in system.convs.values()]
-    for other in (s for s in steps if s is not step):
-        around += needs(other)
-        if isinstance(other, Loop):
-            around += [s.expr for s in other.streams]
-    ready = [name for s in steps[:at] for name in s.closure.group.states]
-    return replace(step, chunks=chunks(system, step.closure, step.stream, around, ready))
+    assert isinstance(step, Scan)
+    others = [s for s in steps if s is not step]
+    read = [(*needs(s), *(x.expr for x in s.streams)) if isinstance(s, Loop) else needs(s) for s in others]
+    around = [e for exprs in read for e in exprs] + [e for _, e in system.outputs]
+    around += [c.arg for c in system.convs.values()]
+    first = next((i for i, exprs in enumerate(read) if step.stream.name in _states(exprs)), len(others))
+    for place in dict.fromkeys((at, first)):
+        ready = [name for s in others[:place] for name in s.closure.group.states]
+        if found := chunks(system, step.closure, step.stream, around, ready):
+            steps[:] = [*others[:place], replace(step, chunks=found), *others[place:]]
+            return
+
+
+def _states(exprs: Iterable[Expr]) -> set[str]:
+    return {n.name for n in walk(*exprs) if isinstance(n, Ref) and n.role == "state"}
 
 
 def _loop(closure: Closure, streams: tuple[Stream, ...]) -> Loop:

@@ -111,8 +111,9 @@ REFUSED = {
     "a factor for each entry": cell("z * S[t-1] + k * v"),
     "a write that is no product": cell("g * S[t-1] + tanh(k * v)"),
     "unbounded": cell("(2 * g) * S[t-1] + k * v"),
-    "read by another state": cell("g * S[t-1] + k * v").replace("state S[H, K, V]\n", "state S[H, K, V], n[V]\n")
-    + "n[t] = tanh(n[t-1]) + sum[H, K](S[t])\noutput n[t]\n",
+    "read by another state": cell("g * S[t-1] + k * v").replace(
+        "state S", "state n[H, K, V]\nn[t] = tanh(n[t-1] + S[t])\nstate S"
+    ),
 }
 
 
@@ -198,6 +199,46 @@ output real(sum[K](k * S[t-1]))
 @pytest.mark.parametrize("length", LENGTHS)
 def test_lengths(text: str, length: int) -> None:
     compared(text, length)
+
+
+CHAINED = """cell C
+dim H = 2, M = 3, K = 2, V = 4
+input q[H, K], k[H, K], v[H, V], a[H, M] in [0, 1]
+state FIRST
+state SECOND
+state n[V]
+R[t] = a * R[t-1] + (1 - a) * k
+S[t] = a * S[t-1] + (1 - a) * v
+o = sum[M](softmax[M](sum[K](q * R[t])) * S[t])
+n[t] = tanh(n[t-1] + sum[H](o))
+output o
+output n[t]
+"""
+MANY = """cell C
+dim A = 2, B = 2, K = 3, N = 2, V = 2, W = 3
+input q[N, B, K], k[K, A, N], v[B, V, W, A], g[B, N] in [-1, 1]
+state S[W, K, A, N, B, V]
+S[t] = g * S[t-1] + k * v
+output sum[N, K](q * S[t-1] * k)
+"""
+
+
+@pytest.mark.parametrize("order", [("R[H, M, K]", "S[H, M, V]"), ("S[H, M, V]", "R[H, M, K]")], ids=["in order", "not"])
+def test_chained_states(order: tuple[str, str]) -> None:
+    """Gated slot attention: what one state is read for is the query of the next, however they are declared; and a state
+    that is stepped reads both."""
+    text = CHAINED.replace("FIRST", order[0]).replace("SECOND", order[1])
+    assert "chunks" in build(text).plan["R"]
+    compared(text, 17)
+    compared(text, 70)
+
+
+def test_several_dims_of_each_part() -> None:
+    found = parts(MANY)
+    assert found is not None
+    assert (found.heads, found.keys, found.values) == (("A", "B"), ("K", "N"), ("W", "V"))
+    compared(MANY, 17)
+    compared(MANY, 70)
 
 
 @pytest.mark.parametrize("axis", ["K", "V"])
