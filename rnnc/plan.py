@@ -140,11 +140,11 @@ def plan(
             steps.append(replace(loop, contracting=name in contracting, flow=flow(system, closure, streams)))
     for step in tuple(steps):
         if isinstance(step, Scan) and step.contracting:
-            _cut(system, steps, steps.index(step))
+            _by_chunks(system, steps, steps.index(step))
     return Plan(system, tuple(steps), projections(system, steps))
 
 
-def _cut(system: System, steps: list[Step], at: int) -> None:
+def _by_chunks(system: System, steps: list[Step], at: int) -> None:
     """Compute a scan by chunks where it can be; later, if a query waits for another state."""
     step = steps[at]
     assert isinstance(step, Scan)

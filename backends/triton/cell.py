@@ -180,7 +180,7 @@ class FusedCellCoder(CellCoder):
         lasts = [self.lasts.get(delay(stream.name, lag)) for lag in range(1, stream.depth + 1)]
         known = [name for name in lasts if name is not None]
         if len(known) < len(lasts):
-            return None
+            return super().computed(field)
         if field.role == "state":
             return known[0]
         past = known[1:] if stream.declared else known
