@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rnnc.closure import Affine
 from rnnc.derive import depends
-from rnnc.ir import Apply, Expr, Graph, Reduce, Ref, walk
+from rnnc.ir import Apply, Expr, Graph, Lit, Reduce, Ref, walk
 from rnnc.lower import Stream, System
 
 MOST_WRITES = 8
@@ -65,12 +65,12 @@ def chunks(
     writes: list[tuple[Expr, Expr]] = []
     while values:
         terms = _terms(system.graph, closure.b, set(keys), values)
-        if not isinstance(terms, Expr):
+        if isinstance(terms, list):
             if len(terms) > MOST_WRITES:
                 return None
             writes = [_pair(system.graph, factors, sign, set(keys)) for factors, sign in terms]
             break
-        values -= set(terms.dims)
+        values -= terms
     if not values or any(w.kind == "complex" != stream.type.kind for pair in writes for w in pair):
         return None
     heads = tuple(d for d in stream.type.dims if d not in keys and d not in values)
@@ -143,42 +143,68 @@ def _ready(system: System, node: Expr, ready: set[str]) -> bool:
 Terms = list[tuple[list[Expr], bool]]
 
 
-def _terms(graph: Graph, node: Expr, keys: set[str], values: set[str]) -> Terms | Expr:
-    """A sum of products of factors that lack `keys` or `values`, each with whether it is subtracted; or what is no such
-    sum."""
+def _terms(graph: Graph, node: Expr, keys: set[str], values: set[str]) -> Terms | set[str]:
+    """A sum of products of factors that lack `keys` or `values`, each with whether it is subtracted; or the dims of
+    `values` because of which it is no such sum."""
     dims = set(node.dims)
     if not dims & keys or not dims & values:
         return [([node], False)]
-    if not isinstance(node, Apply) or node.op not in ("add", "sub", "neg", "mul", "div"):
-        return node
-    if node.op == "div":
-        terms = _terms(graph, node.args[0], keys, values)
-        return terms if isinstance(terms, Expr) else _divided(graph, terms, node.args[1], keys, values) or node
-    parts = [_terms(graph, c, keys, values) for c in node.args]
-    for part in parts:
-        if isinstance(part, Expr):
-            return part
-    found = [p for p in parts if not isinstance(p, Expr)]
+    if not isinstance(node, Apply) or node.op not in ("add", "sub", "neg", "mul", "div", "where", "only"):
+        return dims & values
+    # The operands that are taken apart.
+    held = {"div": node.args[:1], "only": node.args[:1], "where": node.args[1:]}.get(node.op, node.args)
+    found: list[Terms] = []
+    for child in held:
+        terms = _terms(graph, child, keys, values)
+        if isinstance(terms, set):
+            return terms
+        found.append([] if isinstance(child, Lit) and child.value == 0 else terms)
     match node.op:
-        case "neg":
-            return [(factors, not sign) for factors, sign in found[0]]
         case "add":
             return found[0] + found[1]
         case "sub":
             return found[0] + [(factors, not sign) for factors, sign in found[1]]
-        case _:
+        case "neg":
+            return [(factors, not sign) for factors, sign in found[0]]
+        case "mul":
             return [(f + g, s != r) for f, s in found[0] for g, r in found[1]]
+        case "div":
+            return _divided(graph, found[0], node.args[1], keys, values)
+        case _:
+            return _chosen(graph, node, found, keys, values)
 
 
-def _divided(graph: Graph, terms: Terms, by: Expr, keys: set[str], values: set[str]) -> Terms | None:
+def _chosen(graph: Graph, node: Apply, found: list[Terms], keys: set[str], values: set[str]) -> Terms | set[str]:
+    """The products of each branch with every factor put to zero where the branch is not taken (`only`: the gradient):
+    were it left out of one, what is infinite there would make a NaN."""
+    condition = node.args[0] if node.op == "where" else node.args[1]
+    zero = graph.lit(0.0)
+    out: Terms = []
+    for branch, terms in enumerate(found):
+        for factors, sign in terms:
+            made: list[Expr] = []
+            for f in factors:
+                dims = {*f.dims, *condition.dims}
+                if dims & keys and dims & values:
+                    return dims & values
+                if node.op == "only":
+                    made.append(graph.apply("only", f, condition))
+                else:
+                    made.append(graph.apply("where", condition, *((zero, f) if branch else (f, zero))))
+            out.append((made, sign))
+    return out
+
+
+def _divided(graph: Graph, terms: Terms, by: Expr, keys: set[str], values: set[str]) -> Terms | set[str]:
     """Each product with one of its factors divided: one that lacks the same dims."""
+    if set(by.dims) & keys and set(by.dims) & values:
+        return set(by.dims) & values
     out: Terms = []
     for factors, sign in terms:
-        sides = ((i, set(f.dims) | set(by.dims)) for i, f in enumerate(factors))
-        at = next((i for i, dims in sides if not dims & keys or not dims & values), None)
-        if at is None:
-            return None
-        out.append(([*factors[:at], graph.apply("div", factors[at], by), *factors[at + 1 :]], sign))
+        sides = [{*f.dims, *by.dims} for f in factors]
+        at = next((i for i, dims in enumerate(sides) if not dims & keys or not dims & values), len(factors))
+        divided = graph.apply("div", factors[at] if at < len(factors) else graph.lit(1.0), by)
+        out.append(([*factors[:at], divided, *factors[at + 1 :]], sign))
     return out
 
 

@@ -20,7 +20,7 @@ from tests.modules import agree, build, checked, load, some_state, tensors, with
 
 HEAD = """cell C
 dim G = 2, H = 2, K = 3, V = 4
-input q[G, H, K], p[H, K], k[H, K], v[H, V], w[V], d[H], f[H, K]: bool
+input q[G, H, K], p[H, K], k[H, K], v[H, V], w[V], d[H], f[H, K]: bool, m[H]: bool
 input s[H] in [-1, 1], g[H, K] in [-1, 1], r[H, V] in [-1, 1], e in [0, 1], z[H, K, V] in [0, 1]
 param λ[K] = uniform(0.1, 0.9)
 """
@@ -65,6 +65,8 @@ WRITTEN = {
     "what parameters decide": "sigmoid(λ) * S[t-1] + k * v",
     "per value": "r * S[t-1] + k * v",
     "no key": "g * S[t-1] + v",
+    "where a token counts": "where(m, g * S[t-1] + k * v, S[t-1])",
+    "one write or another": "g * S[t-1] + where(m, k * v, -p * w)",
     "a product of functions": "g * S[t-1] + softmax[K](k) * tanh(v)",
 }
 
@@ -110,6 +112,7 @@ REFUSED = {
     "a learned map": cell("g * S[t-1] + k * v", "sum[K](p * S[t]); linear[V](S[t])"),
     "a factor for each entry": cell("z * S[t-1] + k * v"),
     "a write that is no product": cell("g * S[t-1] + tanh(k * v)"),
+    "a choice for each key": cell("g * S[t-1] + where(f, k * v, 0)"),
     "unbounded": cell("(2 * g) * S[t-1] + k * v"),
     "read by another state": cell("g * S[t-1] + k * v").replace(
         "state S", "state n[H, K, V]\nn[t] = tanh(n[t-1] + S[t])\nstate S"
@@ -169,6 +172,7 @@ def cells(draw: st.DrawFn) -> str:
     key, value = st.sampled_from(["k", "d * k", "λ", "f", "(k - p)"]), st.sampled_from(["v", "w", "(v * w)", "tanh(v)"])
     writes = draw(st.lists(st.tuples(st.sampled_from(["+", "-"]), key, value), min_size=1, max_size=2))
     update = f"{factor}S[t-1]" + "".join(f" {sign} {k} * {v}" for sign, k, v in writes)
+    update = draw(st.sampled_from([update, update, f"where(m, {update}, S[t-1])"]))
     query = st.sampled_from([*QUERY, "q"])
     reads = draw(st.lists(st.tuples(query, st.sampled_from(["S[t]", "S[t-1]"])), min_size=1, max_size=3, unique=True))
     layout = ", ".join(draw(st.permutations(["H", "K", "V"])))
@@ -239,6 +243,23 @@ def test_several_dims_of_each_part() -> None:
     assert (found.heads, found.keys, found.values) == (("A", "B"), ("K", "N"), ("W", "V"))
     compared(MANY, 17)
     compared(MANY, 70)
+
+
+@pytest.mark.parametrize("name", ["where a token counts", "one write or another", "divided"])
+def test_choices(name: str) -> None:
+    compared(cell(WRITTEN[name]), 70)
+
+
+def test_what_is_not_chosen_does_not_matter() -> None:
+    text = cell(WRITTEN["where a token counts"])
+    ours = build(text, dtype=torch.float64)
+    inputs = dict(zip((i.name for i in checked(text).inputs), inputs_of(text, ours, 1, 70), strict=True))
+    want = torch.autograd.grad(ours(*inputs.values())[0].sum(), inputs["k"])
+    skipped = ~inputs["m"][..., None]
+    with torch.no_grad():
+        inputs["k"].masked_fill_(skipped, torch.nan)
+        inputs["v"].masked_fill_(skipped, torch.inf)
+    agree(torch.autograd.grad(ours(*inputs.values())[0].sum(), inputs["k"]), want)
 
 
 @pytest.mark.parametrize("axis", ["K", "V"])
