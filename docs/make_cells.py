@@ -38,6 +38,8 @@ def row(path: Path) -> str:
 def _word(kernel: str) -> str:
     if kernel == "loop over tokens":
         return "step"
+    if kernel.startswith("chunks of tokens"):
+        return "chunks"
     return "all at once" if kernel == "all tokens at once" else "scan"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from rnnc import __version__
 from rnnc.bound import Analysis, Spectrum, spectrum_text
+from rnnc.chunks import Chunks
 from rnnc.closure import Affine, Block, Closure, Composable, Moebius, Sequential, Tropical, Variable
 from rnnc.closure.obligations import as_written
 from rnnc.diagnostics import to_json
@@ -115,17 +116,25 @@ def _steps(plan: Plan) -> Iterator[tuple[Step, list[str]]]:
             yield step, names
 
 
+def _contracted(chunks: Chunks) -> str:
+    """Why no token's state is kept."""
+    over = ", ".join(chunks.keys)
+    return f"it is only read by sums over {over} of products with what is free of it, so no token's state is kept"
+
+
 def _group(system: System, analysis: Analysis, step: Step, names: list[str], fused: Mapping[str, str]) -> Report:
     closure = step.closure
     found = analysis.spectrum(names[0])
     tracking = analysis.tracking(found)
+    why = reason(system, closure, contracting=isinstance(step, Scan) and step.contracting)
+    chunks = step.chunks if isinstance(step, Scan) else None
     return {
         "states": names,
         "family": closure.family,
         "certificate": closure.certificate if isinstance(closure, Affine | Composable) else "",
         "kernel": step.kernel,
         "triton": fused.get(names[0], ""),
-        "reason": reason(system, closure, contracting=isinstance(step, Scan) and step.contracting),
+        "reason": f"{why}; {_contracted(chunks)}" if chunks else why,
         "spectrum": spectrum_text(found),
         "spectrum_proved": found.bounded,
         "tracks": list(tracking.can),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rnnc.adjoint import Adjoint, flow
+from rnnc.chunks import Chunks, chunks
 from rnnc.closure import Affine, Block, Closure, Composable
 from rnnc.derive import depends
 from rnnc.ir import Apply, Conv, Expr, Linear, Lit, Reduce, Ref, walk
@@ -31,14 +32,19 @@ class Scan:
     """An affine group: an explicit scan of `(a, b)` with its own backward.
 
     `contracting` says that `|a| <= 1` was proved, so products of `a` over a segment cannot overflow and time may be cut
-    into segments that are scanned side by side.
+    into segments that are scanned side by side. `chunks` are the parts of a matrix state that is only read through
+    contractions, for a backend that computes those without the state of every token.
     """
 
     closure: Affine
     adjoint: Adjoint
     stream: Stream
     contracting: bool
-    kernel: str = "affine scan"
+    chunks: Chunks | None = None
+
+    @property
+    def kernel(self) -> str:
+        return "chunks of tokens, in matrix products" if self.chunks else "affine scan"
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,30 @@ def plan(
         else:
             loop = _loop(closure, streams)
             steps.append(replace(loop, contracting=name in contracting, flow=flow(system, closure, streams)))
+    for step in tuple(steps):
+        if isinstance(step, Scan) and step.contracting:
+            _by_chunks(system, steps, steps.index(step))
     return Plan(system, tuple(steps), projections(system, steps))
+
+
+def _by_chunks(system: System, steps: list[Step], at: int) -> None:
+    """Compute a scan by chunks where it can be; later, if a query waits for another state."""
+    step = steps[at]
+    assert isinstance(step, Scan)
+    others = [s for s in steps if s is not step]
+    read = [(*needs(s), *(x.expr for x in s.streams)) if isinstance(s, Loop) else needs(s) for s in others]
+    around = [e for exprs in read for e in exprs] + [e for _, e in system.outputs]
+    around += [c.arg for c in system.convs.values()]
+    first = next((i for i, exprs in enumerate(read) if step.stream.name in _states(exprs)), len(others))
+    for place in dict.fromkeys((at, first)):
+        ready = [name for s in others[:place] for name in s.closure.group.states]
+        if found := chunks(system, step.closure, step.stream, around, ready):
+            steps[:] = [*others[:place], replace(step, chunks=found), *others[place:]]
+            return
+
+
+def _states(exprs: Iterable[Expr]) -> set[str]:
+    return {n.name for n in walk(*exprs) if isinstance(n, Ref) and n.role == "state"}
 
 
 def _loop(closure: Closure, streams: tuple[Stream, ...]) -> Loop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rnnc.chunks import Chunks
 from rnnc.fuse import Kernel, fuse
 from rnnc.plan import Loop, Plan, Pointwise, Scan
 from rnnc.show import expr_text
@@ -16,7 +17,9 @@ def plan_text(plan: Plan) -> str:
                 lines.append(f"  {s.name}: {step.kernel}")
                 lines.append(f"    {s.name}[t] = {expr_text(s.expr)}")
             case Scan(stream=s, closure=c):
-                lines.append(f"  {s.name}: {step.kernel}{', in segments' if step.contracting else ''}")
+                cut = ", in segments" if step.contracting and not step.chunks else ""
+                lines.append(f"  {s.name}: {step.kernel}{cut}")
+                lines.extend(f"    {line}" for line in _chunks(step.chunks))
                 lines.append(f"    a = {expr_text(c.a)}")
                 lines.append(f"    b = {'0' if c.b is None else expr_text(c.b)}")
                 back = step.adjoint.closure
@@ -34,6 +37,17 @@ def plan_text(plan: Plan) -> str:
             seen.add(id(p))
             lines.append(f"  one product of {expr_text(p.maps[0].arg)}: {', '.join(m.weight for m in p.maps)}")
     return "\n".join(lines) + "\n"
+
+
+def _chunks(chunks: Chunks | None) -> list[str]:
+    """The parts of a matrix state."""
+    if chunks is None:
+        return []
+    parts = {"heads": chunks.heads, "keys": chunks.keys, "values": chunks.values}
+    lines = ["; ".join(f"{part} {', '.join(dims)}" for part, dims in parts.items() if dims)]
+    lines += [f"writes {expr_text(k)} by {expr_text(v)}" for k, v in chunks.writes]
+    when = ("after the write", "before it")
+    return lines + [f"read {when[r.lag]} by {expr_text(r.query)}" for r in chunks.reads]
 
 
 def _kernel(kernel: Kernel) -> list[str]:

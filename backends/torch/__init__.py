@@ -41,6 +41,7 @@ def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_fil
         namespace=f"rnnc_{digest[:12]}",
         operators=operators,
         scans=scans,
+        chunks=any(c.chunks for c in cells),
         cells=[_view(c) for c in cells],
     )
     needs = "torch, and triton for its kernels on a GPU," if any(c.parts for c in cells) else "torch alone"
@@ -85,7 +86,9 @@ def _template() -> jinja2.Template:
     return environment.from_string(text)
 
 
-RUNTIME = tuple(f"torch/{name}.py" for name in ("numbers", "values", "time", "scan", "loop", "composed", "module"))
+RUNTIME = tuple(
+    f"torch/{name}.py" for name in ("numbers", "values", "time", "scan", "loop", "composed", "chunks", "module")
+)
 """The files of `templates/` that generated modules take definitions from, in this order."""
 
 

@@ -395,6 +395,10 @@ class Block:
         source, target = (f"({', '.join(str(m[k]) for m in moved)})" for k in (0, 1))
         return f"{code}.movedim({source}, {target})"
 
+    def laid(self, code: str, have: list[str], want: tuple[str, ...]) -> str:
+        """Code whose axes are `have`, laid out as `want`."""
+        return self._permute(code, have, want)
+
     def moved(self, node: Expr, have: list[str], want: tuple[str, ...]) -> str:
         """Code of a node whose axes are `have`, laid out as `want`."""
         if have == list(want):

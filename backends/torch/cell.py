@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rnnc.chunks import Chunks
 from rnnc.fields import StateField
 from rnnc.ir import (
     Annulus,
@@ -27,8 +28,9 @@ from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, Step, is_number, 
 from rnnc.show import expr_text, region_text
 
 from .block import Block, NameTable
+from .chunks import chunk_line, operands
 from .loops import LoopCode, LoopCoder, past_name
-from .text import docstring, quoted, several, wrap
+from .text import constant, cut, decimal, docstring, quoted, several, wrap
 
 LOCALS = frozenset(
     {"self", "run", "dtype", "state", "torch", "F", "math", "cmath", "nn", "batch", "device", "zip", "range"}
@@ -59,6 +61,7 @@ class CellCode:
     loops: tuple[LoopCode, ...]
     registrations: tuple[str, ...]
     scans: bool
+    chunks: bool
     operators: tuple[str, ...]
     """Names of the operators that it registers, the shared scan excepted."""
     helpers: frozenset[str]
@@ -118,6 +121,7 @@ class CellCoder:
             loops,
             tuple(self.registrations(loops)),
             any(isinstance(s, Scan) for s in self.plan.steps),
+            any(isinstance(s, Scan) and s.chunks is not None for s in self.plan.steps),
             tuple(f"loop_{i}" for i, _ in enumerate(loops, self.first)),
             frozenset(self.helpers),
         )
@@ -178,7 +182,7 @@ class CellCoder:
 
     def arguments(self) -> list[str]:
         sizes = [f"{d.name}: int = {d.size}" for d in self.cell.dims if not d.derived]
-        return sizes + [f"{c.name}: float = {_number(c.value)}" for c in self.cell.consts]
+        return sizes + [f"{c.name}: float = {constant(c.value)}" for c in self.cell.consts]
 
     def setup(self) -> list[str]:
         sizes = [d.name for d in self.cell.dims if not d.derived]
@@ -305,7 +309,7 @@ class CellCoder:
                 self.helpers.add("_complex_of")
             value = f.init if f.init is not None else self.graph.lit(0.0)
             if is_number(value):
-                number = "False" if f.kind == "bool" else _float(block.number(value)[0])
+                number = "False" if f.kind == "bool" else decimal(block.number(value)[0])
                 text = f"torch.full({shape}, {number}, dtype={kind}, device=device)"
             else:
                 block.expect(value)
@@ -404,6 +408,11 @@ class CellCoder:
         )
         block.helpers = self.helpers
         self.queues: dict[str, str] = {}
+        self.finals: dict[str, str] = {}
+        # What contractions read is never computed from the state.
+        for step in self.plan.steps:
+            for read in chunks.reads if (chunks := self.chunks(step)) else ():
+                block.variables[read.node] = table.new(self.system.names.get(read.node) or "read")
         roots = [e for step in self.plan.steps for e in self.roots(step)]
         block.expect(*roots, *(e for _, e in self.system.outputs))
         for node in [n for _, e in self.system.outputs for n in walk(e)] + [n for r in roots for n in walk(r)]:
@@ -426,7 +435,12 @@ class CellCoder:
 
     def roots(self, step: Step) -> tuple[Expr, ...]:
         """What PyTorch computes for a step."""
-        return needs(step)
+        chunks = self.chunks(step)
+        return operands(step, chunks) if chunks and isinstance(step, Scan) else needs(step)
+
+    def chunks(self, step: Step) -> Chunks | None:
+        """The parts of a step that PyTorch computes by chunks."""
+        return step.chunks if isinstance(step, Scan) else None
 
     def parameter(self, ref: Ref, block: Block, table: NameTable) -> str:
         """A parameter in the computing dtype; a tap is one slice of a convolution's weight."""
@@ -456,13 +470,17 @@ class CellCoder:
             if any(s.name == name for s in self.cell.states):
                 text = expr_text(self.cell.state(name).expr)
                 over = f" over {step_over}" if (step_over := self.cell.state(name).over) else ""
-                block.lines.append(_cut(f"# {name}[t]{over} = {text}"))
+                block.lines.append(cut(f"# {name}[t]{over} = {text}"))
         match step:
             case Pointwise(stream=s):
                 if s.declared or not per_token(s.expr):
                     values[s.name] = self.full(s, block, table)
                 else:
                     values[s.name] = block.variable(s.expr)
+            case Scan(stream=s, chunks=Chunks() as chunks):
+                self.helpers |= {"_chunked", "_chunks_operator", "_scan_operator"}
+                name = self.finals[s.name] = table.new(f"{s.name}_last")
+                block.assign(*chunk_line(step, chunks, block, name))
             case Scan(stream=s, closure=c):
                 a = block.aligned_code(c.a, s.type.dims)
                 b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)
@@ -510,7 +528,7 @@ class CellCoder:
 
     def computed(self, field: StateField) -> str | None:
         """Code of a part of the final state that something has computed already."""
-        return None
+        return self.finals.get(field.of) if field.role == "state" else None
 
     def final(self, block: Block, table: NameTable, values: dict[str, str], convs: dict[str, str]) -> list[str]:
         out: list[str] = []
@@ -587,18 +605,3 @@ def _shares_memory(node: Expr) -> bool:
             return False
         node = node.children[0]
     return True
-
-
-def _cut(text: str, width: int = 100) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _number(value: int | float) -> str:
-    if value == float("inf"):
-        return "math.inf"
-    return "-math.inf" if value == -float("inf") else repr(value)
-
-
-def _float(text: str) -> str:
-    return f"{text}.0" if text.isdigit() else text

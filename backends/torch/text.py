@@ -38,6 +38,18 @@ def cut(text: str, width: int = 100) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def constant(value: int | float) -> str:
+    """A number as Python has it."""
+    if value == float("inf"):
+        return "math.inf"
+    return "-math.inf" if value == -float("inf") else repr(value)
+
+
+def decimal(text: str) -> str:
+    """Code of a number, as a float where it is a whole one."""
+    return f"{text}.0" if text.isdigit() else text
+
+
 def several(items: Iterable[str]) -> str:
     """A tuple of items, as code."""
     items = list(items)

@@ -10,6 +10,7 @@ from importlib import resources
 
 import jinja2
 
+from rnnc.chunks import Chunks
 from rnnc.fields import StateField
 from rnnc.fuse import Kernel, delay, fuse, streams_of
 from rnnc.ir import Expr, Linear, Ref
@@ -114,6 +115,9 @@ class FusedCellCoder(CellCoder):
             return super().roots(step)
         return (*kernel.inputs, *kernel.fixed) if step is kernel.steps[0] else ()
 
+    def chunks(self, step: Step) -> Chunks | None:
+        return None if id(step) in self.fusing else super().chunks(step)
+
     def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
         kernel = self.fusing.get(id(step))
         if kernel is None:
@@ -172,11 +176,11 @@ class FusedCellCoder(CellCoder):
         streams = {s.name: s for s in self.system.streams}
         stream = streams.get(field.of if field.role == "state" else field.name, streams.get(field.of))
         if not self.fusing or stream is None:
-            return None
+            return super().computed(field)
         lasts = [self.lasts.get(delay(stream.name, lag)) for lag in range(1, stream.depth + 1)]
         known = [name for name in lasts if name is not None]
         if len(known) < len(lasts):
-            return None
+            return super().computed(field)
         if field.role == "state":
             return known[0]
         past = known[1:] if stream.declared else known

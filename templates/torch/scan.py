@@ -69,6 +69,18 @@ def _carry_in_segments(a: Tensor, b: Tensor, initial: Tensor, reverse: bool, fre
     return h[:, count * size - steps :] if reverse else h[:, :steps]
 
 
+def _carried(
+    a: Tensor, b: Tensor, initial: Tensor, contracting: bool, reverse: bool, fresh: Tensor | None = None
+) -> Tensor:
+    """The same in whichever way is faster; a broadcasts to b."""
+    if b.shape[1] == 0:
+        return torch.empty_like(b)
+    # In segments there are fewer, larger operations: worth it while one token's work is smaller than a launch.
+    small = b[:, 0].numel() <= 8192 or b.device.type != "cpu"
+    run = _carry_in_segments if contracting and small and b.shape[1] >= 16 else _carry
+    return run(a.expand(-1, b.shape[1], *a.shape[2:]), b, initial, reverse, fresh)
+
+
 def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Tensor | None], Tensor]:
     """Registers `scan(a, b, initial, contracting, fresh)`: `h[t] = a[t] * h[t-1] + b[t]`, with its own backward.
 
@@ -77,21 +89,13 @@ def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Te
     `db = λ` and `da[t] = λ[t] conj(h[t-1])`. Saved: a, initial and h.
     """
 
-    def carry(a: Tensor, b: Tensor, initial: Tensor, contracting: bool, reverse: bool, fresh: Tensor | None) -> Tensor:
-        if b.shape[1] == 0:
-            return torch.empty_like(b)
-        # In segments there are fewer, larger operations: worth it while one token's work is smaller than a launch.
-        small = b[:, 0].numel() <= 8192 or b.device.type != "cpu"
-        run = _carry_in_segments if contracting and small and b.shape[1] >= 16 else _carry
-        return run(a.expand(-1, b.shape[1], *a.shape[2:]), b, initial, reverse, fresh)
-
     @torch.library.custom_op(
         f"{namespace}::scan",
         mutates_args=(),
         schema="(Tensor a, Tensor b, Tensor initial, bool contracting, Tensor? fresh) -> Tensor",
     )
     def scan(a: Tensor, b: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None) -> Tensor:
-        return carry(a, b, initial, contracting, False, fresh).contiguous()
+        return _carried(a, b, initial, contracting, False, fresh).contiguous()
 
     @scan.register_fake
     def _(a: Tensor, b: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None) -> Tensor:
@@ -112,7 +116,7 @@ def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Te
         later = torch.conj_physical(a).expand(-1, h.shape[1], *a.shape[2:])
         zero = torch.zeros_like(later[:, :1])
         later_fresh = None if fresh is None else fresh.roll(-1)
-        adjoint = carry(
+        adjoint = _carried(
             torch.cat([later[:, 1:], zero], 1), grad, torch.zeros_like(initial), contracting, True, later_fresh
         ).contiguous()
         d_initial = later[:, 0] * adjoint[:, 0]
