@@ -204,14 +204,7 @@ class BackwardCoder:
             name = tiles.values[root].parts[0].removesuffix("_re" if root.kind == "complex" else "")
             totals[root] = tiles.assign(f"d_{name}_sum", Tile(zeros, axes))
         holes.before = tiles.take()
-        if composition is not None:
-            holes.before += composition.enter(tiles, flowing)
-        verified = composition if composition is not None and composition.verified else None
-        sizes: list[Tile] = []
-        if verified is not None:
-            holes.verify = verified.verify(tiles)
-            sizes = verified.sizes(tiles, flowing)
-            holes.before += tiles.take()
+        sizes = composition.opening(holes, tiles, flowing) if composition is not None else []
         if past and not coder.stored:
             self.again(holes, tiles)
         self.read(tiles, exprs, initial)
@@ -228,17 +221,17 @@ class BackwardCoder:
                 for n, stream in zip(coder.prev, coder.streams, strict=True)
             ]
             coder.move(tiles, flowing, made, "d_{}_past")
-        if verified is not None:
-            verified.grow(tiles, sizes, flowing)
+        if composition is not None:
+            composition.grow(tiles, sizes, flowing)
         holes.loop = tiles.take()
-        if verified is not None:
-            holes.arrive = verified.arrive(flowing, sizes)
+        if composition is not None:
+            holes.arrive = composition.arrive(flowing, sizes)
         coder.keep(tiles, "d_{}_initial_ptr", row, flowing)
         holes.after = tiles.take()
         tiles.values.update({self.sums[root]: total for root, total in totals.items()})
         tiles.expect(*self.fixed_gradients.values())
         for x, node in self.fixed_gradients.items():
-            self.write(tiles, x, node, coder.row(coder.slot(x), "program_row"), "other == 0" if verified else "")
+            self.write(tiles, x, node, coder.row(coder.slot(x), "program_row"), "other == 0" if sizes else "")
         holes.sums = tiles.take()
         holes.arguments = self.arguments(whole=True)
         return holes

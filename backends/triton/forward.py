@@ -21,14 +21,7 @@ class ForwardCoder:
         states = coder.states(tiles, "{}_before", "{}_initial_ptr", coder.sequence_row())
         holes.before = tiles.take()
         composition = coder.composition
-        if composition is not None:
-            holes.before += composition.enter(tiles, states)
-        verified = composition if composition is not None and composition.verified else None
-        sizes: list[Tile] = []
-        if verified is not None:
-            holes.verify = verified.verify(tiles)
-            sizes = verified.sizes(tiles, states)
-            holes.before += tiles.take()
+        sizes = composition.opening(holes, tiles, states) if composition is not None else []
         if not coder.stored:
             coder.keep(tiles, "{}_starts_ptr", coder.row(coder.dims, "(chunk + index)"), states)
             holes.chunk = tiles.take()
@@ -44,11 +37,11 @@ class ForwardCoder:
         if not coder.tiled:
             for state, value in zip(states, after, strict=True):
                 coder.carried(tiles, state, value)
-        if verified is not None:
-            verified.grow(tiles, sizes, states)
+        if composition is not None:
+            composition.grow(tiles, sizes, states)
         holes.loop = tiles.take()
-        if verified is not None:
-            holes.arrive = verified.arrive(states, sizes)
+        if composition is not None:
+            holes.arrive = composition.arrive(states, sizes)
         coder.keep(tiles, "{}_last_ptr", coder.sequence_row(), states)
         holes.after = tiles.take()
         names = coder.state_names

@@ -14,7 +14,7 @@ from ..torch.block import NameTable
 from .tile import Tile, Tiles, align, literal, shape
 
 if TYPE_CHECKING:
-    from .kernel import KernelCoder
+    from .kernel import KernelCoder, Lines
 
 
 @dataclass(frozen=True)
@@ -218,20 +218,29 @@ class Composition:
             *([f"    {x}" for x in self._kept("entered", states)] if self.verified else []),
         ]
 
-    def sizes(self, tiles: Tiles, states: Sequence[Tile]) -> list[Tile]:
-        """Lines for the largest modulus of each state in a segment; their variables."""
-        return [
+    def opening(self, holes: Lines, tiles: Tiles, states: Sequence[Tile]) -> list[Tile]:
+        """Lines before the loop; the variables of the states' largest moduli, where these are verified."""
+        holes.before += self.enter(tiles, states)
+        if not self.verified:
+            return []
+        holes.verify = self.verify(tiles)
+        sizes = [
             tiles.assign(f"{name}_size", Tile(tuple(f"tl.abs({p})" for p in state.parts), state.axes))
             for name, state in zip(self._stems(), states, strict=True)
         ]
+        holes.before += tiles.take()
+        return sizes
 
     def grow(self, tiles: Tiles, sizes: Sequence[Tile], states: Sequence[Tile]) -> None:
-        for size, state in zip(sizes, states, strict=True):
+        """Lines that take one more token's states into their sizes."""
+        for size, state in zip(sizes, states, strict=False):
             for p, x in zip(size.parts, state.parts, strict=True):
                 tiles.lines.append(f"{p} = tl.maximum({p}, tl.abs({x}))")
 
     def arrive(self, states: Sequence[Tile], sizes: Sequence[Tile]) -> list[str]:
-        """Lines that leave what a segment's steps arrived at."""
+        """Lines that leave what a segment's steps arrived at, where that is verified."""
+        if not sizes:
+            return []
         lines = [*self._kept("arrived", states), *self._kept("size", sizes)[1:]]
         return ["if SEGMENTED:", *(f"    {x}" for x in lines)]
 
