@@ -89,6 +89,7 @@ CASES = {
     "linoss": _example("linoss"),
     "arnet": _example("arnet"),
     "ctc": _example("ctc"),
+    "holtwinters": _example("holtwinters"),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 FAST = """\
@@ -97,7 +98,7 @@ mingru float16 cut sm_90, mingru float64 cut sm_90, minlstm float64 whole sm_90,
 lru bfloat16 whole sm_90, lru float32 cut gfx942, lru float64 whole sm_80, s5reset float32 cut sm_90
 mamba 16 bfloat16 whole sm_90, mamba 16 float32 cut gfx942, mamba 64 float16 whole sm_80, mamba 16 float64 whole sm_90
 kalman float32 whole sm_90, leakypeak bfloat16 whole sm_90, mlstm float32 whole sm_90, aaren float16 whole sm_90
-rotor bfloat16 cut sm_90, linoss float32 cut sm_80, arnet float32 cut sm_90, ctc float16 whole gfx942
+rotor bfloat16 cut sm_90, linoss float32 cut sm_80, arnet float32 cut sm_90, holtwinters float32 cut sm_90, ctc float16 whole gfx942
 kalman float32 cut gfx942, gla bfloat16 whole sm_90
 several float32 whole sm_90, several bfloat16 cut gfx942, bent float16 whole sm_80
 """
@@ -109,6 +110,8 @@ ALL = [
     for target in SHARED
 ]
 CHOSEN = [x.strip() for line in FAST.splitlines() for x in line.split(",")]
+# Which go token by token through blocks of states and their delays.
+STEPPED = ("linoss", "arnet", "holtwinters")
 # Whose gradients all have the channels of the states: nothing is summed over lanes.
 ALIGNED = ("mingru", "minlstm", "lru", "s5reset", "kalman")
 
@@ -129,6 +132,8 @@ def _check(which: str) -> None:
         if "BT" in launch.options and name in ALIGNED and target != "gfx942":
             # Lanes meet in the scan over a tile's stretches alone, and all loads are ahead of the computation.
             assert made.shuffles <= 60 * (2 if dtype == "float64" else 1), f"{launch.name}: {made.shuffles} shuffles"
+            assert made.copies > 0, f"{launch.name}: nothing is fetched ahead"
+        if name in STEPPED and dtype == "float32" and target != "gfx942":
             assert made.copies > 0, f"{launch.name}: nothing is fetched ahead"
 
 

@@ -89,6 +89,7 @@ class ForwardCoder:
         out: list[Tile] = []
         for k, (stream, update) in enumerate(zip(coder.streams, coder.updates, strict=True)):
             value = coder.whole(tiles, update, stream.type.kind, coder.state_axes)
+            value = coder.handed_on(states, [*states[:k], value, *states[k + 1 :]])[k]
             tiles.lines += [f"# {equation}"] if (equation := coder.equations[k]) else []
             out.append(tiles.assign(coder.state_names[k], value))
             tiles.values[coder.now[k]] = out[-1]

@@ -446,6 +446,7 @@ class KernelCoder:
 
     def carried_all(self, tiles: Tiles, names: Sequence[Tile], values: Sequence[Tile]) -> None:
         """The same for several variables, none of whose new values may be seen by another."""
+        values = self.handed_on(names, values)
         if sum(len(p) + 2 for x in names for p in x.parts) > _TARGETS:
             made = [self._next(tiles, n, v) for n, v in zip(names, values, strict=True)]
             for name, value in zip(names, made, strict=True):
@@ -457,6 +458,16 @@ class KernelCoder:
             tiles, *(Tile(tuple(p for x in group for p in x.parts), self.state_axes) for group in (names, values))
         )
 
+    def handed_on(self, names: Sequence[Tile], values: Sequence[Tile]) -> list[Tile]:
+        """Values of variables that a loop carries; what goes from one to another as something that is computed, for
+        Triton fetches nothing ahead in a loop that hands a variable on as it is."""
+        held = {p for n in names for p in n.parts}
+        moved = [held.issuperset(v.parts) and v.parts != n.parts for n, v in zip(names, values, strict=True)]
+        return [
+            Tile(tuple(f"tl.where(token >= first, {p}, 0.0)" for p in v.parts), v.axes) if m else v
+            for v, m in zip(values, moved, strict=True)
+        ]
+
     def _next(self, tiles: Tiles, name: Tile, value: Tile) -> Tile:
         """A new value under a name of its own, where it is not what the variable holds."""
         if value.parts == name.parts:
@@ -466,6 +477,7 @@ class KernelCoder:
 
     def move(self, tiles: Tiles, names: list[Tile], values: list[Tile], wanted: str) -> None:
         """Assign to the variables of all states; new values, where there are several, are all made before."""
+        values = self.handed_on(names, values)
         if len(names) > 1:
             values = [tiles.assign(wanted.format(n), v) for n, v in zip(self.state_names, values, strict=True)]
         for name, value in zip(names, values, strict=True):
