@@ -98,8 +98,8 @@ mingru float16 cut sm_90, mingru float64 cut sm_90, minlstm float64 whole sm_90,
 lru bfloat16 whole sm_90, lru float32 cut gfx942, lru float64 whole sm_80, s5reset float32 cut sm_90
 mamba 16 bfloat16 whole sm_90, mamba 16 float32 cut gfx942, mamba 64 float16 whole sm_80, mamba 16 float64 whole sm_90
 kalman float32 whole sm_90, leakypeak bfloat16 whole sm_90, mlstm float32 whole sm_90, aaren float16 whole sm_90
-rotor bfloat16 cut sm_90, linoss float32 cut sm_80, arnet float32 cut sm_90, holtwinters float32 cut sm_90, ctc float16 whole gfx942
-kalman float32 cut gfx942, gla bfloat16 whole sm_90
+rotor bfloat16 cut sm_90, linoss float32 cut sm_80, arnet float32 cut sm_90, holtwinters float32 cut sm_90
+ctc float16 whole gfx942, kalman float32 cut gfx942, gla bfloat16 whole sm_90
 several float32 whole sm_90, several bfloat16 cut gfx942, bent float16 whole sm_80
 """
 ALL = [
