@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from harness import CELLS, EXAMPLES, Case, Peer, main
 
-PROGRAMS = [CELLS / "rotor.rnn", CELLS / "clamp.rnn", CELLS / "logsum.rnn", EXAMPLES / "kalman.rnn"]
+PROGRAMS = [*(CELLS / f"{name}.rnn" for name in ("block", "rotor", "clamp", "logsum")), EXAMPLES / "kalman.rnn"]
 
 
 def shapes(quick: bool) -> Sequence[tuple[Case, Sequence[Peer]]]:
