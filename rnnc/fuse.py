@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from rnnc.closure import Composable
 from rnnc.derive import depends
 from rnnc.ir import OPS, Apply, Conv, Expr, Graph, Linear, Reduce, Ref, walk
 from rnnc.lower import Stream
@@ -42,13 +43,13 @@ class Kernel:
 
     @property
     def scan(self) -> bool:
-        """Whether tokens compose, so that time may be cut into segments."""
-        return all(isinstance(s, Scan) or s.maps is not None for s in self.steps)
+        """Whether tokens are composed, so that time may be cut into segments."""
+        return all(isinstance(s, Scan) or _composed(s.maps) for s in self.steps)
 
     @property
     def scan_back(self) -> bool:
         """The same of the backward: affine in what flows back, whatever the forward is."""
-        return all(isinstance(s, Scan) or s.flow is not None for s in self.steps)
+        return all(isinstance(s, Scan) or _composed(s.flow) for s in self.steps)
 
     @property
     def tiled(self) -> bool:
@@ -100,6 +101,15 @@ def _form(tiled: bool, scan: bool) -> str:
 def _scans(step: Step) -> bool:
     # Products of coefficients overflow where states need not: without the proof that they cannot, tokens are stepped.
     return isinstance(step, Scan) and step.contracting
+
+
+LARGEST = 48
+"""Numbers of a map that a thread can hold beside the next token's: a full matrix of 6 x 6 and its offset."""
+
+
+def _composed(maps: Composable | None) -> bool:
+    """Whether a kernel composes these maps."""
+    return maps is not None and sum(1 + (p.kind == "complex") for p in maps.parameters) <= LARGEST
 
 
 def _safe(step: Scan | Loop) -> bool:

@@ -100,6 +100,12 @@ def test_states_that_need_each_other_are_one_block() -> None:
     assert states(k) == ["h", "g"] and not k.scan and k.scan_back
 
 
+def test_maps_too_large_for_a_thread_are_stepped() -> None:
+    taps = " + ".join(f"0.1 * h[t-{i}]" for i in range(1, 8))
+    (k,) = kernels(f"cell C\ndim D = 3\ninput x[D]\nstate h[D]\nh[t] = {taps} + x\noutput h[t]\n")
+    assert len(k.streams) == 7 and not k.scan and not k.tiled and k.stored
+
+
 def test_what_is_read_from_further_back_goes_through_delays() -> None:
     text = "cell C\ndim D = 3\ninput x[D]\nstate h[D]\nh[t] = 0.5 * h[t-1] + 0.2 * h[t-3] + x\noutput h[t]\n"
     (k,) = kernels(text)
