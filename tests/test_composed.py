@@ -232,18 +232,23 @@ def test_verification_is_needed(name: str, verified: bool, monkeypatch: pytest.M
     assert bool((out == wanted).all()) == verified
 
 
+def exchanged(text: str, function: str) -> Any:
+    """The module of a cell in which one function takes the earlier map for the later one."""
+    code = generate(text)
+    head = re.search(rf"def (_C_\w+_{function})\(([^)]*)\)", code)
+    assert head is not None
+    names = [n.strip() for n in head.group(2).split(",") if n.strip()]
+    half = len(names) // 2
+    wrong = code.replace(head.group(), f"def {head.group(1)}({', '.join(names[half:] + names[:half])})")
+    return load_module(wrong, "wrong.rnn")
+
+
 @pytest.mark.parametrize(
     "name", ["kalman", "energy", "stabiliser", "clamp", "oscillator", "AR(3)", "logaddexp", "relu", "inverse square"]
 )
 def test_a_wrong_composition_is_found_and_stepped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Later and earlier exchanged: values and gradients are right all the same, by steps."""
-    text = generate(CELLS[name])
-    head = re.search(r"def (_C_\w+_compose)\(([^)]*)\)", text)
-    assert head is not None
-    names = [n.strip() for n in head.group(2).split(",") if n.strip()]
-    half = len(names) // 2
-    wrong = text.replace(head.group(), f"def {head.group(1)}({', '.join(names[half:] + names[:half])})")
-    module, right = load_module(wrong, "wrong.rnn"), load(CELLS[name])
+    module, right = exchanged(CELLS[name], "compose"), load(CELLS[name])
     stepped = counted(module, monkeypatch, "_stepped")
     ours, reference = build(module), build(right, backend="reference")
     inputs = draw_for(checked(CELLS[name]), ours, 2, T, requires_grad=True)
@@ -254,13 +259,7 @@ def test_a_wrong_composition_is_found_and_stepped(name: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("name", ["kalman", "oscillator", "coupled"])
 def test_a_wrong_composition_backwards_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = generate(ALL[name])
-    head = re.search(r"def (_C_\w+_compose_back)\(([^)]*)\)", text)
-    assert head is not None
-    names = [n.strip() for n in head.group(2).split(",") if n.strip()]
-    half = len(names) // 2
-    wrong = text.replace(head.group(), f"def {head.group(1)}({', '.join(names[half:] + names[:half])})")
-    module, right = load_module(wrong, "wrong.rnn"), load(ALL[name])
+    module, right = exchanged(ALL[name], "compose_back"), load(ALL[name])
     applied = counted(module, monkeypatch, "_applied")
     ours, reference = build(module), build(right, backend="reference")
     inputs = draw_for(checked(ALL[name]), ours, 2, T, requires_grad=True)
