@@ -93,19 +93,22 @@ def _tl_apart(a):
 
 
 @triton.jit
-def _tl_after(total, x, row, LEVEL: tl.constexpr, LAG: tl.constexpr, PRECISION: tl.constexpr):
-    """`total` and the sums over the tokens from each one on (with LAG 1, after it) to the end of its half of a block."""
-    half = row >> LEVEL
-    mask = (half[:, None] == half[None, :]) & (row[None, :] >= row[:, None] + LAG)
-    return tl.dot(mask.to(tl.float32), x, total, input_precision=PRECISION)
+def _tl_within_back(x, row, SIZE: tl.constexpr, REVERSE: tl.constexpr, OWN: tl.constexpr):
+    """Gradient of the logarithms of `a` in `_tl_within`, from what the logarithms of its products get: sums of terms
+    that all have the factor, so no difference of large ones."""
+    if SIZE > 1:
+        blocks = tl.reshape(x, [x.shape[0] // SIZE, SIZE, x.shape[1]])
+        x = tl.reshape(tl.cumsum(blocks, 1, reverse=not REVERSE), x.shape)
+    if not OWN:
+        edge = SIZE - 1 if REVERSE else 0
+        x = tl.where((row % SIZE == edge)[:, None], 0.0, x)
+    return x
 
 
 @triton.jit
-def _tl_before(total, x, row, LEVEL: tl.constexpr, PRECISION: tl.constexpr):
-    """`total` and the sums over the tokens before each one in its half of a block."""
-    half = row >> LEVEL
-    mask = (half[:, None] == half[None, :]) & (row[None, :] < row[:, None])
-    return tl.dot(mask.to(tl.float32), x, total, input_precision=PRECISION)
+def _tl_moved(x, row, BY: tl.constexpr, PRECISION: tl.constexpr):
+    """Row `i` of a tile at row `i + BY`."""
+    return tl.dot((row[:, None] == row[None, :] + BY).to(tl.float32), x, input_precision=PRECISION)
 
 
 @triton.jit
@@ -138,13 +141,13 @@ def _tl_scores_back(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of some keys' q, k and the factors' logarithms, from that of the scores."""
+    """Gradients of some keys' q, k and the logarithms of `a` and `a_next`, from that of the scores."""
     if LAG == 0:
         own = tl.sum(tl.where(row[:, None] == row[None, :], d_scores, 0.0), 1)[:, None]
         d_q, d_k = own * k, own * q
     else:
         d_q, d_k = tl.zeros(q.shape, tl.float32), tl.zeros(k.shape, tl.float32)
-    flow = tl.zeros(q.shape, tl.float32)
+    flow, flow_next = tl.zeros(q.shape, tl.float32), tl.zeros(q.shape, tl.float32)
     for level in tl.static_range(LEVELS):
         start = _tl_within(a, row, 1 << level, False, LAG == 0)
         until = _tl_within(a_next, row, 1 << level, True, False)
@@ -154,9 +157,9 @@ def _tl_scores_back(
         to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)
         d_q += to_q * start
         d_k += to_k * until
-        flow = _tl_after(flow, q_start * to_q, row, level, LAG, PRECISION)
-        flow = _tl_before(flow, k_until * to_k, row, level, PRECISION)
-    return d_q, d_k, flow
+        flow += _tl_within_back(q_start * to_q, row, 1 << level, False, LAG == 0)
+        flow_next += _tl_within_back(k_until * to_k, row, 1 << level, True, False)
+    return d_q, d_k, flow, flow_next
 
 
 @triton.jit
@@ -191,12 +194,12 @@ def _tl_values_read_back(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of q, k, v, the state that enters, and of the factors' logarithms."""
+    """Gradients of q, k, v, the state that enters, and the logarithms of `a` and `a_next`."""
     scores = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
     since = _tl_within(a, row, q.shape[0], False, LAG == 0)
     grad_since = (grad * since).to(OPERAND)
-    flow = tl.zeros(v.shape, tl.float32)
-    flow = _tl_after(flow, grad_since * _tl_dot(q, state, OPERAND, PRECISION), row, LEVELS, LAG, PRECISION)
+    flow = grad_since * _tl_dot(q, state, OPERAND, PRECISION)
+    flow, flow_next = _tl_within_back(flow, row, q.shape[0], False, LAG == 0), tl.zeros(v.shape, tl.float32)
     if LAG == 0:
         same = row[:, None] == row[None, :]
         d_own = tl.sum(grad.to(tl.float32) * v.to(tl.float32), 1)
@@ -215,12 +218,12 @@ def _tl_values_read_back(
         to_v = _tl_dot(tl.trans(paired), grad_start, OPERAND, PRECISION)
         d_v += to_v * until
         read = grad_start * _tl_dot(paired, v_until, OPERAND, PRECISION)
-        flow = _tl_after(flow, read, row, level, LAG, PRECISION)
-        flow = _tl_before(flow, v_until * to_v, row, level, PRECISION)
+        flow += _tl_within_back(read, row, 1 << level, False, LAG == 0)
+        flow_next += _tl_within_back(v_until * to_v, row, 1 << level, True, False)
     d_q = _tl_dot(grad_since, tl.trans(state), OPERAND, PRECISION)
     d_q = _tl_add_dot(d_q, d_scores, k, OPERAND, PRECISION)
     d_k = _tl_dot(tl.trans(d_scores), q, OPERAND, PRECISION)
-    return d_q, d_k, d_v, _tl_dot(tl.trans(q), grad_since, OPERAND, PRECISION), flow
+    return d_q, d_k, d_v, _tl_dot(tl.trans(q), grad_since, OPERAND, PRECISION), flow, flow_next
 
 
 @triton.jit
@@ -231,13 +234,10 @@ def _tl_values_write(k, v, state, a_next, whole, row, OPERAND: tl.constexpr, PRE
 
 
 @triton.jit
-def _tl_values_write_back(
-    d_state, k, v, state, a_next, whole, row, LEVELS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Gradients of k, v and of the factors' logarithms, from that of the state that leaves."""
+def _tl_values_write_back(d_state, k, v, a_next, row, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Gradients of k, v and the logarithms of `a_next`, from that of the state that leaves."""
     until = _tl_within(a_next, row, k.shape[0], True, False)
     v_until = (v * until).to(OPERAND)
     to_v = _tl_dot(k, d_state, OPERAND, PRECISION)
-    flow = tl.zeros(v.shape, tl.float32) + (whole * tl.sum(d_state * state, 0))[None, :]
-    flow = _tl_before(flow, v_until * to_v, row, LEVELS, PRECISION)
-    return _tl_dot(v_until, tl.trans(d_state), OPERAND, PRECISION), to_v * until, flow
+    flow_next = _tl_within_back(v_until * to_v, row, v.shape[0], True, False)
+    return _tl_dot(v_until, tl.trans(d_state), OPERAND, PRECISION), to_v * until, flow_next
