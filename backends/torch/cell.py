@@ -478,9 +478,17 @@ class CellCoder:
                 else:
                     values[s.name] = block.variable(s.expr)
             case Scan(stream=s, chunks=Chunks() as chunks):
+                if s.name in self.finals:
+                    return
                 self.helpers |= {"_chunked", "_chunks_operator", "_scan_operator"}
-                name = self.finals[s.name] = table.new(f"{s.name}_last")
-                block.assign(*chunk_line(step, chunks, block, name))
+                columns: list[tuple[Scan, Chunks, str]] = []
+                last = self.finals[s.name] = table.new(f"{s.name}_last")
+                for other in self.plan.steps:
+                    own = self.chunks(other)
+                    if isinstance(other, Scan) and own is not None and own.beside == s.name:
+                        name = self.finals[other.stream.name] = table.new(f"{other.stream.name}_last")
+                        columns.append((other, own, name))
+                block.assign(*chunk_line(step, chunks, block, last, columns))
             case Scan(stream=s, closure=c):
                 a = block.aligned_code(c.a, s.type.dims)
                 b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)

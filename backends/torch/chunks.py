@@ -1,9 +1,11 @@
-"""The line of code that computes a matrix state by chunks of tokens."""
+"""The line of code that computes a matrix state, and what is beside it, by chunks of tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rnnc.chunks import Chunks, Read
-from rnnc.ir import Expr
+from rnnc.ir import Expr, Lit
 from rnnc.plan import Scan
 
 from .block import Block
@@ -15,8 +17,11 @@ def operands(step: Scan, chunks: Chunks) -> tuple[Expr, ...]:
     return (step.closure.a, *(r.query for r in chunks.reads), *(e for pair in chunks.writes for e in pair))
 
 
-def chunk_line(step: Scan, chunks: Chunks, block: Block, final: str) -> tuple[str, str]:
-    """Targets and text: the reads, which have their names, and the last state."""
+def chunk_line(
+    step: Scan, chunks: Chunks, block: Block, final: str, columns: Sequence[tuple[Scan, Chunks, str]] = ()
+) -> tuple[str, str]:
+    """Targets and text: the reads, which have their names, and the last state; then the same of each state that is one
+    more column of the values."""
     c, name, dims = chunks, step.stream.name, step.stream.type.dims
     along = c.keys if c.keyed else c.values
     queries = [_query(read, chunks, block) for read in c.reads]
@@ -33,11 +38,34 @@ def chunk_line(step: Scan, chunks: Chunks, block: Block, final: str) -> tuple[st
         f"({len(c.heads)}, {len(c.keys)})",
         str(c.keyed),
     ]
-    targets = [block.variables[r.node] for r in c.reads]
-    for read, target in zip(c.reads, targets, strict=True):
-        have = [*c.heads, *read.own, *c.values]
-        block.variables[read.node] = block.laid(target, have, read.node.dims)
-    return ", ".join([*targets, final]), f"_chunked(run, _scan, _chunks, {', '.join(args)})"
+    targets = [*_reads(c, c, block), final]
+    beside: list[str] = []
+    for column, own, last in columns:
+        dims = column.stream.type.dims
+        order = several(str(dims.index(d)) for d in c.heads + c.keys)
+        values = [
+            "None" if isinstance(v, Lit) and v.value == 0 else block.aligned_code(v, c.heads) for _, v in own.writes
+        ]
+        beside.append(f"(state.{column.stream.name}, {order}, [{', '.join(values)}])")
+        targets += [*_reads(c, own, block), last]
+    if beside:
+        args.append(f"[{', '.join(beside)}]")
+    return ", ".join(targets), f"_chunked(run, _scan, _chunks, {', '.join(args)})"
+
+
+def _reads(chunks: Chunks, own: Chunks, block: Block) -> list[str]:
+    """Names for what each query of `chunks` reads of a state, `_` where it is not wanted."""
+    targets: list[str] = []
+    waiting = list(own.reads)
+    for read in chunks.reads:
+        # The same query twice is two reads of the state itself; a column has one name for both.
+        same = [r for r in waiting if (r.query, r.lag) == (read.query, read.lag)][: 1 if own is chunks else None]
+        targets.append(block.variables[same[0].node] if same else "_")
+        for r in same:
+            waiting.remove(r)
+            have = [*chunks.heads, *read.own, *own.values]
+            block.variables[r.node] = block.laid(targets[-1], have, r.node.dims)
+    return targets
 
 
 def _query(read: Read, chunks: Chunks, block: Block) -> str:
