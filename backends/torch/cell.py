@@ -266,9 +266,7 @@ class CellCoder:
         def draw(node: Draw) -> str:
             args = [block.number(a)[0] for a in node.args]
             if node.op == "arange":
-                size = f"self.{node.dims[0]}"
-                start = args[0] if args else "0"
-                return f"({start} + torch.arange({size}, device={target}.device))"
+                return block.call("_counted", target, f"self.{node.dims[0]}", args[0] if args else "0")
             self.helpers.add("_blank")
             if node.op in ("orthogonal", "eye"):
                 kept, outs = p.matrix or (max(0, len(p.shape) - 2), 1)
