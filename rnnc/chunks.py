@@ -15,7 +15,7 @@ from rnnc.closure import Affine
 from rnnc.derive import depends
 from rnnc.ir import Apply, Expr, Reduce, Ref, walk
 from rnnc.lower import Stream, System
-from rnnc.products import pair, product, terms
+from rnnc.products import pair, product, split
 
 MOST_WRITES = 8
 """Products written by a token, beyond which multiplying sums out is not worth it."""
@@ -67,16 +67,12 @@ def chunks(
     factor = set(closure.a.dims)
     keyed = bool(factor & set(keys) or values - factor)
     values -= factor if keyed else set()
-    writes: list[tuple[Expr, Expr]] = []
-    while values:
-        found = terms(system.graph, closure.b, set(keys), values)
-        if isinstance(found, list):
-            if len(found) > MOST_WRITES:
-                return None
-            writes = [pair(system.graph, factors, sign, set(keys)) for factors, sign in found]
-            break
-        values -= found
-    if not values or any(w.kind == "complex" != stream.type.kind for write in writes for w in write):
+    parts = split(system.graph, closure.b, set(keys), values)
+    if parts is None or len(parts[0]) > MOST_WRITES:
+        return None
+    sums, values = parts
+    writes = [pair(system.graph, factors, sign, set(keys)) for factors, sign in sums]
+    if any(w.kind == "complex" != stream.type.kind for write in writes for w in write):
         return None
     heads = tuple(d for d in stream.type.dims if d not in keys and d not in values)
     ordered = tuple(sorted(reads, key=lambda r: -r.lag))

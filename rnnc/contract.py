@@ -7,13 +7,12 @@ only where a state of two or more dims is summed over some of them. Non-goals: t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rnnc.derive import depends
 from rnnc.ir import Apply, Expr, Reduce, Ref, walk
 from rnnc.lower import System
-from rnnc.products import product, terms
+from rnnc.products import product, split
 
 MOST_TERMS = 8
 """Beyond which multiplying a sum out is not worth it."""
@@ -98,15 +97,14 @@ class _Rewriter:
             return None
         if any(t.part and t.state and not self.values(t, node) for t in found):
             return None  # no matrix is read: a complex sum is more work than that of real parts
-        total: Expr | None = None
         table: dict[tuple[Ref | None, str | None], list[_Term]] = {}
         for term in found:
             table.setdefault((term.state, term.part), []).append(term)
+        parts: list[tuple[Expr, bool]] = []
         for (state, part), same in table.items():
-            made = self.rest(node, same) if state is None else self.read(node, state, same)
-            if part is not None:
-                made = self.graph.apply(part, made)
-            total = made if total is None else self.graph.apply("add", total, made)
+            made = self.rest(node, same) if state is None else [self.read(node, state, same)]
+            parts += [(e if part is None else self.graph.apply(part, e), negative) for e, negative in made]
+        total = self.sum(parts)
         assert total is not None
         for dim in node.over if node.op == "mean" else ():
             total = self.graph.apply("div", total, self.graph.ref("size", dim))
@@ -146,42 +144,32 @@ class _Rewriter:
             case _:
                 return None if any(t.part for t in first) else [replace(t, part=node.op) for t in first]
 
-    def read(self, node: Reduce, state: Ref, same: list[_Term]) -> Expr:
-        """`sum[over](query * state)`."""
-        query = self.sum([(product(self.graph, list(t.factors)), t.negative) for t in same if t.factors])
-        plain = sum(-1 if t.negative else 1 for t in same if not t.factors)
+    def read(self, node: Reduce, state: Ref, same: list[_Term]) -> tuple[Expr, bool]:
+        """`sum[over](query * state)`, and whether it is subtracted."""
+        turned = all(t.negative for t in same)
+        query = self.sum([(product(self.graph, list(t.factors)), t.negative != turned) for t in same if t.factors])
+        plain = sum(1 if t.negative == turned else -1 for t in same if not t.factors)
         if query is None and plain == 1:
-            return self.graph.reduce("sum", node.over, state)
+            return self.graph.reduce("sum", node.over, state), turned
         number = self.graph.lit(float(plain))
         query = number if query is None else self.graph.apply("add", query, number) if plain else query
-        return self.graph.reduce("sum", node.over, self.graph.apply("mul", query, state))
+        return self.graph.reduce("sum", node.over, self.graph.apply("mul", query, state)), turned
 
-    def rest(self, node: Reduce, same: list[_Term]) -> Expr:
+    def rest(self, node: Reduce, same: list[_Term]) -> list[tuple[Expr, bool]]:
         """What needs no state, summed: what lacks the summed dims is taken out of the sum."""
         over, parts = set(node.over), list[tuple[Expr, bool]]()
         for term in same:
             whole = product(self.graph, list(term.factors))
-            others = set(whole.dims) - over
-            split = terms(self.graph, whole, over, others)
-            for factors, negative in split if isinstance(split, list) else [([whole], False)]:
-                inside = [f for f in factors if set(f.dims) & over]
+            apart = split(self.graph, whole, over, set(whole.dims) - over)
+            for factors, negative in apart[0] if apart is not None else [([whole], False)]:
+                inside = product(self.graph, [f for f in factors if set(f.dims) & over])
+                have = [d for d in node.over if d in inside.dims]
+                # What lacks a summed dim counts once for each of its entries.
                 outside = [f for f in factors if not set(f.dims) & over]
-                made = self.summed(node.over, product(self.graph, inside))
-                for f in outside:
-                    made = self.graph.apply("mul", made, f)
-                parts.append((made, negative != term.negative))
-        total = self.sum(parts)
-        assert total is not None
-        return total
-
-    def summed(self, over: Iterable[str], e: Expr) -> Expr:
-        """A sum in which what lacks a dim counts once for each of its entries."""
-        have = [d for d in over if d in e.dims]
-        e = self.graph.reduce("sum", have, e) if have else e
-        for d in over:
-            if d not in have:
-                e = self.graph.apply("mul", e, self.graph.ref("size", d))
-        return e
+                outside += [self.graph.ref("size", d) for d in node.over if d not in have]
+                summed = [self.graph.reduce("sum", have, inside)] if have else []
+                parts.append((product(self.graph, summed + outside), negative != term.negative))
+        return parts
 
     def sum(self, parts: list[tuple[Expr, bool]]) -> Expr | None:
         total: Expr | None = None

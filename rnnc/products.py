@@ -10,6 +10,16 @@ from rnnc.ir import Apply, Expr, Graph, Lit
 Terms = list[tuple[list[Expr], bool]]
 
 
+def split(graph: Graph, node: Expr, keys: set[str], values: set[str]) -> tuple[Terms, set[str]] | None:
+    """The terms with as many of `values` as there can be, and these; None where there can be none of them."""
+    while values:
+        found = terms(graph, node, keys, values)
+        if isinstance(found, list):
+            return found, values
+        values = values - found
+    return None
+
+
 def terms(graph: Graph, node: Expr, keys: set[str], values: set[str]) -> Terms | set[str]:
     """A sum of products of factors that lack `keys` or `values`, each with whether it is subtracted; or the dims of
     `values` because of which it is no such sum."""
