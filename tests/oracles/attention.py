@@ -220,11 +220,11 @@ def prefix_attention(p: Tensors, inputs: Tensors, state: Tensors | None) -> Resu
 X = {"x": ("D", "real")}
 ATTENTION: dict[str, Case] = {
     "LinearAttention": Case("linearattention", linear_attention, {"D": 4, "H": 2, "K": 3, "V": 2}, X),
-    "RetNet": Case("retnet", retnet, {"D": 4, "H": 2, "K": 3, "V": 2}, X),
+    "RetNet": Case("retnet", retnet, {"D": 4, "H": 2, "K": 3, "V": 4}, X),
     "TransNormerLLM": Case("transnormerllm", lightning, {"D": 4, "H": 2, "K": 3, "V": 2}, X),
     "Mamba2Block": Case("mamba2block", mamba2_block, {"D": 4, "H": 2, "K": 3, "V": 2}, X),
     "HGRN2": Case("hgrn2", hgrn2, {"D": 4, "H": 2, "K": 3, "V": 2}, X),
-    "RWKV6": Case("rwkv6", rwkv6, {"D": 4, "H": 2, "K": 3, "V": 2, "L": 2, "M": 3}, X),
+    "RWKV6": Case("rwkv6", rwkv6, {"D": 6, "H": 2, "K": 3, "V": 4, "L": 3, "M": 3}, X),
     "MLSTMBlock": Case("mlstmblock", mlstm_block, {"D": 4, "H": 2, "K": 6, "P": 2}, X),
     "GSA": Case("gsa", slots, {"D": 4, "G": 2, "H": 2, "M": 3, "K": 2, "V": 2}, X),
     "JRT": Case(
