@@ -28,7 +28,7 @@ from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, Step, is_number, 
 from rnnc.show import expr_text, region_text
 
 from .block import Block, NameTable
-from .chunks import chunk_line, operands
+from .chunks import Column, chunk_line
 from .loops import LoopCode, LoopCoder, past_name
 from .text import constant, cut, decimal, docstring, quoted, several, wrap
 
@@ -433,8 +433,7 @@ class CellCoder:
 
     def roots(self, step: Step) -> tuple[Expr, ...]:
         """What PyTorch computes for a step."""
-        chunks = self.chunks(step)
-        return operands(step, chunks) if chunks and isinstance(step, Scan) else needs(step)
+        return needs(step)
 
     def chunks(self, step: Step) -> Chunks | None:
         """The parts of a step that PyTorch computes by chunks."""
@@ -479,7 +478,7 @@ class CellCoder:
                 if s.name in self.finals:
                     return
                 self.helpers |= {"_chunked", "_chunks_operator", "_scan_operator"}
-                columns: list[tuple[Scan, Chunks, str]] = []
+                columns: list[Column] = []
                 last = self.finals[s.name] = table.new(f"{s.name}_last")
                 for other in self.plan.steps:
                     own = self.chunks(other)
