@@ -1,4 +1,4 @@
-"""Loops in C: every operation as the interpreter has it, forward and backward; what is compiled, kept and fallen back to."""
+"""Loops in C: every operation as the interpreter has it, forward and backward; what is compiled, kept, done without."""
 
 from __future__ import annotations
 
@@ -12,23 +12,17 @@ from torch import Tensor
 from tests.modules import as_tuple, build, load
 
 ANYWHERE = (
-    "-@", "abs(@)", "sign(@) * @", "square(@)", "exp(@)", "expm1(@)", "sin(@)", "cos(@)", "erf(@)", "sigmoid(@)", "tanh(@)",
+    "-@", "abs(@)", "sign(@) * @", "square(@)", "exp(@)", "expm1(@)", "sin(@)", "cos(@)", "erf(@)", "sigmoid(@)",
+    "tanh(@)",
     "logsigmoid(@)", "relu(@)", "silu(@)", "gelu(@)", "softplus(@)", "@ ** 2", "@ ** 3", "2 ** @", "clamp(@, -1, 0.5)",
     "where(@ > 0.25, sqrt(@), @)", "where(@ < 1 and not (@ < -1), @, 0)", "(@ > 0) * @ + (@ >= 1)", "max(@, 0.5)",
     "min(@, -0.5)", "3 - c * @", "@ / 3", "stop_gradient(@) * @", "where(@ == 0, 1, @)", "where(@ != 1 or @ > 3, 2, @)",
 )  # fmt: skip
 POSITIVE = ("sqrt(@)", "rsqrt(@)", "log(@)", "log1p(@)", "@ ** 0.5", "@ ** -1", "@ ** -0.5", "@ ** 1.7", "1 / @")
 BINARY = (
-    "@ + $",
-    "@ - $",
-    "@ * $",
-    "@ / $",
-    "max(@, $)",
-    "min(@, $)",
+    "@ + $", "@ - $", "@ * $", "@ / $", "max(@, $)", "min(@, $)", "abs(@) ** $", "@ ** 2 - $ * @",
     "logaddexp(stop_gradient(@), stop_gradient($)) + @",
-    "abs(@) ** $",
-    "@ ** 2 - $ * @",
-)
+)  # fmt: skip
 OPERATIONS = {"anywhere": ANYWHERE, "positive": POSITIVE, "binary": BINARY}
 
 

@@ -15,12 +15,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import groupby
 
 from .nest import extent, index, length, loops, size
 from .scalar import functions, identifier
 from .stages import Array, Nest, Product, Stage, System
 from .step import Half, Step
 
+WIDTH = 112
 POINTERS = {"real": "real", "complex": "cplx", "bool": "unsigned char"}
 
 
@@ -43,7 +45,8 @@ def host_file(step: Step) -> File:
     tools += [_template("system.h")] if any(isinstance(s, System) for f in frames for s in f.half.stages.order) else []
     used = _library("".join([*tools, body]))
     cplx = "typedef struct {\n  real re, im;\n} cplx;\n" if "cplx" in body + "".join(used) else ""
-    text = "\n\n".join(p.rstrip() for p in [_template("host.h") + cplx, *used, *tools, body]) + "\n"
+    text = "\n\n".join(p.rstrip() for p in [_template("host.h") + cplx, *used, *tools, body])
+    text = "".join(f"{part}\n" for line in text.split("\n") for part in _wrapped(line))
     return File(text, tuple(frames[1].extra), bool(packed.matrices))
 
 
@@ -177,10 +180,16 @@ class _Frame:
         lines += [f"real *const scratch = malloc(sizeof(real) * tile * ({total}) + 64);"]
         lines += scratch
         if self.half.stages.products:
-            lines.append("const real **const a = malloc(sizeof(real *) * (tile + 8));")
+            lines.append("const real **const a = malloc(2 * sizeof(real *) * tile), **const b = a + tile;")
             lines.append(f"real *const packed = p[{self.first['packed']}];")
             lines += packed.offsets()
-        body = [line for stage in self.half.stages.order for line in self._stage(stage, packed)]
+            lines.append("(void)b;")
+        body: list[str] = []
+        for is_product, group in groupby(self.half.stages.order, _operand):
+            if is_product:
+                body += self._products([p for p in group if isinstance(p, Product)], packed)
+            else:
+                body += [line for stage in group for line in self._stage(stage)]
         rows = "last - row < tile ? last - row : tile"
         if self.back:
             count = ["while (rows < most && length[row + rows] > t) ++rows;"]
@@ -202,16 +211,16 @@ class _Frame:
             start = f"s_{a.name} + tile * ({_room(a)})"
         return lines
 
-    def _stage(self, stage: Stage, packed: _Packed) -> list[str]:
+    def _stage(self, stage: Stage) -> list[str]:
         match stage:
             case Nest():
                 self.used = {}
                 inner = loops(stage, self.half.stages, self, self.half.hints)
                 return self._rows([*self._pointers(self.used), *inner])
-            case Product():
-                return self._product(stage, packed)
             case System():
                 return self._system(stage)
+            case Product():
+                raise AssertionError("products go in groups")
 
     def _rows(self, lines: list[str]) -> list[str]:
         token = ["const long token = start[row + m] + t;"] if any("token" in x for x in lines) else []
@@ -254,24 +263,22 @@ class _Frame:
                 at = "id[row + m]" if a.role == "d_fixed" else "token"
                 return f"({kind} *)p[{place}] + {at} * {whole}"
 
-    def _product(self, p: Product, packed: _Packed) -> list[str]:
-        kind = "const real *"
-        point = self._rows([f"a[m] = ({kind})({self._address(p.arg)});"])
-        depth, columns = length(p.ins), f"PAD({length(p.outs)})"
-        names = [f"i_{identifier(d)}" for d in p.kept]
-        kept = _flat(names, p.kept)
-        shift, rows = "a", list[str]()
-        if p.kept:
-            shift = "b"
-            rows = [
-                "const real *b[rows];",
-                f"for (long m = 0; m < rows; ++m) b[m] = a[m] + ({kept}) * ({depth});",
-            ]
-        where = f"{packed.place(p)} + ({kept}) * {columns} * ({depth})" if p.kept else packed.place(p)
-        out = f"s_{p.out.name}" + (f" + ({kept}) * {columns}" if p.kept else "")
-        call = f"product(rows, {shift}, {where}, {out}, {extent(p.out)}, {depth}, {columns} / LANES);"
-        lines = [*rows, call]
-        for n, d in list(zip(names, p.kept, strict=True))[::-1]:
+    def _products(self, group: Sequence[Product], packed: _Packed) -> list[str]:
+        """Products of one operand."""
+        arg, kept, depth = group[0].arg, group[0].kept, length(group[0].ins)
+        point = self._rows([f"a[m] = (const real *)({self._address(arg)});"])
+        names = [f"i_{identifier(d)}" for d in kept]
+        entry = _flat(names, kept)
+        lines: list[str] = []
+        if kept:
+            lines = [f"for (long m = 0; m < rows; ++m) b[m] = a[m] + ({entry}) * ({depth});"]
+        for p in group:
+            columns = f"PAD({length(p.outs)})"
+            where = packed.place(p) + (f" + ({entry}) * {columns} * ({depth})" if kept else "")
+            out = f"s_{p.out.name}" + (f" + ({entry}) * {columns}" if kept else "")
+            rows = "b" if kept else "a"
+            lines.append(f"product(rows, {rows}, {where}, {out}, {extent(p.out)}, {depth}, {columns} / LANES);")
+        for n, d in list(zip(names, kept, strict=True))[::-1]:
             lo, hi = self.bounds(d)
             lines = [f"for (long {n} = {lo}; {n} < {hi}; ++{n}) {{", *_indented(lines), "}"]
         return [*point, *lines]
@@ -296,6 +303,25 @@ class _Frame:
             i = env[d]
             inner = [f"for (long {i} = {lo}; {i} < {hi}; ++{i}) {{", *_indented(inner), "}"]
         return self._rows([*self._pointers([s.matrix, s.rhs, s.out]), *inner])
+
+
+def _operand(stage: Stage) -> tuple[object, ...] | None:
+    """What stages that are done together have in common."""
+    return (stage.arg, stage.kept) if isinstance(stage, Product) else None
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line of C cut where it may be."""
+    indent = line[: len(line) - len(line.lstrip())]
+    out: list[str] = []
+    while len(line) > WIDTH and not line.endswith("\\"):
+        cuts = [m.start() for m in re.finditer(r" (?=[-+*/?:&|] )|(?<=[,;]) ", line[:WIDTH])]
+        cuts = [c for c in cuts if c > len(indent) + 8]
+        if not cuts:
+            break
+        out.append(line[: cuts[-1]])
+        line = f"{indent}    {line[cuts[-1] + 1 :]}"
+    return [*out, line]
 
 
 def _room(a: Array) -> str:
