@@ -8,7 +8,8 @@ from tests.oracles.attention import ATTENTION
 from tests.oracles.case import Case, Oracle, Result, Tensors
 from tests.oracles.language import LANGUAGE
 from tests.oracles.literature import LITERATURE
+from tests.oracles.sequential import SEQUENTIAL
 
-CASES: dict[str, Case] = {**LANGUAGE, **LITERATURE, **ATTENTION}
+CASES: dict[str, Case] = {**LANGUAGE, **LITERATURE, **ATTENTION, **SEQUENTIAL}
 
 __all__ = ["CASES", "Case", "Oracle", "Result", "Tensors"]
