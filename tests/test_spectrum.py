@@ -236,7 +236,7 @@ def test_contracting() -> None:
 # --- against eigenvalues ----------------------------------------------------------------------------------------------
 
 
-SMALL = {"D": 2, "N": 2, "E": 2, "H": 2, "K": 3, "V": 2, "P": 2, "J": 2}
+SMALL = {"D": 2, "N": 2, "E": 2, "H": 2, "K": 3, "V": 2, "P": 2, "J": 2, "R": 2}
 
 
 @pytest.mark.parametrize("stem", STEMS)

@@ -33,7 +33,11 @@ pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWar
 
 TEXTS = {n: (EXAMPLES / f"{c.file}.rnn").read_text(encoding="utf-8") for n, c in CASES.items()}
 FUSED = [n for n in CASES if "triton" in getattr(load(TEXTS[n]), n)._backends]
-every = pytest.mark.parametrize("name", FUSED)
+# Their kernels are GLA's and Mamba's with other factors.
+AS_OTHERS = ("MesaNet", "MambaSigned")
+every = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in AS_OTHERS else n for n in FUSED]
+)
 PACKED = (1, 0, 3, 33, 0, 1)
 
 
@@ -99,13 +103,17 @@ def too_far(made: Trial, name: str, got: Tensors, dtype: torch.dtype) -> list[st
 def test_these_examples_have_kernels() -> None:
     """The others mix entries or have no states."""
     assert set(CASES) - set(FUSED) == {
+        "DeltaNet",
         "GatedDeltaNet",
+        "KDA",
+        "Comba",
         "DeltaProduct",
         "RWKV7",
         "LSTM",
         "GRU",
         "SLSTM",
         "TitansLinear",
+        "TTTLinear",
         "PGN",
         "FSMN",
     }
@@ -143,7 +151,7 @@ def test_float32(name: str, length: int | Sequence[int]) -> None:
     assert not too_far(made, name, got, torch.float32) or not disagreements(made.expected(), got, torch.float32)
 
 
-@pytest.mark.parametrize("name", FUSED)
+@every
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_low_precision(name: str, dtype: torch.dtype) -> None:
     made = trial(name, 33, start=True)

@@ -6,8 +6,9 @@ one), and returns its outputs and the final state. Histories are newest first.
 
 from tests.oracles.case import Case, Oracle, Result, Tensors
 from tests.oracles.language import LANGUAGE
+from tests.oracles.learners import LEARNERS
 from tests.oracles.literature import LITERATURE
 
-CASES: dict[str, Case] = {**LANGUAGE, **LITERATURE}
+CASES: dict[str, Case] = {**LANGUAGE, **LITERATURE, **LEARNERS}
 
 __all__ = ["CASES", "Case", "Oracle", "Result", "Tensors"]
