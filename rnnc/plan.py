@@ -99,6 +99,8 @@ class Plan:
 def needs(step: Step) -> tuple[Expr, ...]:
     """What is computed around a step, for all tokens at once or once."""
     match step:
+        case Scan(closure=c, chunks=Chunks() as chunks):
+            return (c.a, *(r.query for r in chunks.reads), *(e for pair in chunks.writes for e in pair))
         case Scan(closure=c):
             return (c.a,) if c.b is None else (c.a, c.b)
         case Pointwise(stream=s):

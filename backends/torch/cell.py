@@ -28,7 +28,7 @@ from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, Step, is_number, 
 from rnnc.show import expr_text, region_text
 
 from .block import Block, NameTable
-from .chunks import chunk_line, operands
+from .chunks import chunk_line
 from .loops import LoopCode, LoopCoder, past_name
 from .text import constant, cut, decimal, docstring, quoted, several, wrap
 
@@ -435,8 +435,7 @@ class CellCoder:
 
     def roots(self, step: Step) -> tuple[Expr, ...]:
         """What PyTorch computes for a step."""
-        chunks = self.chunks(step)
-        return operands(step, chunks) if chunks and isinstance(step, Scan) else needs(step)
+        return needs(step)
 
     def chunks(self, step: Step) -> Chunks | None:
         """The parts of a step that PyTorch computes by chunks."""
