@@ -3,10 +3,10 @@
     python examples/state_tracking.py [--tasks parity S3] [--cells mamba lstm] [--quick]
 
 A word is a row of permutations, and the answer at each of its letters is their product so far: parity (swaps of two
-things), counting modulo 3 (turns of three), S3 (all permutations of three) and A5 (the even ones of five). Letters are
-the group's generators and "nothing". Words grow while they are learned, up to 40 letters; tests go on to 256. The
-claim is that of Grazzi et al. 2024 (arXiv:2411.12537): what a linear recurrence can track is a matter of its transition's
-eigenvalues, so of one line in each of the cells of `examples/state_tracking/`, which rnnc compiles here.
+things), counting modulo 3 (turns of three), S3 (all permutations of three) and A5 (the even ones of five). Letters
+are the group's generators and "nothing". Words grow while they are learned, up to 40 letters; tests go on to 256. The
+claim is that of Grazzi et al. 2024 (arXiv:2411.12537): what a linear recurrence can track is a matter of its
+transition's eigenvalues, so of one line in each of the cells of `examples/state_tracking/`, which rnnc compiles here.
 """
 
 from __future__ import annotations
