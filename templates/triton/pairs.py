@@ -8,7 +8,7 @@ dtype of products' operands; they are summed in float32.
 """
 
 # Triton's `dot` and scans have no types that say what they return.
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _tl_within(a, row, SIZE, REVERSE: tl.constexpr, OWN: tl.constexpr):
     edge = tl.broadcast_to((row % SIZE == (SIZE - 1 if REVERSE else 0))[:, None], a.shape).to(tl.int32)
     if not OWN:
         a = tl.where(edge != 0, 1.0, a)
-    a, _ = tl.associative_scan((a, edge), 0, _tl_joined_products, reverse=bool(REVERSE))
+    a, _ = tl.associative_scan((a, edge), 0, _tl_joined_products, reverse=REVERSE)
     return a
 
 
