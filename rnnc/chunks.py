@@ -219,3 +219,19 @@ def _product(graph: Graph, factors: list[Expr]) -> Expr:
     for f in factors[1:]:
         made = graph.apply("mul", made, f)
     return made
+
+
+def reads_of(
+    system: System, stream: Stream, around: tuple[Expr, ...], ready: set[str]
+) -> tuple[tuple[str, ...], list[Read]] | None:
+    """The dims that all readers of a state sum over, and the readers; None where one is of another form."""
+    return _reads(system, stream, around, ready)
+
+
+def writes_of(graph: Graph, node: Expr, keys: set[str], values: set[str]) -> list[tuple[Expr, Expr]] | set[str] | None:
+    """What is written as pairs of factors, of which the first lacks `values` and the second `keys`; else the dims of
+    `values` because of which it is no sum of such products. None for too many."""
+    terms = _terms(graph, node, keys, values)
+    if isinstance(terms, set):
+        return terms
+    return [_pair(graph, factors, sign, keys) for factors, sign in terms] if len(terms) <= MOST_WRITES else None
