@@ -88,6 +88,14 @@ class Kernel:
         return _form(self.tiled_back, self.scan_back)
 
 
+def paired(step: Step) -> bool:
+    """Whether a kernel computes a step by chunks of tokens: real numbers, one write a token, and values that share the
+    scores of queries and keys."""
+    if not isinstance(step, Scan) or step.chunks is None or step.stream.type.kind != "real":
+        return False
+    return len(step.chunks.writes) == 1 and bool(step.chunks.values)
+
+
 def streams_of(step: Step) -> tuple[Stream, ...]:
     return step.streams if isinstance(step, Loop) else (step.stream,)
 
@@ -227,7 +235,7 @@ class _Fusion:
         if any(s.over or s.type.kind == "bool" or s.type.dims != dims for s in streams) or not dims:
             return False
         if isinstance(step, Scan):
-            return True
+            return not paired(step)
         if step.flow is None and (len(streams) > 1 or any(s.depth > 1 for s in streams)):
             return False
         exprs = updates(step)

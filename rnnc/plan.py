@@ -16,7 +16,7 @@ from rnnc.closure import Affine, Block, Closure, Composable, LowRank
 from rnnc.derive import depends
 from rnnc.ir import Apply, Conv, Expr, Linear, Lit, Reduce, Ref, walk
 from rnnc.lower import Stream, System
-from rnnc.rank import RankChunks, rank_chunks
+from rnnc.rank import RankChunks, operands, rank_chunks
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,14 @@ class Plan:
 def needs(step: Step) -> tuple[Expr, ...]:
     """What is computed around a step, for all tokens at once or once."""
     match step:
+        case Scan(closure=c, chunks=Chunks() as chunks):
+            return (c.a, *(r.query for r in chunks.reads), *(e for pair in chunks.writes for e in pair))
         case Scan(closure=c):
             return (c.a,) if c.b is None else (c.a, c.b)
         case Pointwise(stream=s):
             return (s.expr,)
+        case Loop(closure=LowRank() as c, chunks=RankChunks() as chunks):
+            return operands(c, chunks)
         case Loop():
             return (*step.hoisted, *step.fixed)
 

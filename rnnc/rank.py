@@ -99,6 +99,15 @@ def rank_chunks(
     return RankChunks(heads, parts(set(mixed)), parts(columns), ordered, writes, by_column)
 
 
+def operands(closure: LowRank, chunks: RankChunks) -> tuple[Expr, ...]:
+    """What is computed before, for all tokens at once."""
+    map = closure.map
+    found: list[Expr | None] = [e for row in map.factors for e in row]
+    found += [e for t in map.terms for e in (t.right, *t.left)]
+    found += [e for w in chunks.writes for e in (*w.left, w.right)]
+    return (*(e for e in found if e is not None), *(r.read.query for r in chunks.reads))
+
+
 def _reads(
     system: System, streams: Sequence[Stream], around: tuple[Expr, ...], ready: set[str]
 ) -> tuple[tuple[str, ...], list[StateRead]] | None:

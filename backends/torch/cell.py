@@ -29,9 +29,9 @@ from rnnc.rank import RankChunks
 from rnnc.show import expr_text, region_text
 
 from .block import Block, NameTable
-from .chunks import chunk_line, operands
+from .chunks import chunk_line
 from .loops import LoopCode, LoopCoder, past_name
-from .lowrank import rank_line, rank_operands
+from .lowrank import rank_line
 from .text import constant, cut, decimal, docstring, quoted, several, wrap
 
 LOCALS = frozenset(
@@ -441,11 +441,7 @@ class CellCoder:
 
     def roots(self, step: Step) -> tuple[Expr, ...]:
         """What PyTorch computes for a step."""
-        chunks = self.chunks(step)
-        ranks = self.ranks(step)
-        if ranks and isinstance(step, Loop):
-            return rank_operands(step, ranks)
-        return operands(step, chunks) if chunks and isinstance(step, Scan) else needs(step)
+        return needs(step)
 
     def chunks(self, step: Step) -> Chunks | None:
         """The parts of a step that PyTorch computes by chunks."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rnnc.chunks import Chunks, Read
 from rnnc.ir import Expr
 from rnnc.plan import Scan
@@ -10,36 +12,42 @@ from .block import Block
 from .text import several
 
 
-def operands(step: Scan, chunks: Chunks) -> tuple[Expr, ...]:
-    """What is computed before, for all tokens at once."""
-    return (step.closure.a, *(r.query for r in chunks.reads), *(e for pair in chunks.writes for e in pair))
-
-
 def chunk_line(step: Scan, chunks: Chunks, block: Block, final: str) -> tuple[str, str]:
     """Targets and text: the reads, which have their names, and the last state."""
+    along = chunks.keys if chunks.keyed else chunks.values
+    factor = block.aligned_code(step.closure.a, chunks.heads + along)
+    args = chunk_arguments(step, chunks, factor, block, block.aligned_code)
+    targets = chunk_targets(chunks, block)
+    return ", ".join([*targets, final]), f"_chunked(run, _scan, _chunks, {', '.join([*args, str(chunks.keyed)])})"
+
+
+def chunk_arguments(
+    step: Scan, chunks: Chunks, factor: str, block: Block, aligned: Callable[[Expr, tuple[str, ...]], str]
+) -> list[str]:
+    """What a call is given of one step, `aligned` being the code of its operands."""
     c, name, dims = chunks, step.stream.name, step.stream.type.dims
-    along = c.keys if c.keyed else c.values
-    queries = [_query(read, chunks, block) for read in c.reads]
-    writes = [
-        f"({block.aligned_code(k, c.heads + c.keys)}, {block.aligned_code(v, c.heads + c.values)})" for k, v in c.writes
-    ]
-    args = [
-        block.aligned_code(step.closure.a, c.heads + along),
+    queries = [_query(read, chunks, block, aligned) for read in c.reads]
+    writes = [f"({aligned(k, c.heads + c.keys)}, {aligned(v, c.heads + c.values)})" for k, v in c.writes]
+    return [
+        factor,
         f"[{', '.join(queries)}]",
         str(sum(r.lag for r in c.reads)),
         f"[{', '.join(writes)}]",
         f"state.{name}",
         several(str(dims.index(d)) for d in c.heads + c.keys + c.values),
         f"({len(c.heads)}, {len(c.keys)})",
-        str(c.keyed),
     ]
-    targets = [block.variables[r.node] for r in c.reads]
-    for read, target in zip(c.reads, targets, strict=True):
-        have = [*c.heads, *read.own, *c.values]
+
+
+def chunk_targets(chunks: Chunks, block: Block) -> list[str]:
+    """The names that reads get, which from here on stand for them, laid out as they are elsewhere."""
+    targets = [block.variables[r.node] for r in chunks.reads]
+    for read, target in zip(chunks.reads, targets, strict=True):
+        have = [*chunks.heads, *read.own, *chunks.values]
         block.variables[read.node] = block.laid(target, have, read.node.dims)
-    return ", ".join([*targets, final]), f"_chunked(run, _scan, _chunks, {', '.join(args)})"
+    return targets
 
 
-def _query(read: Read, chunks: Chunks, block: Block) -> str:
-    code = block.aligned_code(read.query, chunks.heads + read.own + chunks.keys)
+def _query(read: Read, chunks: Chunks, block: Block, aligned: Callable[[Expr, tuple[str, ...]], str]) -> str:
+    code = aligned(read.query, chunks.heads + read.own + chunks.keys)
     return f"({code}, {several(block.size(d) for d in read.own)})"

@@ -13,16 +13,6 @@ from .block import Block
 from .text import several
 
 
-def rank_operands(step: Loop, chunks: RankChunks) -> tuple[Expr, ...]:
-    """What is computed before, for all tokens at once."""
-    assert isinstance(step.closure, LowRank)
-    map = step.closure.map
-    found: list[Expr | None] = [e for row in map.factors for e in row]
-    found += [e for t in map.terms for e in (t.right, *t.left)]
-    found += [e for w in chunks.writes for e in (*w.left, w.right)]
-    return (*(e for e in found if e is not None), *(r.read.query for r in chunks.reads))
-
-
 def rank_line(step: Loop, chunks: RankChunks, block: Block, finals: Sequence[str]) -> tuple[str, str]:
     """Targets and text: the reads, which have their names, and the last states."""
     c, closure = chunks, step.closure

@@ -12,7 +12,7 @@ from .cell import FusedCellCoder
 
 RUNTIME = (
     *TORCH[:-1],
-    *(f"triton/{name}.py" for name in ("numbers", "complex", "span", "scan", "fused")),
+    *(f"triton/{name}.py" for name in ("numbers", "complex", "span", "scan", "pairs", "fused", "chunked")),
     TORCH[-1],
     "triton/module.py",
 )

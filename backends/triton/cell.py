@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,15 +13,17 @@ import jinja2
 
 from rnnc.chunks import Chunks
 from rnnc.fields import StateField
-from rnnc.fuse import Kernel, delay, fuse, streams_of
-from rnnc.ir import Expr, Linear, Ref
-from rnnc.plan import Plan, Step
+from rnnc.fuse import Kernel, delay, fuse, paired, streams_of
+from rnnc.ir import Expr, Linear, Ref, walk
+from rnnc.plan import Plan, Scan, Step, needs
 from rnnc.show import expr_text
 
 from ..torch.block import Block, NameTable
 from ..torch.cell import CellCode, CellCoder
+from ..torch.chunks import chunk_arguments, chunk_targets
 from ..torch.text import cut, quoted, several, wrap
 from .adjoint import BackwardCoder
+from .chunks import PairsCoder
 from .document import documented, form
 from .forward import ForwardCoder
 from .kernel import KernelCoder, Leaf
@@ -46,7 +49,7 @@ class FusedBlock(Block):
         return self.aligned_code(node, node.dims)
 
     def nested(self, node: Expr) -> tuple[str, int]:
-        return (self.wide(node), 10) if _narrow(node) else super().nested(node)
+        return (self.wide(node), 10) if _narrow(node) and not self.keeps else super().nested(node)
 
     def wide(self, node: Expr) -> str:
         """The variable of a narrow node in the computing dtype: one, so that gradients are summed in that dtype."""
@@ -56,6 +59,18 @@ class FusedBlock(Block):
             self.assign(name, f"{text}.to(dtype)")
             self.widened[node] = name
         return self.widened[node]
+
+    def given(self, node: Expr, dims: tuple[str, ...]) -> str:
+        """`aligned_code` of a node in the dtype that it has."""
+        if not _narrow(node):
+            return self.aligned_code(node, dims)
+        self.raw(node)
+        self.keeps = True
+        text = self.aligned(node, dims)[0]
+        self.keeps = False
+        return text
+
+    keeps = False
 
     @cached_property
     def widened(self) -> dict[Expr, str]:
@@ -80,28 +95,43 @@ class FusedCellCoder(CellCoder):
         self.lasts: dict[str, str] = {}
         self.coders = [KernelCoder(self.system, k, f"_{self.cell.name}_{'_'.join(_names(k))}") for k in self.kernels_of]
         self.backwards = [BackwardCoder(c) for c in self.coders]
+        self.pairs: dict[int, PairsCoder] = {}
+        for step in plan.steps:
+            if isinstance(step, Scan) and step.chunks is not None and paired(step):
+                self.pairs[id(step)] = PairsCoder(step, step.chunks, f"_{self.cell.name}_{step.stream.name}")
 
     def code(self) -> CellCode:
         code = super().code()
-        if not self.kernels_of:
+        if not self.kernels_of and not self.pairs:
             return code
         self.fusing = {id(step): k for k in self.kernels_of for step in k.steps}
         self.block_class = FusedBlock
         names = self.input_names
         fused = self.equations()
         assert self.input_names == names
-        parts = tuple(self.kernel_text(b) for b in self.backwards)
+        pairs = list(self.pairs.values())
+        pair_texts = [p.text() for p in pairs]
+        self.helpers |= {name for text in pair_texts for name in re.findall(r"\b_tl_\w+", text)}
+        parts = (*(self.kernel_text(b) for b in self.backwards), *pair_texts)
         first = self.first + len(code.operators)
-        operators = tuple(f"fused_{i}" for i, _ in enumerate(self.coders, first))
+        operators = [f"fused_{i}" for i, _ in enumerate(self.coders, first)]
         registrations = [self.registration(b, name) for b, name in zip(self.backwards, operators, strict=True)]
+        for p in pairs:
+            operators.append(f"chunks_{first + len(operators)}")
+            registrations.append(p.registration(operators[-1]))
         base = "_FusedCell" if code.base == "_Cell" else f"_FusedCell, {code.base}"
-        self.helpers |= {"_FusedCell", "_fused_operator", "_kernel"}
+        self.helpers |= {"_FusedCell"}
+        self.helpers |= {"_fused_operator", "_kernel"} if self.coders else set()
+        self.helpers |= {"_pairs_operator", "_by_kernels"} if pairs else set()
         return replace(
             code,
             base=base,
             parts=parts,
             fused=tuple(fused),
-            fused_kernels=tuple((", ".join(_names(c.kernel)), c.kernel.form) for c in self.coders),
+            fused_kernels=(
+                *((", ".join(_names(c.kernel)), c.kernel.form) for c in self.coders),
+                *((p.step.stream.name, p.form) for p in pairs),
+            ),
             registrations=(*code.registrations, *(line for r in registrations for line in r)),
             operators=(*code.operators, *operators),
             helpers=frozenset(self.helpers),
@@ -120,6 +150,9 @@ class FusedCellCoder(CellCoder):
 
     def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
         kernel = self.fusing.get(id(step))
+        if id(step) in self.pairs and isinstance(block, FusedBlock):
+            self.pair_lines(self.pairs[id(step)], block, table)
+            return
         if kernel is None:
             super().step_lines(step, block, table, values)
             return
@@ -152,6 +185,27 @@ class FusedCellCoder(CellCoder):
             made.append(table.new(f"{s.name.replace(' ', '_past')}_last"))
             self.lasts[s.name] = made[-1]
         block.assign(", ".join(made), f"_kernel(run, {coder.name}_kernel, {', '.join(args)})")
+
+    def pair_lines(self, pairs: PairsCoder, block: FusedBlock, table: NameTable) -> None:
+        """The call of the kernels of a step in chunks."""
+        step, chunks, stream = pairs.step, pairs.chunks, pairs.step.stream
+        if stream.declared:
+            block.lines.append(cut(f"# {stream.name}[t] = {expr_text(self.cell.state(stream.name).expr)}"))
+        around = [e for s in self.plan.steps if s is not step for e in needs(s)] + [e for _, e in self.system.outputs]
+        own = {"keys": chunks.keys, "values": chunks.values}.get(pairs.decay, ())
+        factor = "None" if pairs.decay == "free" else block.given(step.closure.a, chunks.heads + own)
+        args = chunk_arguments(step, chunks, factor, block, block.given)
+        wide = any(
+            any(c is r.node for c in n.children) and not isinstance(n, Linear)
+            for r in chunks.reads
+            for n in walk(*around)
+        )
+        args += [quoted(pairs.decay), "low", "dtype" if wide else "out"]
+        targets = chunk_targets(chunks, block)
+        name = self.finals[stream.name] = table.new(f"{stream.name}_last")
+        block.assign(
+            ", ".join([*targets, name]), f"_by_kernels(run, {pairs.name}_chunks, _scan, _chunks, {', '.join(args)})"
+        )
 
     def scalars(self, block: Block, coder: KernelCoder) -> list[str]:
         """Code of the numbers that a kernel is given."""

@@ -89,7 +89,7 @@ def _moved(whole: Tensor, state: Tensor, back: bool = False) -> Tensor:
     return (whole.unsqueeze(-1) * state.unsqueeze(1)).sum(2).flatten(1, 2)
 
 
-def _through_chunks(c: _Chunked, rank: int, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _solve_chunks(c: _Chunked, rank: int, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The states that enter chunks; what their tokens write, the c and v; and the last states.
 
     Each c is made of the state that has come so far: were the c of all tokens known before, errors of states would not
@@ -125,7 +125,7 @@ def _low_rank_forward(
 ) -> tuple[Tensor, Tensor]:
     """The reads of z, the first of which are the c, and the states after the last tokens."""
     c = _chunks_of(d, z, x, v, rank, before, size, cu_seqlens)
-    entering, y, state = _through_chunks(c, rank, initial)
+    entering, y, state = _solve_chunks(c, rank, initial)
     reads = torch.baddbmm(c.scores[:, c.rows :] @ y, _matrix(c.parts.start)[:, c.rows :], entering)
     reads = torch.cat([y[:, : c.rows], reads], 1).unflatten(1, (-1, size))
     return _into_tokens(reads, c.at, *z.shape[:2]), _out_of_order(state, c.at, initial)
@@ -147,7 +147,7 @@ def _low_rank_backward(
     """Gradients of d, z, x, v and the initial states. What flows back is the same recurrence with U and V exchanged,
     and readers and writers; the states that enter chunks are computed again."""
     c, conj = _chunks_of(d, z, x, v, rank, before, size, cu_seqlens), torch.conj_physical
-    entering, y, _ = _through_chunks(c, rank, initial)
+    entering, y, _ = _solve_chunks(c, rank, initial)
     arriving = _into_chunks(grad, c.at).flatten(1, 2)
     first, last, whole = conj(_matrix(c.parts.start)), conj(_matrix(c.parts.end)), c.parts.whole
     scores, rows, heads = c.scores, c.rows, c.at.heads

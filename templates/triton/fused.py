@@ -79,9 +79,14 @@ class _Tile(NamedTuple):
         return self.tokens * self.stretches
 
 
+def _units(device: torch.device) -> int:
+    """Multiprocessors of a device."""
+    return 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def _segments(device: torch.device, programs: int, tokens: int, unit: int) -> int:
     """Into how many segments time is cut: one where the programs fill the device, else what fills it."""
-    units = 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+    units = _units(device)
     return 1 if programs >= units else max(1, min(4 * units // programs, tokens // (2 * unit), 64))
 
 

@@ -1,0 +1,104 @@
+"""A matrix state by chunks of tokens: its kernels, their registration, and the line that calls them."""
+
+from __future__ import annotations
+
+import textwrap
+from functools import cache
+from importlib import resources
+
+import jinja2
+
+from rnnc.chunks import Chunks
+from rnnc.ir import Lit, Ref, walk
+from rnnc.plan import Scan
+from rnnc.show import expr_text
+
+from ..torch.text import cut, docstring, quoted, wrap
+from .prune import pruned
+
+
+class PairsCoder:
+    """The kernels of one step in chunks, and their registration."""
+
+    def __init__(self, step: Scan, chunks: Chunks, name: str) -> None:
+        self.step, self.chunks, self.name = step, chunks, name
+        own = chunks.keys if chunks.keyed else chunks.values
+        a = step.closure.a
+        along = "keys" if chunks.keyed else "values"
+        self.decay = along if set(a.dims) & set(own) else "free" if isinstance(a, Lit) and a.value == 1 else "one"
+        given = any(isinstance(n, Ref) and n.role in ("param", "input", "state") for n in walk(a))
+        self.learned = self.decay != "free" and given
+        self.form = "chunks of tokens, on tensor cores"
+
+    def text(self) -> str:
+        """The kernels."""
+        loops = len(self.chunks.reads) > 1 or any(r.own for r in self.chunks.reads)
+        view = {
+            "name": self.name,
+            "decay": self.decay,
+            "learned": self.learned,
+            "lags": sorted({r.lag for r in self.chunks.reads}, reverse=True),
+            "loops": loops,
+            "pad": 12 if loops else 8,
+        }
+        functions = _template().render(k=view).strip("\n").split("\n\n\n")
+        made = [self.documented(pruned(f.strip("\n"))) for f in functions]
+        return "\n\n\n".join("\n".join(wrap(f.split("\n"))) for f in made)
+
+    def documented(self, text: str) -> str:
+        """A kernel with its docstring in place of the word for what it does."""
+        kinds = ("carry_back", "backward", "carry", "forward", "pairs", "pairs_back")
+        what = next(w for w in kinds if f'    """{w}"""' in text)
+        c, stream = self.chunks, self.step.stream
+        reads = [cut(expr_text(r.node)) for r in c.reads]
+        equations = "\n".join([cut(f"{stream.name}[t] = {expr_text(stream.expr)}"), *reads])
+        sizes = [
+            f"{n} of {' x '.join(d)}" for n, d in (("HEADS", c.heads), ("K", c.keys), ("V", c.values)) if d
+        ]
+        decayed = "; and queries with the decay since the chunk's start, keys with that until its end"
+        decayed = decayed if self.decay == "keys" else ""
+        walk_text = {
+            "forward": "A program has one segment of one sequence of one head and BV of its values, and goes from chunk "
+            "to chunk, C tokens, with the state [BK, BV] in registers. If there are several segments, it first applies "
+            "those before its own. Where KEEP, the states that enter chunks are written for the backward.",
+            "backward": "The same programs, from the last chunk to the first, with the gradient of the state in "
+            "registers. If there are several segments, it first applies those after its own.",
+            "carry": "What a segment of a sequence writes into the state that enters it, and its decay over all of it.",
+            "pairs": f"What tokens of a chunk read of each other: scores [C, C] of queries and keys, decayed{decayed}. A "
+            "program has one segment of one sequence of one head, and goes through its keys, BK at a time.",
+            "pairs_back": "Gradients of queries and keys, and of the factors, from those of the scores and of what is "
+            "read of and written to the state, which are sums over TILES of values.",
+            "carry_back": "What a segment of a sequence adds to the gradient of the state that leaves it, and its decay "
+            "over all of it.",
+        }
+        first = {
+            "forward": equations,
+            "backward": f"Gradients, from the last token to the first, of\n\n{textwrap.indent(equations, '    ')}",
+        }
+        parts = [first.get(what, ""), walk_text[what] + f" {', '.join(sizes)}."]
+        body = "\n\n".join(_filled(p) if i else p for i, p in enumerate(parts) if p)
+        if not parts[0]:
+            body = _filled(parts[1])
+        return text.replace(f'    """{what}"""', "    " + docstring(body, "    "), 1)
+
+    def registration(self, operator: str) -> list[str]:
+        """Lines that register the kernels as an operator."""
+        fields = {
+            **{w: f"{self.name}_{w}" for w in ("carry", "forward", "carry_back", "backward")},
+            **{w: f"{self.name}_{w}" if self.decay != "values" else "None" for w in ("pairs", "pairs_back")},
+            "decay": quoted(self.decay),
+            "learned": str(self.learned),
+        }
+        lines = [f"{self.name}_chunks = _pairs_operator(", "    _OPERATORS,", f"    {quoted(operator)},", "    _Pairs("]
+        return [*lines, *(f"        {name}={value}," for name, value in fields.items()), "    ),", ")"]
+
+
+def _filled(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 112))
+
+
+@cache
+def _template() -> jinja2.Template:
+    text = (resources.files("rnnc.templates") / "triton" / "chunks.py.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(text)

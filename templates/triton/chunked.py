@@ -1,0 +1,294 @@
+"""Matrix states in chunks of tokens by kernels, as operators: layouts, launches, and what autograd keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ..torch.chunks import _chunked
+from ..torch.scan import _reject_tangents
+from ..torch.time import _Run
+from .fused import _flat, _on, _power_of_two, _segments, _units
+
+
+class _Pairs(NamedTuple):
+    """The kernels of one matrix state. `decay`: along what its factor lies: "free" (there is none), "one" (the same for
+    all entries), "keys" or "values"; `learned`: whether the factor has a gradient. `pairs` and `pairs_back` are what
+    tokens of a chunk read of each other, with a factor along keys; else the other kernels do that as well."""
+
+    carry: Any
+    forward: Any
+    carry_back: Any
+    backward: Any
+    pairs: Any
+    pairs_back: Any
+    decay: str
+    learned: bool
+
+
+class _Chunk(NamedTuple):
+    """A configuration: tokens of a chunk, keys and values of a program, warps, and loads that are in flight."""
+
+    tokens: int
+    keys: int
+    values: int
+    warps: int
+    stages: int
+
+
+def _chunk(q: Tensor, v: Tensor) -> _Chunk:
+    """The configuration of what goes through chunks, for the sizes of a call."""
+    keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
+    return _Chunk(64 if q.dtype == torch.bfloat16 else 32, keys, min(values, 64), 4, 2)
+
+
+def _pair_chunk(q: Tensor, v: Tensor) -> _Chunk:
+    """The configuration of what tokens of a chunk read of each other."""
+    keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
+    return _Chunk(_chunk(q, v).tokens, min(keys, 64), min(values, 64), 4, 1)
+
+
+def _spaced(x: Tensor) -> tuple[Tensor, list[int]]:
+    """`x` [B, T, ...] with its last axis side by side and its tokens, of all sequences, a fixed distance apart; the
+    distances of the axes from the second on."""
+    x = _flat(x)
+    regular = x.shape[0] == 1 or x.shape[1] == 1 or x.stride(0) == x.stride(1) * x.shape[1]
+    if not regular or (x.shape[-1] > 1 and x.stride(-1) != 1):
+        x = x.contiguous()
+    steps = list(x.stride())
+    return x, [steps[0] if x.shape[1] == 1 else steps[1], *steps[2:]]
+
+
+class _PairsCall(NamedTuple):
+    """The operands of one call."""
+
+    a: Tensor | None
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    initial: Tensor
+    cu_seqlens: Tensor | None
+    before: int
+
+
+def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
+    """Memory for what is kept of chunks: the states that enter them, and of factors along keys what is decayed."""
+    q, k = call.q, call.k
+    tokens, dtype = _chunk(q, call.v).tokens, torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
+    batch, steps, heads, reads, size = q.shape
+    chunks = batch * steps // tokens + call.initial.shape[0]
+    made = {"states_ptr": call.initial.new_empty((chunks if keep else 0, *call.initial.shape[1:]), dtype=dtype)}
+    if pairs.decay != "values":
+        made["scores_ptr"] = q.new_empty((chunks, heads, reads, tokens, tokens), dtype=dtype)
+    if pairs.decay == "keys":
+        made["q_since_ptr"], made["k_until_ptr"] = q.new_empty(q.shape, dtype=dtype), k.new_empty(k.shape, dtype=dtype)
+        made["over_chunk_ptr"] = q.new_empty((chunks, heads, size), dtype=torch.float32)
+    return made
+
+
+def _arguments(pairs: _Pairs, call: _PairsCall) -> dict[str, Any]:
+    """What all kernels are given, by the names of their parameters."""
+    batch, steps, heads, reads, size = call.q.shape
+    chunk = _chunk(call.q, call.v)
+    given: dict[str, Any] = {"cu_seqlens": call.cu_seqlens, "T": steps, "ROWS": batch * steps * heads, "HEADS": heads}
+    given |= {"CHUNKS": batch * steps // chunk.tokens + call.initial.shape[0], "READS": reads, "BEFORE": call.before}
+    given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
+    given |= {"LEVELS": chunk.tokens.bit_length() - 1, "PACKED": call.cu_seqlens is not None}
+    for name, x in {"a": call.a, "q": call.q, "k": call.k, "v": call.v}.items():
+        if x is not None:
+            x, distances = _spaced(x)
+            given[f"{name}_ptr"] = x
+            given |= dict(zip((f"{name}_token", f"{name}_head", f"{name}_read"), distances))
+    # Decays take operands out of the range of float16; as TF32 they have no less of a mantissa.
+    given["OPERAND"] = tl.bfloat16 if call.q.dtype == torch.bfloat16 else tl.float32
+    exact = "ieee" if torch.version.hip else "tf32x3"
+    narrow = call.q.dtype in (torch.float16, torch.bfloat16)
+    given["PRECISION"] = "tf32" if narrow and not torch.version.hip else exact
+    return given
+
+
+def _launch_pairs(kernel: Any, given: dict[str, Any], chunk: _Chunk, programs: int, segments: int) -> None:
+    named = {name: given[name] for name in kernel.arg_names if name not in ("BK", "BV")}
+    sizes = {name: n for name, n in (("BK", chunk.keys), ("BV", chunk.values)) if name in kernel.arg_names}
+    registers = {} if torch.version.hip else {"maxnreg": 255}
+    options = {"num_warps": chunk.warps, "num_stages": chunk.stages, **registers}
+    kernel[programs, segments](**named, **sizes, **options)
+
+
+def _within_chunks(kernel: Any, given: dict[str, Any], call: _PairsCall) -> None:
+    """Launch a kernel for which chunks do not wait for each other."""
+    chunk, programs = _pair_chunk(call.q, call.v), call.initial.shape[0] * call.q.shape[2]
+    chunks = -(-call.q.shape[0] * call.q.shape[1] // (chunk.tokens * call.initial.shape[0]))
+    segments = max(1, min(chunks, 65535, 8 * _units(call.q.device) // programs))
+    _launch_pairs(kernel, given, chunk, programs, segments)
+
+
+def _through_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back: bool) -> None:
+    """Launch the kernel that goes from chunk to chunk; if there are several segments, after that which joins them."""
+    q, initial = call.q, call.initial
+    chunk, programs = _chunk(q, call.v), initial.shape[0] * q.shape[2] * given["TILES"]
+    segments = _segments(q.device, programs, q.shape[0] * q.shape[1] // initial.shape[0], chunk.tokens)
+    given = given | {"SEGMENTS": segments, "SEGMENTED": segments > 1, "segment_ptr": initial, "over_segment_ptr": initial}
+    if segments > 1:
+        given["segment_ptr"] = initial.new_empty((segments, *initial.shape))
+        along = {"keys": (q.shape[-1],), "values": (call.v.shape[-1],)}.get(pairs.decay, ())
+        given["over_segment_ptr"] = initial.new_empty((segments, *initial.shape[:2], *along))
+        _launch_pairs(pairs.carry_back if back else pairs.carry, given, chunk, programs, segments)
+    _launch_pairs(pairs.backward if back else pairs.forward, given, chunk, programs, segments)
+
+
+def _pairs_forward(pairs: _Pairs, call: _PairsCall, keep: bool, out: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    reads = call.q.new_empty((*call.q.shape[:-1], call.v.shape[-1]), dtype=out)
+    last = torch.empty_like(call.initial)
+    memory = _memory(pairs, call, keep)
+    if reads.numel() == 0 or call.q.shape[-1] == 0:
+        return reads.zero_(), last.copy_(call.initial), memory["states_ptr"]
+    with _on(call.q.device):
+        given = _arguments(pairs, call) | memory
+        given |= {"initial_ptr": call.initial, "read_ptr": reads, "last_ptr": last, "KEEP": keep}
+        if pairs.pairs is not None:
+            _within_chunks(pairs.pairs, given, call)
+        _through_chunks(pairs, given, call, False)
+    return reads, last, memory["states_ptr"]
+
+
+def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tensor, states: Tensor) -> list[Tensor]:
+    """Gradients of a (if it has one), q, k, v and the initial state."""
+    named = {"a": call.a, "q": call.q, "k": call.k, "v": call.v}
+    owners = {name: x for name, x in named.items() if x is not None and (name != "a" or pairs.learned)}
+    if grad.numel() == 0 or call.q.shape[-1] == 0:
+        return [*(torch.zeros_like(x).contiguous() for x in owners.values()), d_last.clone()]
+    with _on(call.q.device):
+        given = _arguments(pairs, call)
+        tiles = given["TILES"]
+        given |= {"states_ptr": states, "d_read_ptr": grad.contiguous(), "d_last_ptr": d_last.contiguous()}
+        given["d_initial_ptr"] = d_initial = call.initial.new_empty(call.initial.shape)
+        # What all values share is summed over their tiles, by a kernel or below.
+        shared = ("q", "k") if pairs.pairs is None and tiles > 1 else ()
+        made = {
+            name: x.new_empty((tiles, *x.shape), dtype=torch.float32) if name in shared else x.new_empty(x.shape)
+            for name, x in owners.items()
+        }
+        given |= {f"d_{name}_ptr": x for name, x in made.items()}
+        if pairs.pairs is not None:
+            memory = _memory(pairs, call, False)
+            given |= memory | {"states_ptr": states}
+            _within_chunks(pairs.pairs, given, call)
+            dtype = torch.bfloat16 if call.q.dtype == torch.bfloat16 else torch.float32
+            given["d_q_since_ptr"] = call.q.new_empty((tiles, *call.q.shape), dtype=dtype)
+            given["d_k_until_ptr"] = call.k.new_empty((tiles, *call.k.shape), dtype=dtype)
+            along = (call.q.shape[-1],) if pairs.decay == "keys" else ()
+            size = (tiles, given["CHUNKS"], call.q.shape[2], *along)
+            given["d_over_chunk_ptr"] = call.q.new_empty(size, dtype=torch.float32)
+        _through_chunks(pairs, given, call, True)
+        if pairs.pairs is not None:
+            _within_chunks(pairs.pairs_back, given, call)
+    return [*(made[n].sum(0).to(x.dtype) if n in shared else made[n] for n, x in owners.items()), d_initial]
+
+
+def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., Any]:
+    """Registers `reads, last, states = op(a, q, k, v, initial, cu_seqlens, before, keep, out)` and its backward.
+
+    a: [B, T, H], or with K or V; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`; k, v: [B, T, H, K or V];
+    initial: [N, H, K, V], float32. Reads are [B, T, H, R, V] in the dtype `out`. Where `keep`, the states that enter
+    chunks are written, which the backward needs beside what it is given.
+    """
+    operands = "Tensor? a, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens, int before"
+
+    @torch.library.custom_op(
+        f"{namespace}::{name}",
+        mutates_args=(),
+        schema=f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor)",
+    )
+    def forward(a, q, k, v, initial, cu_seqlens, before, keep, out):
+        return _pairs_forward(pairs, _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before), keep, out)
+
+    @forward.register_fake
+    def _(a, q, k, v, initial, cu_seqlens, before, keep, out):
+        reads = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=out)
+        last = torch.empty_like(initial, memory_format=torch.contiguous_format)
+        return reads, last, _memory(pairs, _PairsCall(a, q, k, v, initial, cu_seqlens, before), keep)["states_ptr"]
+
+    @torch.library.custom_op(
+        f"{namespace}::{name}_backward",
+        mutates_args=(),
+        schema=f"(Tensor grad, Tensor d_last, Tensor states, {operands}) -> Tensor[]",
+    )
+    def backward(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before):
+        call = _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before)
+        return _pairs_backward(pairs, call, grad, d_last, states)
+
+    @backward.register_fake
+    def _(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before):
+        owners = [*([a] if pairs.learned else []), q, k, v, initial]
+        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *operands, ctx.before, _, _ = inputs
+        ctx.save_for_backward(output[2], *operands)
+        ctx.mark_non_differentiable(output[2])
+
+    def gradient(ctx: Any, grad: Tensor, d_last: Tensor, _: Any) -> tuple[Any, ...]:
+        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before)
+        return (*([] if pairs.learned else [None]), *found, None, None, None, None)
+
+    forward.register_autograd(gradient, setup_context=save)
+    return forward
+
+
+def _by_kernels(
+    run: _Run,
+    operator: Callable[..., Any],
+    scan: Callable[..., Tensor],
+    chunks: Callable[..., tuple[Tensor, Tensor]],
+    a: Any,
+    queries: Sequence[tuple[Any, tuple[int, ...]]],
+    before: int,
+    writes: Sequence[tuple[Any, Any]],
+    initial: Tensor,
+    order: tuple[int, ...],
+    counts: tuple[int, int],
+    decay: str,
+    low: torch.dtype,
+    out: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """`_chunked` with one write by the kernels of `operator`, products' operands in `low` and what is read in `out`.
+
+    PyTorch computes it in float64, and where a key is too long for a program.
+    """
+    state = initial.permute(0, *(i + 1 for i in order))
+    sizes = state.shape[1:]
+    heads, keys, values = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
+    if initial.dtype != torch.float32 or keys.numel() > 256:
+        factor = 1.0 if a is None else a
+        return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, decay != "values")
+    lead = run.lead
+    state = state.reshape(state.shape[0], heads.numel(), keys.numel(), values.numel())
+
+    def laid(x: Any, dtype: torch.dtype | None, *groups: tuple[int, ...]) -> Tensor:
+        """With all of its axes, those of each group merged."""
+        x = torch.as_tensor(x, device=initial.device)
+        if dtype is not None or not x.is_floating_point():
+            x = x.to(dtype or torch.float32)
+        x = x.expand(*lead, *(n for g in groups for n in g))
+        return x.reshape(*lead, *(torch.Size(g).numel() for g in groups))
+
+    own = {"keys": [keys], "values": [values]}.get(decay, [])
+    if a is not None:
+        a = laid(a, None, heads, *own)
+    found = [laid(x, low, heads, shape, keys) for x, shape in queries]
+    q = found[0] if len(found) == 1 else torch.cat(found, -2)
+    k, v = (laid(x, low, heads, g) for x, g in zip(writes[0], (keys, values)))
+    _reject_tangents(*(x for x in (a, q, k, v, state) if x is not None))
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, q, k, v, state))
+    reads, final, _ = operator(a, q, k, v, state, run.cu_seqlens, before, keep, out)
+    back = [order.index(i) + 1 for i in range(len(order))]
+    split = reads.split([torch.Size(shape).numel() for _, shape in queries], -2)
+    return (
+        *(x.reshape(*lead, *heads, *shape, *values) for x, (_, shape) in zip(split, queries)),
+        final.reshape(final.shape[0], *sizes).permute(0, *back),
+    )

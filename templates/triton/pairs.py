@@ -1,0 +1,243 @@
+"""Chunks of tokens of a matrix state: what tokens read of each other and of the state that enters, and gradients.
+
+Tiles: queries and keys [C, BK], values [C, BV], the state [BK, BV]; C tokens. Decays are products of the factors
+themselves: of a factor for all entries as a matrix [C, C] over pairs of tokens; of factors along keys or values by
+halves of blocks of 2, 4, ... C tokens, from the right half's start to a read and from a write to the left half's end.
+Nothing is divided by, but for the gradient of factors along a dim: there they are kept apart from zero. OPERAND is the
+dtype of products' operands; they are summed in float32.
+"""
+
+# Triton's `dot` and scans have no types that say what they return.
+# pyright: reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tl_dot(x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """`x @ y` of operands rounded to OPERAND, summed in float32."""
+    return tl.dot(x.to(OPERAND), y.to(OPERAND), input_precision=PRECISION)
+
+
+@triton.jit
+def _tl_add_dot(total, x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """`total + x @ y`."""
+    return tl.dot(x.to(OPERAND), y.to(OPERAND), total, input_precision=PRECISION)
+
+
+@triton.jit
+def _tl_seen(row, LAG: tl.constexpr):
+    """[C, C]: whether the row's token reads what the column's wrote; with LAG 1, before its own."""
+    return row[:, None] >= row[None, :] + LAG
+
+
+@triton.jit
+def _tl_last_row(x, row):
+    """The last row of a tile."""
+    last = row == x.shape[0] - 1
+    return tl.sum(tl.where(last[:, None] if len(x.shape) == 2 else last, x, 0.0), 0)
+
+
+@triton.jit
+def _tl_between(a_previous, row):
+    """[C, C]: the product of the factors of all tokens after the column's and before the row's; 0 from the diagonal on.
+
+    a_previous: each token's factor before it, [C]."""
+    steps = tl.where(row[:, None] > row[None, :] + 1, a_previous[:, None], 1.0)
+    return tl.where(row[:, None] > row[None, :], tl.cumprod(steps, 0), 0.0)
+
+
+@triton.jit
+def _tl_through(a, between, row):
+    """The same with the row's own factor, and 1 on the diagonal."""
+    return tl.where(row[:, None] == row[None, :], 1.0, a[:, None] * between)
+
+
+# --- factors along keys or values ---
+
+
+@triton.jit
+def _tl_joined_products(p, edge, p_later, edge_later):
+    """Two stretches of rows as one, of which each `edge` starts anew."""
+    return tl.where(edge_later != 0, p_later, p * p_later), edge | edge_later
+
+
+@triton.jit
+def _tl_joined_sums(x, edge, x_later, edge_later):
+    """The same of sums."""
+    return tl.where(edge_later != 0, x_later, x + x_later), edge | edge_later
+
+
+@triton.jit
+def _tl_within(a, row, SIZE, REVERSE: tl.constexpr, OWN: tl.constexpr):
+    """Products of `a` [C, N] from the start of each block of SIZE tokens through each token, or from it to the block's
+    end. Where not OWN, `a` is each token's neighbour's, and what comes from another block is left out."""
+    edge = tl.broadcast_to((row % SIZE == (SIZE - 1 if REVERSE else 0))[:, None], a.shape).to(tl.int32)
+    if not OWN:
+        a = tl.where(edge != 0, 1.0, a)
+    a, _ = tl.associative_scan((a, edge), 0, _tl_joined_products, reverse=REVERSE)
+    return a
+
+
+@triton.jit
+def _tl_within_back(x, row, SIZE, REVERSE: tl.constexpr, OWN: tl.constexpr):
+    """Gradient of the logarithms of `a` in `_tl_within`, from what the logarithms of its products get: sums of terms
+    that all have the factor, so no difference of large ones."""
+    edge = tl.broadcast_to((row % SIZE == (0 if REVERSE else SIZE - 1))[:, None], x.shape).to(tl.int32)
+    x, _ = tl.associative_scan((x, edge), 0, _tl_joined_sums, reverse=not REVERSE)
+    return x if OWN else tl.where((row % SIZE == (SIZE - 1 if REVERSE else 0))[:, None], 0.0, x)
+
+
+@triton.jit
+def _tl_pairs(row, LEVEL):
+    """[C, C]: whether the row's token lies in the right half of a block, and the column's in its left one."""
+    half = row >> LEVEL
+    return (half[:, None] % 2 == 1) & (half[None, :] == half[:, None] - 1)
+
+
+@triton.jit
+def _tl_apart(a):
+    """A factor kept so far from zero that products of it with others still tell those: its own is divided out again."""
+    least = 8.7e-19
+    return tl.where(tl.abs(a) < least, tl.where(a < 0.0, -least, least), a)
+
+
+@triton.jit
+def _tl_moved(x, row, BY: tl.constexpr, PRECISION: tl.constexpr):
+    """Row `i` of a tile at row `i + BY`."""
+    return tl.dot((row[:, None] == row[None, :] + BY).to(tl.float32), x, input_precision=PRECISION)
+
+
+@triton.jit
+def _tl_scores(
+    scores, q, k, a, a_next, row, LAG: tl.constexpr, LEVELS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+):
+    """`scores`, [C, C], and the decayed products of some keys. `a`: the factors of each token, with LAG 1 of the one
+    before."""
+    if LAG == 0:
+        own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)
+        scores += tl.where(row[:, None] == row[None, :], own[:, None], 0.0)
+    for level in tl.range(0, LEVELS, num_stages=1):
+        q_start = q * _tl_within(a, row, 1 << level, False, LAG == 0)
+        k_until = k * _tl_within(a_next, row, 1 << level, True, False)
+        near = _tl_dot(q_start, tl.trans(k_until), OPERAND, PRECISION)
+        scores += tl.where(_tl_pairs(row, level), near, 0.0)
+    return scores
+
+
+@triton.jit
+def _tl_scores_back(
+    d_scores,
+    q,
+    k,
+    a,
+    a_next,
+    row,
+    LAG: tl.constexpr,
+    LEVELS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gradients of some keys' q, k and the logarithms of `a` and `a_next`, from that of the scores."""
+    if LAG == 0:
+        own = tl.sum(tl.where(row[:, None] == row[None, :], d_scores, 0.0), 1)[:, None]
+        d_q, d_k = own * k, own * q
+    else:
+        d_q, d_k = tl.zeros(q.shape, tl.float32), tl.zeros(k.shape, tl.float32)
+    flow, flow_next = tl.zeros(q.shape, tl.float32), tl.zeros(q.shape, tl.float32)
+    for level in tl.range(0, LEVELS, num_stages=1):
+        start = _tl_within(a, row, 1 << level, False, LAG == 0)
+        until = _tl_within(a_next, row, 1 << level, True, False)
+        q_start, k_until = (q * start).to(OPERAND), (k * until).to(OPERAND)
+        paired = tl.where(_tl_pairs(row, level), d_scores, 0.0)
+        to_q = _tl_dot(paired, k_until, OPERAND, PRECISION)
+        to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)
+        d_q += to_q * start
+        d_k += to_k * until
+        flow += _tl_within_back(q_start * to_q, row, 1 << level, False, LAG == 0)
+        flow_next += _tl_within_back(k_until * to_k, row, 1 << level, True, False)
+    return d_q, d_k, flow, flow_next
+
+
+@triton.jit
+def _tl_values_read(
+    q, k, v, state, a, a_next, row, LAG: tl.constexpr, LEVELS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+):
+    """What the tokens of a chunk read, [C, BV]. `a`: each token's factors, with LAG 1 those of the token before."""
+    scores = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
+    since = tl.cumprod(a, 0)
+    out = _tl_dot(q, state, OPERAND, PRECISION) * since
+    if LAG == 0:
+        out += tl.sum(tl.where(row[:, None] == row[None, :], scores, 0.0), 1)[:, None] * v
+    for level in tl.range(0, LEVELS, num_stages=1):
+        v_until = v * _tl_within(a_next, row, 1 << level, True, False)
+        near = _tl_dot(tl.where(_tl_pairs(row, level), scores, 0.0), v_until, OPERAND, PRECISION)
+        out += near * _tl_within(a, row, 1 << level, False, LAG == 0)
+    return out
+
+
+@triton.jit
+def _tl_values_read_back(
+    grad,
+    q,
+    k,
+    v,
+    state,
+    a,
+    a_next,
+    row,
+    LAG: tl.constexpr,
+    LEVELS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gradients of q, k, v, the state that enters, and the logarithms of `a` and `a_next`."""
+    scores = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
+    since = tl.cumprod(a, 0)
+    grad_since = (grad * since).to(OPERAND)
+    flow = grad_since * _tl_dot(q, state, OPERAND, PRECISION)
+    flow, flow_next = tl.cumsum(flow, 0, reverse=True), tl.zeros(v.shape, tl.float32)
+    if LAG == 0:
+        same = row[:, None] == row[None, :]
+        d_own = tl.sum(grad.to(tl.float32) * v.to(tl.float32), 1)
+        d_scores = tl.where(same, d_own[:, None], 0.0)
+        d_v = tl.sum(tl.where(same, scores, 0.0), 1)[:, None] * grad
+    else:
+        d_scores = tl.zeros(scores.shape, tl.float32)
+        d_v = tl.zeros(v.shape, tl.float32)
+    for level in tl.range(0, LEVELS, num_stages=1):
+        start = _tl_within(a, row, 1 << level, False, LAG == 0)
+        until = _tl_within(a_next, row, 1 << level, True, False)
+        grad_start, v_until = (grad * start).to(OPERAND), (v * until).to(OPERAND)
+        pairs = _tl_pairs(row, level)
+        d_scores += tl.where(pairs, _tl_dot(grad_start, tl.trans(v_until), OPERAND, PRECISION), 0.0)
+        paired = tl.where(pairs, scores, 0.0)
+        to_v = _tl_dot(tl.trans(paired), grad_start, OPERAND, PRECISION)
+        d_v += to_v * until
+        read = grad_start * _tl_dot(paired, v_until, OPERAND, PRECISION)
+        flow += _tl_within_back(read, row, 1 << level, False, LAG == 0)
+        flow_next += _tl_within_back(v_until * to_v, row, 1 << level, True, False)
+    d_q = _tl_dot(grad_since, tl.trans(state), OPERAND, PRECISION)
+    d_q = _tl_add_dot(d_q, d_scores, k, OPERAND, PRECISION)
+    d_k = _tl_dot(tl.trans(d_scores), q, OPERAND, PRECISION)
+    return d_q, d_k, d_v, _tl_dot(tl.trans(q), grad_since, OPERAND, PRECISION), flow, flow_next
+
+
+@triton.jit
+def _tl_values_write(k, v, state, a_next, whole, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """The state that leaves a chunk."""
+    until = tl.cumprod(a_next, 0, reverse=True)
+    return _tl_add_dot(state * whole[None, :], tl.trans(k), v * until, OPERAND, PRECISION)
+
+
+@triton.jit
+def _tl_values_write_back(d_state, k, v, a_next, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Gradients of k, v and the logarithms of `a_next`, from that of the state that leaves."""
+    until = tl.cumprod(a_next, 0, reverse=True)
+    v_until = (v * until).to(OPERAND)
+    to_v = _tl_dot(k, d_state, OPERAND, PRECISION)
+    flow_next = tl.cumsum(v_until * to_v, 0)
+    return _tl_dot(v_until, tl.trans(d_state), OPERAND, PRECISION), to_v * until, flow_next
