@@ -1,6 +1,6 @@
-"""Delta rules on a CPU, forward and backward, with one decay a token and with one for each key: the generated module, by
-chunks of tokens, against the loop over tokens that it is where the state itself is an output, against the interpreter
-(`backend="reference"`) and against a Python loop under autograd, in one run.
+"""Delta rules on a CPU, forward and backward, with one decay a token and with one for each key: the generated module,
+by chunks of tokens, against the loop over tokens that it is where the state itself is an output, against the
+interpreter (`backend="reference"`) and against a Python loop under autograd, in one run.
 
     python benchmarks/delta_cpu.py [--json FILE]
 """
