@@ -290,6 +290,33 @@ both = pytest.mark.parametrize("text", [MIXED, BY_KEY], ids=["scalar", "per key"
 every = pytest.mark.parametrize("text", SHAPES.values(), ids=SHAPES)
 
 
+def _unsolved(system: Tensor, rank: int, right: Tensor, back: bool = False) -> Tensor:
+    return right
+
+
+def _unmoved(whole: Tensor, state: Tensor, back: bool = False) -> Tensor:
+    return state.clone()
+
+
+def _undecayed(d: Tensor, x: Tensor) -> Tensor:
+    return x.clone()
+
+
+MUTANTS = {"_solved": _unsolved, "_moved": _unmoved, "_scaled": _undecayed, "_scaled_back": _undecayed}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wrong_chunk_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these comparisons are worth: each part that is left out shows."""
+    monkeypatch.setattr(load(BY_KEY), name, MUTANTS[name])
+    ours = build(BY_KEY, dtype=torch.float64, K=16)
+    stepped = build(BY_KEY, dtype=torch.float64, backend="reference", K=16)
+    inputs = inputs_of(BY_KEY, ours, 2, 40)
+    want = with_gradients(stepped, stepped(*inputs), *inputs)
+    with pytest.raises(AssertionError):
+        agree(with_gradients(ours, ours(*inputs), *inputs), want)
+
+
 @every
 @pytest.mark.parametrize("length", LENGTHS)
 def test_lengths(text: str, length: int) -> None:

@@ -22,9 +22,9 @@ from .scores import _into_chunks, _into_tokens, _Layout, _layout, _matrix, _Scor
 from .time import _Run
 
 
-def _solved(below: Tensor, rank: int, right: Tensor, back: bool = False) -> Tensor:
-    """The y of `y = below y + right`, or of `y = belowᴴ y + right`, both over kinds and tokens; `below` reaches back to
-    earlier tokens alone, so that it is a substitution."""
+def _solved(system: Tensor, rank: int, right: Tensor, back: bool = False) -> Tensor:
+    """The y of `y + system y = right`, or of `y + systemᴴ y = right`, both over kinds and tokens; `system` reaches back
+    to earlier tokens alone, so that it is a substitution."""
     size = right.shape[1] // rank if rank else 0
     if size <= 1:
         return right
@@ -32,11 +32,9 @@ def _solved(below: Tensor, rank: int, right: Tensor, back: bool = False) -> Tens
     def by_token(x: Tensor, axis: int) -> Tensor:
         return x.unflatten(axis, (rank, size)).transpose(axis, axis + 1).flatten(axis, axis + 1) if rank > 1 else x
 
-    below, right = by_token(by_token(below, 1), 2), by_token(right, 1)
-    if back:
-        found = torch.linalg.solve_triangular(torch.conj_physical(-below).mT, right, upper=True, unitriangular=True)
-    else:
-        found = torch.linalg.solve_triangular(-below, right, upper=False, unitriangular=True)
+    system, right = by_token(by_token(system, 1), 2), by_token(right, 1)
+    system = torch.conj_physical(system).mT if back else system
+    found = torch.linalg.solve_triangular(system, right, upper=back, unitriangular=True)
     return found.unflatten(1, (size, rank)).transpose(1, 2).flatten(1, 2) if rank > 1 else found
 
 
@@ -97,7 +95,7 @@ def _solve_chunks(c: _Chunked, rank: int, initial: Tensor) -> tuple[Tensor, Tens
     """
     first, last, rows, heads = _matrix(c.parts.start), _matrix(c.parts.end), c.rows, c.at.heads
     scores, whole = c.scores, c.parts.whole
-    below, beside, writes = scores[:, :rows, :rows], scores[:, :rows, rows:] @ c.v, last[:, rows:].mT @ c.v
+    system, beside, writes = -scores[:, :rows, :rows], scores[:, :rows, rows:] @ c.v, last[:, rows:].mT @ c.v
     state = _in_order(initial, c.at).flatten(1, 2)
     entering: list[Tensor] = []
     solved: list[Tensor] = []
@@ -106,7 +104,7 @@ def _solve_chunks(c: _Chunked, rank: int, initial: Tensor) -> tuple[Tensor, Tens
         g = slice(done, done := done + count * heads)
         now = state[: count * heads]
         entering.append(now)
-        solved.append(_solved(below[g], rank, torch.baddbmm(beside[g], first[g, :rows], now)))
+        solved.append(_solved(system[g], rank, torch.baddbmm(beside[g], first[g, :rows], now)))
         new = torch.baddbmm(_moved(whole[g], now).add_(writes[g]), last[g, :rows].mT, solved[-1])
         state = new if count * heads == len(state) else torch.cat([new, state[count * heads :]])
     return torch.cat(entering), torch.cat([torch.cat(solved), c.v], 1), state
@@ -151,7 +149,7 @@ def _low_rank_backward(
     arriving = _into_chunks(grad, c.at).flatten(1, 2)
     first, last, whole = conj(_matrix(c.parts.start)), conj(_matrix(c.parts.end)), c.parts.whole
     scores, rows, heads = c.scores, c.rows, c.at.heads
-    below, back = scores[:, :rows, :rows], conj(scores).mT
+    system, back = -scores[:, :rows, :rows], conj(scores).mT
     direct = torch.baddbmm(arriving[:, :rows], back[:, :rows, rows:], arriving[:, rows:])
     sent = first[:, rows:].mT @ arriving[:, rows:]
     flow, done = _in_order(d_final, c.at).flatten(1, 2), len(entering)
@@ -161,7 +159,7 @@ def _low_rank_backward(
         g = slice(done := done - count * heads, done + count * heads)
         now = flow[: count * heads]
         leaving.append(now)
-        solved.append(_solved(below[g], rank, torch.baddbmm(direct[g], last[g, :rows], now), back=True))
+        solved.append(_solved(system[g], rank, torch.baddbmm(direct[g], last[g, :rows], now), back=True))
         new = torch.baddbmm(_moved(whole[g], now, back=True).add_(sent[g]), first[g, :rows].mT, solved[-1])
         flow = new if count * heads == len(flow) else torch.cat([new, flow[count * heads :]])
     left, entered = torch.cat(leaving[::-1]), conj(entering)

@@ -132,7 +132,12 @@ def _through_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back
     q, initial = call.q, call.initial
     chunk, programs = _chunk(q, call.v), initial.shape[0] * q.shape[2] * given["TILES"]
     segments = _segments(q.device, programs, q.shape[0] * q.shape[1] // initial.shape[0], chunk.tokens)
-    given = given | {"SEGMENTS": segments, "SEGMENTED": segments > 1, "segment_ptr": initial, "over_segment_ptr": initial}
+    given = given | {
+        "SEGMENTS": segments,
+        "SEGMENTED": segments > 1,
+        "segment_ptr": initial,
+        "over_segment_ptr": initial,
+    }
     if segments > 1:
         given["segment_ptr"] = initial.new_empty((segments, *initial.shape))
         along = {"keys": (q.shape[-1],), "values": (call.v.shape[-1],)}.get(pairs.decay, ())
