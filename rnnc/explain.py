@@ -120,6 +120,8 @@ def _steps(plan: Plan) -> Iterator[tuple[Step, list[str]]]:
 def _kept(step: Step) -> str:
     """Why no token's state is kept, and on what that rests."""
     match step:
+        case Scan(chunks=Chunks(beside=str() as host)):
+            return f"its decays, keys and queries are those of `{host}`, so the same products compute it"
         case Scan(chunks=Chunks(keys=keys)):
             return f"it is {_summed(keys)}, so no token's state is kept"
         case Loop(chunks=RankChunks() as ranks, closure=closure):

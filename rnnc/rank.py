@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rnnc.chunks import Read, reads_of, writes_of
+from rnnc.chunks import MOST_WRITES, Read, reads_of
 from rnnc.closure.lowrank import LowRank
 from rnnc.ir import Expr, Ref, walk
 from rnnc.lower import Stream, System
+from rnnc.products import pair, terms
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,11 @@ def _writes(
     for index, expr in enumerate(rest):
         if expr is None:
             continue
-        found = writes_of(system.graph, expr, mixed, columns)
-        if found is None or isinstance(found, set):
+        found = terms(system.graph, expr, mixed, columns)
+        if isinstance(found, set):
             return found
-        for left, right in found:
+        if len(found) > MOST_WRITES:
+            return None
+        for left, right in (pair(system.graph, factors, sign, mixed) for factors, sign in found):
             table.setdefault((left, right), [None] * len(rest))[index] = left
     return tuple(Write(tuple(lefts), right) for (_, right), lefts in table.items())

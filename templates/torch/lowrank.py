@@ -18,7 +18,7 @@ from torch import Tensor
 from .chunks import _chunked
 from .loop import _without_autocast
 from .scan import _reject_tangents
-from .scores import _into_chunks, _into_tokens, _Layout, _layout, _matrix, _Scores, _scores, _scores_back, _transposed
+from .scores import _into_chunks, _into_tokens, _Placed, _placed, _matrix, _Scores, _scores, _scores_back, _transposed
 from .time import _Run
 
 
@@ -42,7 +42,7 @@ class _Chunked(NamedTuple):
     """All that is of chunks: what stands in them, their scores, what the `c` are beside the state that enters, what is
     written beside the `c`, and the number of rows that are V's or U's."""
 
-    at: _Layout
+    at: _Placed
     d: Tensor
     z: Tensor
     x: Tensor
@@ -58,7 +58,7 @@ class _Chunked(NamedTuple):
 def _chunks_of(
     d: Tensor, z: Tensor, x: Tensor, v: Tensor, rank: int, before: int, size: int, cu_seqlens: Tensor | None
 ) -> _Chunked:
-    at = _layout(z, size, cu_seqlens)
+    at = _placed(z, size, cu_seqlens)
     unit = torch.eye(d.shape[-3], dtype=d.dtype, device=d.device).unsqueeze(-1)
     valid = at.valid.repeat_interleave(at.heads, 0)[..., None, None, None]
     d = torch.where(valid, _into_chunks(d.unsqueeze(3), at).squeeze(1), unit)
@@ -66,12 +66,12 @@ def _chunks_of(
     return _Chunked(at, d, z, x, v.flatten(1, 2), _scores(d, z, x, before), rank * at.size)
 
 
-def _in_order(state: Tensor, at: _Layout) -> Tensor:
+def _in_order(state: Tensor, at: _Placed) -> Tensor:
     """[S, H, ...] as [sequences times heads, ...], the longest sequence first."""
     return (state if at.order is None else state[at.order]).flatten(0, 1)
 
 
-def _out_of_order(state: Tensor, at: _Layout, like: Tensor) -> Tensor:
+def _out_of_order(state: Tensor, at: _Placed, like: Tensor) -> Tensor:
     state = state.reshape(like.shape)
     return state if at.order is None else torch.empty_like(state).index_copy_(0, at.order, state)
 

@@ -38,7 +38,7 @@ def _transposed(d: Tensor) -> Tensor:
     return torch.conj_physical(d).transpose(-3, -2)
 
 
-class _Layout(NamedTuple):
+class _Placed(NamedTuple):
     """Where tokens stand in chunks of `size`: first the first chunks of all sequences, the longest one first, then the
     second ones, as many as `counts` says. `valid` says at which places there is a token; of packed sequences `place` is
     that token, and `order` the sequences from the longest to the shortest."""
@@ -51,13 +51,13 @@ class _Layout(NamedTuple):
     order: Tensor | None
 
 
-def _layout(x: Tensor, size: int, cu_seqlens: Tensor | None) -> _Layout:
+def _placed(x: Tensor, size: int, cu_seqlens: Tensor | None) -> _Placed:
     batch, steps, heads = x.shape[:3]
     inside = torch.arange(size, device=x.device)
     if cu_seqlens is None:
         count = -(-steps // size)
         chunk = torch.arange(count, device=x.device).repeat_interleave(batch)
-        return _Layout(size, [batch] * count, heads, chunk[:, None] * size + inside < steps, None, None)
+        return _Placed(size, [batch] * count, heads, chunk[:, None] * size + inside < steps, None, None)
     starts, lengths = cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]
     order = torch.argsort(lengths, descending=True, stable=True)
     starts, lengths = starts[order], lengths[order]
@@ -66,10 +66,10 @@ def _layout(x: Tensor, size: int, cu_seqlens: Tensor | None) -> _Layout:
     first = torch.cat([starts[:n] + i * size for i, n in enumerate(counts)])
     place = first[:, None] + inside
     valid = place < torch.cat([(starts + lengths)[:n] for n in counts])[:, None]
-    return _Layout(size, counts, heads, valid, torch.where(valid, place, 0), order)
+    return _Placed(size, counts, heads, valid, torch.where(valid, place, 0), order)
 
 
-def _into_chunks(x: Tensor, at: _Layout) -> Tensor:
+def _into_chunks(x: Tensor, at: _Placed) -> Tensor:
     """[B, T, H, kinds, ...] as [g, kinds, size, ...], zeros where no token is."""
     rest = range(5, x.ndim + 1)
     if at.place is None:
@@ -80,7 +80,7 @@ def _into_chunks(x: Tensor, at: _Layout) -> Tensor:
     return x.permute(0, 2, 3, 1, *(i - 1 for i in rest)).flatten(0, 1).contiguous()
 
 
-def _into_tokens(x: Tensor, at: _Layout, batch: int, steps: int) -> Tensor:
+def _into_tokens(x: Tensor, at: _Placed, batch: int, steps: int) -> Tensor:
     """The reverse."""
     rest = range(5, x.ndim + 2)
     if at.place is None:
