@@ -18,7 +18,7 @@ from torch import Tensor
 from .chunks import _chunked
 from .loop import _without_autocast
 from .scan import _reject_tangents
-from .scores import _into_chunks, _into_tokens, _Placed, _placed, _matrix, _Scores, _scores, _scores_back, _transposed
+from .scores import _into_chunks, _into_tokens, _matrix, _Placed, _placed, _Scores, _scores, _scores_back, _transposed
 from .time import _Run
 
 
