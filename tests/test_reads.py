@@ -183,7 +183,7 @@ def cells(draw: st.DrawFn) -> str:
     return normalised(n, update, reads)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cells(), st.sampled_from((0, 1, 5, 64, 70)), st.integers(0, 3))
 def test_random_cells(text: str, length: int, seed: int) -> None:
     assert set(chunked(text)) == {"S", "n"}

@@ -463,7 +463,10 @@ class CellCoder:
         return self.queues[stream.name]
 
     def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
-        for name in step.closure.group.states:
+        if step.closure.group.states[0] in self.finals:
+            return  # a column of another state
+        beside = self.columns(step, table)
+        for name in (*step.closure.group.states, *(s.stream.name for s, _, _ in beside)):
             if any(s.name == name for s in self.cell.states):
                 text = expr_text(self.cell.state(name).expr)
                 over = f" over {step_over}" if (step_over := self.cell.state(name).over) else ""
@@ -475,17 +478,9 @@ class CellCoder:
                 else:
                     values[s.name] = block.variable(s.expr)
             case Scan(stream=s, chunks=Chunks() as chunks):
-                if s.name in self.finals:
-                    return
                 self.helpers |= {"_chunked", "_chunks_operator", "_scan_operator"}
-                columns: list[Column] = []
                 last = self.finals[s.name] = table.new(f"{s.name}_last")
-                for other in self.plan.steps:
-                    own = self.chunks(other)
-                    if isinstance(other, Scan) and own is not None and own.beside == s.name:
-                        name = self.finals[other.stream.name] = table.new(f"{other.stream.name}_last")
-                        columns.append((other, own, name))
-                block.assign(*chunk_line(step, chunks, block, last, columns))
+                block.assign(*chunk_line(step, chunks, block, last, beside))
             case Scan(stream=s, closure=c):
                 a = block.aligned_code(c.a, s.type.dims)
                 b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)
@@ -494,6 +489,16 @@ class CellCoder:
                 block.assign(name, f"_affine(run, _scan, {a}, {b}, state.{s.name}, {step.contracting})")
             case Loop():
                 self.loop_lines(step, block, table, values)
+
+    def columns(self, step: Step, table: NameTable) -> list[Column]:
+        """The states that are computed with one, as columns of its values."""
+        found: list[Column] = []
+        for other in self.plan.steps if self.chunks(step) else ():
+            own = self.chunks(other)
+            if isinstance(other, Scan) and own is not None and own.beside == step.closure.group.states[0]:
+                name = self.finals[other.stream.name] = table.new(f"{other.stream.name}_last")
+                found.append((other, own, name))
+        return found
 
     def full(self, s: Stream, block: Block, table: NameTable) -> str:
         """The value of a pointwise state with all of its axes."""
