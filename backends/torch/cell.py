@@ -465,7 +465,7 @@ class CellCoder:
     def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
         if step.closure.group.states[0] in self.finals:
             return  # a column of another state
-        beside = self.columns(step, table)
+        beside = self.columns(step.closure.group.states[0], table) if self.chunks(step) else []
         for name in (*step.closure.group.states, *(s.stream.name for s, _, _ in beside)):
             if any(s.name == name for s in self.cell.states):
                 text = expr_text(self.cell.state(name).expr)
@@ -490,14 +490,14 @@ class CellCoder:
             case Loop():
                 self.loop_lines(step, block, table, values)
 
-    def columns(self, step: Step, table: NameTable) -> list[Column]:
-        """The states that are computed with one, as columns of its values."""
+    def columns(self, host: str, table: NameTable) -> list[Column]:
+        """The states that are computed with another's chunks."""
         found: list[Column] = []
-        for other in self.plan.steps if self.chunks(step) else ():
-            own = self.chunks(other)
-            if isinstance(other, Scan) and own is not None and own.beside == step.closure.group.states[0]:
-                name = self.finals[other.stream.name] = table.new(f"{other.stream.name}_last")
-                found.append((other, own, name))
+        for step in self.plan.steps:
+            own = self.chunks(step)
+            if isinstance(step, Scan) and own is not None and own.beside == host:
+                name = self.finals[step.stream.name] = table.new(f"{step.stream.name}_last")
+                found.append((step, own, name))
         return found
 
     def full(self, s: Stream, block: Block, table: NameTable) -> str:
