@@ -52,6 +52,7 @@ CHUNKED = {
     "linearattention": {"S": "H | K | V", "z": "H | K | beside S"},
     "mamba2": {"S": "H | K | V"},
     "mamba2block": {"S": "H | K | V"},
+    "mesanet": {"G": "H | K | V"},
     "mlstm": {"C": "H | K | V", "n": "H | K | beside C"},
     "mlstmblock": {"C": "H | K | V", "n": "H | K | beside C"},
     "retnet": {"S": "H | K | V"},
