@@ -473,7 +473,10 @@ class CellCoder:
         return self.queues[stream.name]
 
     def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
-        for name in step.closure.group.states:
+        if step.closure.group.states[0] in self.finals:
+            return  # a column of another state
+        beside = self.columns(step.closure.group.states[0], table) if self.chunks(step) else []
+        for name in (*step.closure.group.states, *(s.stream.name for s, _, _ in beside)):
             if any(s.name == name for s in self.cell.states):
                 text = expr_text(self.cell.state(name).expr)
                 over = f" over {step_over}" if (step_over := self.cell.state(name).over) else ""
@@ -485,11 +488,9 @@ class CellCoder:
                 else:
                     values[s.name] = block.variable(s.expr)
             case Scan(stream=s, chunks=Chunks() as chunks):
-                if s.name in self.finals:
-                    return
                 self.helpers |= {"_chunked", "_chunks_operator", "_scan_operator"}
                 last = self.finals[s.name] = table.new(f"{s.name}_last")
-                block.assign(*chunk_line(step, chunks, block, last, self.columns(s.name, table)))
+                block.assign(*chunk_line(step, chunks, block, last, beside))
             case Scan(stream=s, closure=c):
                 a = block.aligned_code(c.a, s.type.dims)
                 b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)
