@@ -33,11 +33,19 @@ pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWar
 
 TEXTS = {n: (EXAMPLES / f"{c.file}.rnn").read_text(encoding="utf-8") for n, c in CASES.items()}
 FUSED = [n for n in CASES if "triton" in getattr(load(TEXTS[n]), n)._backends]
-# Their kernels are GLA's and Mamba's with other factors.
-AS_OTHERS = ("MesaNet", "MambaSigned")
-every = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in AS_OTHERS else n for n in FUSED]
-)
+# Kernels like those of GLA, Mamba, Mamba-2 and mLSTM, that take long to interpret.
+LIKE_OTHERS = {
+    "LinearAttention",
+    "TransNormerLLM",
+    "Mamba2Block",
+    "HGRN2",
+    "MLSTMBlock",
+    "JRT",
+    "MesaNet",
+    "MambaSigned",
+}
+MARKED = [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in FUSED]
+every = pytest.mark.parametrize("name", MARKED)
 PACKED = (1, 0, 3, 33, 0, 1)
 
 
@@ -262,5 +270,7 @@ def test_gates_that_vanish(value: float) -> None:
 def test_wider_than_a_block(name: str) -> None:
     """Channels in several blocks, the last not full."""
     sizes = dict.fromkeys(CASES[name].dims, 3)
-    wide = {"Mamba": {"E": 67}, "QLSTM": {"D": 3 * 67}}.get(name, {list(sizes)[-1]: 67})
+    wide = {"Mamba": {"E": 67}, "QLSTM": {"D": 3 * 67}, "MLSTMBlock": {"K": 67, "P": 1}}.get(
+        name, {list(sizes)[-1]: 67}
+    )
     right(trial(name, 3, batch=1, sizes={**sizes, **wide}), name)

@@ -87,7 +87,8 @@ def _template() -> jinja2.Template:
 
 
 RUNTIME = tuple(
-    f"torch/{name}.py" for name in ("numbers", "values", "time", "scan", "loop", "composed", "chunks", "module")
+    f"torch/{name}.py"
+    for name in ("numbers", "values", "time", "scan", "loop", "compiled", "composed", "chunks", "module")
 )
 """The files of `templates/` that generated modules take definitions from, in this order."""
 
@@ -123,6 +124,12 @@ def _closure(wanted: Iterable[str], runtime: dict[str, str]) -> list[str]:
     return [code for name, code in runtime.items() if name in found]
 
 
+_MODULES = (
+    *("cmath", "contextlib", "ctypes", "hashlib", "itertools", "math", "os"),
+    *("shlex", "shutil", "subprocess", "tempfile", "threading", "warnings"),
+)
+
+
 def _imports(code: str) -> str:
     """The import statements that the code uses."""
     used = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
@@ -131,7 +138,7 @@ def _imports(code: str) -> str:
         found = [n for n in names if n in used]
         return [f"from {module} import {', '.join(found)}"] if found else []
 
-    plain = [f"import {m}" for m in ("cmath", "contextlib", "itertools", "math", "os") if m in used]
+    plain = [f"import {m}" for m in _MODULES if m in used]
     plain += of("collections.abc", "Callable", "Iterable", "Sequence")
     kernels = "triton" in used
     plain += [*(["from types import SimpleNamespace"] if kernels else []), *of("typing", "Any", "NamedTuple")]

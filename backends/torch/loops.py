@@ -12,6 +12,7 @@ from rnnc.lower import Stream, System
 from rnnc.plan import Loop, Projection, inside, is_number
 
 from .block import Block, NameTable
+from .compiled import native_code, native_step
 from .maps import MapsCoder
 from .text import several, wrap
 
@@ -97,6 +98,9 @@ class LoopCoder:
         step = self.step()
         back, products = self.back()
         pack = self.pack()
+        native = native_step(self.system, self.loop, self.all_hints, self.weights)
+        for d in native.sizes if native else ():
+            self.sizes.setdefault(d, self.table.new(d))
         maps = MapsCoder(self, self.loop.maps, False) if self.loop.maps else None
         flow = MapsCoder(self, self.loop.flow, True) if self.loop.flow else None
         functions = [(m.back, *f) for m in (maps, flow) if m for f in m.functions()]
@@ -120,6 +124,11 @@ class LoopCoder:
         parts += [_function(n, given[b] if args is None else args, body, doc) for b, n, args, body, doc in functions]
         run = f"_composed({maps.text})" if maps else "_stepped"
         sweep = f"_sweep_scan({flow.text})" if flow else "_sweep_tokens"
+        if native:
+            code = native_code(native, self.name, tuple(self.sizes), tuple(self.consts))
+            parts.append(code.text)
+            run, sweep = f"_native_run({code.name}, {run})", f"_native_sweep({code.name}, {sweep})"
+            self.helpers |= {"_native", "_NativePart", "_native_run", "_native_sweep"}
         self.helpers |= {"_composed" if maps else "_stepped", "_sweep_scan" if flow else "_sweep_tokens"}
         return LoopCode(
             self.name,

@@ -1,0 +1,331 @@
+"""A step as a C file for a host compiler: tokens inside, rows (sequences) in tiles, results per row.
+
+Goals: all of a loop in one call, forward or backward; the same numbers for a row whatever tile and thread it is in.
+Non-goals: compiling, threads: the generated module does both (`templates/torch/compiled.py`).
+
+A call is `forward(p, id, start, length, first, last, tile, lo, hi, consts, stride)`: `p` points to the arrays (hoisted,
+fixed, packed matrices, histories, values, for the backward their cotangents, and `File.extra`); row `m` has the tokens
+`start[m]`... and the history `id[m]`, longest rows first; of rows `first` to `last`, and of the free dim's entries `lo`
+to `hi`, results are written. `stride` says how far apart the tokens of each hoisted array are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import groupby
+
+from .nest import extent, index, length, loops, size
+from .scalar import functions, identifier
+from .stages import Array, Nest, Product, Stage, System
+from .step import Half, Step
+
+WIDTH = 112
+POINTERS = {"real": "real", "complex": "cplx", "bool": "unsigned char"}
+
+
+@dataclass(frozen=True)
+class File:
+    """The text, without the sizes, and for each half the results that are no values of streams, in their order."""
+
+    text: str
+    extra: tuple[Array, ...]
+    products: bool
+
+
+def host_file(step: Step) -> File:
+    """The C file of a step and its backward."""
+    frames = [_Frame(step, half, back) for half, back in ((step.forward, False), (step.backward, True))]
+    packed = _Packed([p for f in frames for p in f.half.stages.products])
+    parts = [f.text(packed) for f in frames]
+    body = "\n\n".join([packed.text(step), *parts])
+    body = "\n".join(part for line in body.split("\n") for part in _wrapped(line))
+    tools = [_template("product.h")] if packed.matrices else []
+    tools += [_template("system.h")] if any(isinstance(s, System) for f in frames for s in f.half.stages.order) else []
+    used = _library("".join([*tools, body]))
+    cplx = "typedef struct {\n  real re, im;\n} cplx;\n" if "cplx" in body + "".join(used) else ""
+    text = "\n\n".join(p.rstrip() for p in [_template("host.h") + cplx, *used, *tools, body]) + "\n"
+    return File(text, tuple(frames[1].extra), bool(packed.matrices))
+
+
+@cache
+def _template(name: str) -> str:
+    return (resources.files("rnnc.templates") / "clike" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _functions() -> dict[str, str]:
+    """The functions of the library by name, each with the comment above it, in order."""
+    out: dict[str, str] = {}
+    for file in ("numbers.h", "complex.h"):
+        for block in re.split(r"\n\n(?=FN |//)", _template(file))[1:]:
+            found = re.search(r"^FN \w+ (\w+)\(", block, re.M)
+            assert found, block
+            out[found[1]] = block.rstrip()
+    return out
+
+
+def _library(text: str) -> list[str]:
+    """The functions that a text uses, and all that they use."""
+    wanted, stack = set[str](), list(functions(text))
+    while stack:
+        name = stack.pop()
+        if name not in wanted:
+            wanted.add(name)
+            stack.extend(functions(_functions()[name]) - {name})
+    return [block for name, block in _functions().items() if name in wanted]
+
+
+class _Packed:
+    """The matrices of products, each once, in panels."""
+
+    def __init__(self, products: Iterable[Product]) -> None:
+        self.matrices: dict[tuple[object, ...], Product] = {}
+        for p in products:
+            self.matrices.setdefault(self.key(p), p)
+
+    def key(self, p: Product) -> tuple[object, ...]:
+        return p.matrix, p.axes, p.kept, p.outs, p.ins
+
+    def extent(self, p: Product) -> str:
+        kept = [f"{length(p.kept)} * "] if p.kept else []
+        return f"{''.join(kept)}PAD({length(p.outs)}) * ({length(p.ins)})"
+
+    def place(self, p: Product) -> str:
+        """Where a matrix begins, as code."""
+        return f"w_{list(self.matrices).index(self.key(p))}"
+
+    def offsets(self) -> list[str]:
+        """Lines that say where each matrix begins in `packed`."""
+        lines: list[str] = []
+        start = "packed"
+        for i, p in enumerate(self.matrices.values()):
+            lines.append(f"real *const w_{i} = {start};")
+            start = f"w_{i} + {self.extent(p)}"
+        return lines
+
+    def text(self, step: Step) -> str:
+        total = " + ".join(self.extent(p) for p in self.matrices.values()) or "0"
+        lines = [f"SHARED long packed_size(void) {{ return {total}; }}", ""]
+        lines.append("SHARED void pack(void *const *p, real *packed) {")
+        body = self.offsets()
+        for i, p in enumerate(self.matrices.values()):
+            strides = [_stride(p, role) for role in ("kept", "out", "in")]
+            n, depth = length(p.outs), length(p.ins)
+            source = f"(const real *)p[{len(step.hoisted) + p.matrix.index}]"
+            if not p.kept:
+                body.append(f"panels({source}, w_{i}, {n}, {depth}, {strides[1]}, {strides[2]});")
+                continue
+            body.append(f"for (long i = 0; i < {length(p.kept)}; ++i)")
+            where = f"w_{i} + i * PAD({n}) * ({depth})"
+            body.append(f"  panels({source} + i * ({strides[0]}), {where}, {n}, {depth}, {strides[1]}, {strides[2]});")
+        return "\n".join([*lines, *_indented(body or ["(void)p, (void)packed;"]), "}"])
+
+
+def _stride(p: Product, role: str) -> str:
+    """How far apart the entries of a stretch of the matrix's axes lie."""
+    last = max((i for i, (r, _) in enumerate(p.axes) if r == role), default=len(p.axes) - 1)
+    return length([d for _, d in p.axes[last + 1 :]])
+
+
+def _flat(names: Sequence[str], dims: Sequence[str]) -> str:
+    text = ""
+    for n, d in zip(names, dims, strict=True):
+        text = f"({text}) * {size(d)} + {n}" if text else n
+    return text or "0"
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
+    return [line if line.startswith("#pragma") else f"  {line}" for line in lines]
+
+
+class _Frame:
+    """The step or its backward, with rows and tokens around it. Is the `Place` of the nests."""
+
+    def __init__(self, step: Step, half: Half, back: bool) -> None:
+        self.step, self.half, self.back = step, half, back
+        before, streams = len(step.hoisted) + len(step.fixed), len(step.streams)
+        self.first = {"hoisted": 0, "fixed": len(step.hoisted), "packed": before, "history": before + 1}
+        self.first["values"] = self.first["history"] + streams
+        self.first["d_values"] = self.first["values"] + streams
+        self.first["d_history"] = self.first["d_values"] + streams
+        self.extra = [r.array for r in half.results if r.array.role not in ("new", "d_past")]
+        self.used: dict[Array, None] = {}
+
+    # --- Place ---
+
+    def at(self, array: Array, index: str) -> str:
+        self.used[array] = None
+        return f"{self.pointer(array)}[{index}]"
+
+    def pointer(self, array: Array) -> str:
+        return f"p_{array.name}"
+
+    def bounds(self, dim: str) -> tuple[str, str]:
+        return ("lo", "hi") if dim == self.half.free else ("0", size(dim))
+
+    # --- text ---
+
+    def text(self, packed: _Packed) -> str:
+        name = "backward" if self.back else "forward"
+        indent = " " * (13 + len(name))
+        head = [
+            f"SHARED void {name}(void *const *p, const long *id, const long *start, const long *length, long first,",
+            f"{indent}long last, long tile, long lo, long hi, const double *consts,",
+            f"{indent}const long *stride) {{",
+        ]
+        scratch = self._scratch()
+        lines = [f"const double k_{identifier(c)} = consts[{i}];" for i, c in enumerate(self.step.consts)]
+        total = " + ".join(f"({_room(a)})" for a in self.half.stages.scratch) or "0"
+        lines += [f"real *const scratch = malloc(sizeof(real) * tile * ({total}) + 64);"]
+        lines += scratch
+        if self.half.stages.products:
+            lines.append("const real **const a = malloc(2 * sizeof(real *) * tile), **const b = a + tile;")
+            lines.append(f"real *const packed = p[{self.first['packed']}];")
+            lines += packed.offsets()
+            lines.append("(void)b;")
+        body: list[str] = []
+        for is_product, group in groupby(self.half.stages.order, _operand):
+            if is_product:
+                body += self._products([p for p in group if isinstance(p, Product)], packed)
+            else:
+                body += [line for stage in group for line in self._stage(stage)]
+        rows = "last - row < tile ? last - row : tile"
+        if self.back:
+            count = ["while (rows < most && length[row + rows] > t) ++rows;"]
+            loop = ["long rows = 0;", "for (long t = length[row] - 1; t >= 0; --t) {"]
+        else:
+            count = ["while (rows && length[row + rows - 1] <= t) --rows;"]
+            loop = ["long rows = most;", "for (long t = 0; t < length[row]; ++t) {"]
+        inside = [f"const long most = {rows};", *loop, *_indented([*count, *body]), "}"]
+        lines += ["for (long row = first; row < last; row += tile) {", *_indented(inside), "}", "free(scratch);"]
+        lines += ["free(a);"] if self.half.stages.products else []
+        unused = ["(void)lo, (void)hi, (void)consts, (void)stride, (void)id;"]
+        return "\n".join([*head, *_indented([*unused, *lines]), "}"])
+
+    def _scratch(self) -> list[str]:
+        lines: list[str] = []
+        start = "scratch"
+        for a in self.half.stages.scratch:
+            lines.append(f"real *const s_{a.name} = {start};")
+            start = f"s_{a.name} + tile * ({_room(a)})"
+        return lines
+
+    def _stage(self, stage: Stage) -> list[str]:
+        match stage:
+            case Nest():
+                self.used = {}
+                inner = loops(stage, self.half.stages, self, self.half.hints)
+                return self._rows([*self._pointers(self.used), *inner])
+            case System():
+                return self._system(stage)
+            case Product():
+                raise AssertionError("products go in groups")
+
+    def _rows(self, lines: list[str]) -> list[str]:
+        token = ["const long token = start[row + m] + t;"] if any("token" in x for x in lines) else []
+        return ["for (long m = 0; m < rows; ++m) {", *_indented([*token, *lines]), "}"]
+
+    def _pointers(self, arrays: Iterable[Array]) -> list[str]:
+        lines: list[str] = []
+        for a in arrays:
+            const = "const " if a.role in ("hoisted", "fixed", "past") or (a.role == "new" and self.back) else ""
+            kind = f"{const}{POINTERS[a.kind]}"
+            lines.append(f"{kind} *restrict {self.pointer(a)} = {self._address(a)};")
+        return lines
+
+    def _address(self, a: Array) -> str:
+        """Where this token's numbers of a row begin."""
+        kind, n = POINTERS[a.kind], length(a.dims)
+
+        def of(role: str, place: str) -> str:
+            return f"({kind} *)p[{self.first[role] + a.index}] + {place}"
+
+        whole = n if re.fullmatch(r"\w+", n) else f"({n})"
+        match a.role:
+            case "scratch":
+                return f"({kind} *)(s_{a.name} + m * ({_room(a)}))"
+            case "hoisted":
+                return of("hoisted", f"token * stride[{a.index}]")
+            case "fixed":
+                return of("fixed", "0")
+            case "new":
+                return of("values", f"token * {whole}")
+            case "d_new":
+                return of("d_values", f"token * {whole}")
+            case "past" | "d_past":
+                d = "d_" if a.role == "d_past" else ""
+                slot = f"id[row + m] * {self.step.streams[a.index].depth} + {a.lag - 1} - t"
+                late = of(f"{d}values", f"(token - {a.lag}) * {whole}")
+                return f"t >= {a.lag} ? {late} : {of(f'{d}history', f'({slot}) * {whole}')}"
+            case _:
+                place = self.first["d_history"] + len(self.step.streams) + self.extra.index(a)
+                at = "id[row + m]" if a.role == "d_fixed" else "token"
+                return f"({kind} *)p[{place}] + {at} * {whole}"
+
+    def _products(self, group: Sequence[Product], packed: _Packed) -> list[str]:
+        """Products of one operand."""
+        arg, kept, depth = group[0].arg, group[0].kept, length(group[0].ins)
+        point = self._rows([f"a[m] = (const real *)({self._address(arg)});"])
+        names = [f"i_{identifier(d)}" for d in kept]
+        entry = _flat(names, kept)
+        lines: list[str] = []
+        if kept:
+            lines = [f"for (long m = 0; m < rows; ++m) b[m] = a[m] + ({entry}) * ({depth});"]
+        for p in group:
+            columns = f"PAD({length(p.outs)})"
+            where = packed.place(p) + (f" + ({entry}) * {columns} * ({depth})" if kept else "")
+            out = f"s_{p.out.name}" + (f" + ({entry}) * {columns}" if kept else "")
+            rows = "b" if kept else "a"
+            lines.append(f"product(rows, {rows}, {where}, {out}, {extent(p.out)}, {depth}, {columns} / LANES);")
+        for n, d in list(zip(names, kept, strict=True))[::-1]:
+            lo, hi = self.bounds(d)
+            lines = [f"for (long {n} = {lo}; {n} < {hi}; ++{n}) {{", *_indented(lines), "}"]
+        return [*point, *lines]
+
+    def _system(self, s: System) -> list[str]:
+        n = size(s.row)
+        lead = tuple(d for d in s.out.dims if d != s.row)
+        env = {d: f"i_{identifier(d)}" for d in lead}
+        matrix = index(s.matrix, {**env, s.row: "i", s.col: "j"})
+        rhs, out = index(s.rhs, {**env, s.row: "i"}), index(s.out, {**env, s.row: "i"})
+        inner = [
+            f"real system[{n} * {n}], y[{n}];",
+            f"for (long i = 0; i < {n}; ++i) {{",
+            f"  y[i] = {self.pointer(s.rhs)}[{rhs}];",
+            f"  for (long j = 0; j < {n}; ++j) system[i * {n} + j] = {self.pointer(s.matrix)}[{matrix}];",
+            "}",
+            f"solve(system, y, {n});",
+            f"for (long i = 0; i < {n}; ++i) {self.pointer(s.out)}[{out}] = y[i];",
+        ]
+        for d in lead[::-1]:
+            lo, hi = self.bounds(d)
+            i = env[d]
+            inner = [f"for (long {i} = {lo}; {i} < {hi}; ++{i}) {{", *_indented(inner), "}"]
+        return self._rows([*self._pointers([s.matrix, s.rhs, s.out]), *inner])
+
+
+def _operand(stage: Stage) -> tuple[object, ...] | None:
+    """What stages that are done together have in common."""
+    return (stage.arg, stage.kept) if isinstance(stage, Product) else None
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line of C cut where it may be."""
+    indent = line[: len(line) - len(line.lstrip())]
+    out: list[str] = []
+    while len(line) > WIDTH:
+        cuts = [m.start() for m in re.finditer(r" (?=[-+*/?:&|] )|(?<=[,;]) ", line[:WIDTH])]
+        cuts = [c for c in cuts if c > len(indent) + 8]
+        if not cuts:
+            break
+        out.append(line[: cuts[-1]])
+        line = f"{indent}    {line[cuts[-1] + 1 :]}"
+    return [*out, line]
+
+
+def _room(a: Array) -> str:
+    return f"2 * ({extent(a)})" if a.kind == "complex" else extent(a)

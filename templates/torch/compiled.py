@@ -1,0 +1,334 @@
+"""Loops over tokens in C: compiled at first use by a host compiler, kept in a cache, called without the interpreter."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import itertools
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def _native_compiler() -> list[str]:
+    """The command of the host compiler, `$CC` or `cc`; empty where there is none, or $RNNC_LOOPS is `python`."""
+    command = shlex.split(os.environ.get("CC") or "cc")
+    wanted = os.environ.get("RNNC_LOOPS", "compiled") != "python" and os.name == "posix"
+    # Products and sums are rounded one by one (GCC would fuse them, and differently where a value is computed twice);
+    # the last two options only spare checks of what no number depends on.
+    flags = "-std=c11 -O3 -march=native -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math"
+    return [*command, "-shared", "-fPIC", *flags.split()] if wanted and command and shutil.which(command[0]) else []
+
+
+def _native_cache() -> str:
+    """A folder that is this user's alone: $RNNC_CACHE, or `rnnc` among the user's cached files."""
+    folder = os.environ.get("RNNC_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rnnc"
+    )
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        found = os.stat(folder)
+        if found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return tempfile.mkdtemp(prefix="rnnc-")
+
+
+def _native_output(command: list[str]) -> str:
+    found = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if found.returncode:
+        raise OSError(f"{shlex.join(command)}:\n{found.stderr.strip()[:2000]}")
+    return found.stdout
+
+
+def _native_library(text: str) -> Any:
+    """A C text as a library, from the cache if it is there; None without a compiler."""
+    command = _native_compiler()
+    if not command:
+        return None
+    # The macros that it predefines tell one compiler, version and processor from another.
+    target = _native_output([*command, "-dM", "-E", "-x", "c", os.devnull])
+    digest = hashlib.sha256("\0".join([text, *command, target]).encode()).hexdigest()[:32]
+    folder = _native_cache()
+    path = os.path.join(folder, f"{digest}.so")
+    if not os.path.exists(path):
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            source, result = os.path.join(made, "loop.c"), os.path.join(made, "loop.so")
+            with open(source, "w", encoding="utf-8") as file:
+                file.write(text)
+            _native_output([*command, source, "-o", result, "-lm"])
+            # In one go: who looks meanwhile finds all of it or nothing.
+            os.replace(result, path)
+    return ctypes.CDLL(path)
+
+
+class _NativePart(NamedTuple):
+    """An array of a loop's C text: its role, which of that role it is, its dims and the kind of its numbers."""
+
+    role: str
+    place: int
+    dims: tuple[str, ...]
+    kind: str = "real"
+
+
+class _Native(NamedTuple):
+    """A loop in C. `text` lacks the sizes and the type of numbers: a library is made for each of them.
+
+    `inputs` are the arrays that come in, `results` those that the backward makes besides the cotangents of states;
+    `products` the gradients of fixed values as (index, einsum over all tokens, left, right), the last two numbers of
+    results; `cut` the dim along which the forward may be cut into parts, and the backward's, or "". `sizes` names the
+    first of a loop's numbers, `consts` are the places of others among them.
+    """
+
+    text: str
+    inputs: tuple[_NativePart, ...]
+    results: tuple[_NativePart, ...]
+    products: tuple[tuple[int, str, int, int], ...]
+    cut: tuple[str, str]
+    packs: bool
+    sizes: tuple[str, ...]
+    consts: tuple[int, ...]
+    libraries: dict[Any, Any]
+    lock: Any
+
+
+def _native(
+    text: str,
+    inputs: tuple[_NativePart, ...],
+    results: tuple[_NativePart, ...],
+    products: tuple[tuple[int, str, int, int], ...],
+    cut: tuple[str, str],
+    packs: bool,
+    sizes: tuple[str, ...],
+    consts: tuple[int, ...],
+) -> _Native:
+    return _Native(text, inputs, results, products, cut, packs, sizes, consts, {}, threading.Lock())
+
+
+class _NativeCall:
+    """One use of a loop in C: its operands, laid out as the text has them."""
+
+    def __init__(
+        self,
+        native: _Native,
+        hoisted: Sequence[Tensor],
+        fixed: Sequence[Tensor],
+        history: Sequence[Tensor],
+        numbers: Sequence[float],
+        lead: tuple[int, int],
+        sequence: Tensor | None,
+    ) -> None:
+        self.native, self.lead = native, lead
+        self.dtype = history[0].real.dtype
+        self.sizes = {d: int(n) for d, n in zip(native.sizes, numbers)}
+        given = {"hoisted": hoisted, "fixed": fixed, "history": history}
+        for part in native.inputs:
+            shape = given[part.role][part.place].shape[0 if part.role == "fixed" else 2 :]
+            for dim, n in zip(part.dims, shape):
+                self.sizes[dim] = max(n, self.sizes.get(dim, 1))
+        self.history = [h.contiguous() for h in history]
+        self.operands: list[Tensor] = []
+        strides: list[int] = []
+        for part in native.inputs:
+            x, shape = given[part.role][part.place], self.shape(part)
+            if part.role == "hoisted":
+                x = x.to(self.kind(part)).expand(*lead, *shape)
+                # Of several maps that were one product each is a stretch of every token's numbers.
+                apart, step = x.stride()[:2] if lead[1] > 1 else (0, max(x.stride(0), 1))
+                if not x[0, 0].is_contiguous() or (lead[0] > 1 < lead[1] and apart != step * lead[1]) or not step:
+                    x, step = x.contiguous(), math.prod(shape)
+                strides.append(step)
+            elif part.role == "fixed":
+                x = x.to(self.kind(part)).expand(*shape).contiguous()
+            if part.role != "history":
+                self.operands.append(x)
+        self.strides = (ctypes.c_long * max(len(strides), 1))(*strides)
+        self.consts = (ctypes.c_double * max(len(native.consts), 1))(*(numbers[i] for i in native.consts))
+        self.rows(sequence)
+
+    def kind(self, part: _NativePart) -> torch.dtype:
+        if part.kind == "complex":
+            return torch.complex128 if self.dtype == torch.float64 else torch.complex64
+        return torch.bool if part.kind == "bool" else self.dtype
+
+    def shape(self, part: _NativePart) -> list[int]:
+        return [self.sizes[d] for d in part.dims]
+
+    def rows(self, sequence: Tensor | None) -> None:
+        """Where each sequence begins, how long it is, and its place in the histories; the longest first."""
+        count = self.history[0].shape[0]
+        if sequence is None:
+            batch, steps = self.lead
+            lengths = torch.full((count,), steps)
+            starts = torch.arange(batch) * steps
+            self.order = torch.arange(count)
+        else:
+            lengths = torch.bincount(sequence, minlength=count)
+            starts = torch.cumsum(lengths, 0) - lengths
+            self.order = torch.argsort(lengths, descending=True, stable=True)
+        self.starts, self.lengths = starts[self.order].contiguous(), lengths[self.order].contiguous()
+
+    def library(self) -> Any:
+        """The compiled text, from the first use on; None where there is none."""
+        key = (self.dtype, *self.sizes.items(), os.environ.get("RNNC_LOOPS"))
+        with self.native.lock:
+            if key not in self.native.libraries:
+                head = ["#define DOUBLE"] if self.dtype == torch.float64 else []
+                head += [f"#define n_{d} {n}L" for d, n in self.sizes.items()]
+                try:
+                    found = _native_library("\n".join([*head, self.native.text]))
+                except OSError as error:
+                    warnings.warn(f"a loop runs in Python, for its C text does not compile: {error}", stacklevel=2)
+                    found = None
+                if found is not None:
+                    found.packed_size.restype = ctypes.c_long
+                self.native.libraries[key] = found
+            return self.native.libraries[key]
+
+    def run(self, library: Any, name: str, cut: str, *after: Tensor) -> None:
+        """Call a function of the library, in threads: each takes some of the sequences, or of the entries of `cut`."""
+        pointers = [*self.operands, *self.history, *after]
+        packed = torch.empty(library.packed_size(), dtype=self.dtype)
+        pointers.insert(len(self.operands), packed)
+        p = (ctypes.c_void_p * len(pointers))(*(x.data_ptr() for x in pointers))
+        if self.native.packs:
+            library.pack(p, ctypes.c_void_p(packed.data_ptr()))
+        threads, count = torch.get_num_threads(), len(self.order)
+        tile = min(32, -(-count // threads))
+        tile = tile if tile < 8 else -(-tile // 8) * 8
+        rows = -(-count // tile)
+        size = self.sizes[cut] if cut else 1
+        # The matrices of one entry stay in the cache for all tokens; else there are only as many parts as threads.
+        parts = size if self.native.packs else min(size, -(-threads // rows))
+        edges = [size * i // parts for i in range(parts + 1)]
+        jobs = [
+            (first, min(first + tile, count), lo, hi)
+            for lo, hi in itertools.pairwise(edges)
+            for first in range(0, count, tile)
+        ]
+        function = getattr(library, name)
+
+        def work(mine: Sequence[tuple[int, int, int, int]]) -> None:
+            for first, last, lo, hi in mine:
+                ids, starts, lengths = (ctypes.c_void_p(x.data_ptr()) for x in (self.order, self.starts, self.lengths))
+                numbers = (ctypes.c_long(n) for n in (first, last, tile, lo, hi))
+                function(p, ids, starts, lengths, *numbers, self.consts, self.strides)
+
+        # A thread takes as long to start as some ten thousand numbers to compute.
+        threads = min(threads, len(jobs), 1 + sum(x.numel() for x in after) // 16384)
+        others = [threading.Thread(target=work, args=(jobs[i::threads],)) for i in range(1, threads)]
+        for thread in others:
+            thread.start()
+        work(jobs[::threads])
+        for thread in others:
+            thread.join()
+
+
+def _native_call(
+    native: _Native,
+    hoisted: Sequence[Tensor],
+    fixed: Sequence[Tensor],
+    history: Sequence[Tensor],
+    numbers: Sequence[float],
+    steps: int,
+    sequence: Tensor | None,
+) -> tuple[_NativeCall, Any] | None:
+    """What runs a loop in C on these operands; None where nothing does."""
+    here = all(x.device.type == "cpu" for x in (*hoisted, *fixed, *history))
+    batch = history[0].shape[0] if sequence is None else 1
+    if not here or history[0].real.dtype not in (torch.float32, torch.float64) or not batch * steps:
+        return None
+    call = _NativeCall(native, hoisted, fixed, history, numbers, (batch, steps), sequence)
+    library = call.library()
+    return None if library is None else (call, library)
+
+
+def _native_run(native: _Native, other: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    """Runs a loop in C, or the `other` way where that cannot be."""
+
+    def run(
+        step: Callable[..., tuple[Tensor, ...]],
+        hoisted: Sequence[Tensor],
+        shared: Sequence[Tensor],
+        fixed: Sequence[Tensor],
+        history: Sequence[Tensor],
+        numbers: Sequence[float],
+        steps: int,
+        sequence: Tensor | None,
+        position: Tensor | None,
+    ) -> list[Tensor]:
+        found = _native_call(native, hoisted, fixed, history, numbers, steps, sequence)
+        if found is None:
+            return other(step, hoisted, shared, fixed, history, numbers, steps, sequence, position)
+        call, library = found
+        values = [h.new_empty(*call.lead, *h.shape[2:]) for h in history]
+        call.run(library, "forward", native.cut[0], *values)
+        return values
+
+    return run
+
+
+def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    """Runs the backward of a loop in C, or the `other` way where that cannot be."""
+
+    def sweep(
+        back: Callable[..., tuple[tuple[Tensor, ...], ...]],
+        products: tuple[tuple[int, str, int, int], ...],
+        grads: Sequence[Tensor],
+        values: Sequence[Tensor],
+        hoisted: Sequence[Tensor],
+        shared: Sequence[Tensor],
+        fixed: Sequence[Tensor],
+        history: Sequence[Tensor],
+        numbers: Sequence[float],
+        sequence: Tensor | None,
+        position: Tensor | None,
+    ) -> list[Tensor]:
+        found = _native_call(native, hoisted, fixed, history, numbers, values[0].shape[1], sequence)
+        if found is None:
+            call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position)
+            return other(back, products, *call)
+        call, library = found
+        d_values = [g.clone(memory_format=torch.contiguous_format) for g in grads]
+        d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
+        made: list[Tensor] = []
+        for part in native.results:
+            each = part.role == "d_fixed"
+            shape, kind = call.shape(part), call.kind(part)
+            lead = (history[0].shape[0],) if each else call.lead
+            made.append((torch.zeros if each else torch.empty)(*lead, *shape, dtype=kind))
+        after = (*(v.contiguous() for v in values), *d_values, *d_history, *made)
+        call.run(library, "backward", native.cut[1], *after)
+        d_hoisted: dict[int, Tensor] = {}
+        d_fixed: dict[int, Tensor] = {}
+        for part, d in zip(native.results, made):
+            if part.role == "d_hoisted":
+                d_hoisted[part.place] = d.sum_to_size(hoisted[part.place].shape)
+            elif part.role == "d_fixed":
+                d_fixed[part.place] = d.sum(0)
+        for index, equation, left, right in native.products:
+            x, y = (made[i].flatten(0, 1) for i in (left, right))
+            d = torch.einsum(equation, torch.conj_physical(x), y)
+            d_fixed[index] = d_fixed[index] + d if index in d_fixed else d
+        weights = sorted({p[0] for p in products})
+        free = [i for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
+        live = [(i, x) for i, x in enumerate(hoisted) if x.dtype != torch.bool]
+        out = [d_hoisted[i].to(x.dtype) if i in d_hoisted else torch.zeros_like(x) for i, x in live]
+        for i in (*free, *weights):
+            x = fixed[i]
+            d = d_fixed[i].sum_to_size(x.shape) if i in d_fixed else torch.zeros_like(x)
+            out.append((d if x.is_complex() else d.real).to(x.dtype).contiguous())
+        return [*out, *d_history]
+
+    return sweep
