@@ -170,6 +170,20 @@ def test_complex_operations(dtype: torch.dtype) -> None:
         assert close.all(), (label, got[~close], want[~close])
 
 
+def test_marked_conjugates() -> None:
+    """PyTorch conjugates, and takes parts, by a mark on a tensor whose memory stays as it is."""
+    text = (
+        "cell C\ndim D = 3\ninput z[D]: complex, y[D]\nstate h[D]: complex\nh[t] = tanh(h[t-1] * z + y)\noutput h[t]\n"
+    )
+    cell = build(text)
+    z = torch.randn(2, 4, 3, dtype=torch.complex64)
+    y, state = z.conj().imag, cell.initial_state(2)._replace(h=torch.randn(2, 3, dtype=torch.complex64).conj())
+    assert z.conj().is_conj() and y.is_neg()
+    plain = state._replace(h=state.h.resolve_conj())
+    agree([cell(z.conj(), y, state=state)[0]], [cell(z.conj().resolve_conj(), y.resolve_neg(), state=plain)[0]], 0, 0)
+    assert all(libraries(load(text)))
+
+
 SLSTM = (EXAMPLES / "slstm.rnn").read_text(encoding="utf-8")
 
 
