@@ -28,7 +28,7 @@ from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, Step, is_number, 
 from rnnc.show import expr_text, region_text
 
 from .block import Block, NameTable
-from .chunks import chunk_line
+from .chunks import Column, chunk_line
 from .loops import LoopCode, LoopCoder, past_name
 from .text import constant, cut, decimal, docstring, quoted, several, wrap
 
@@ -266,9 +266,7 @@ class CellCoder:
         def draw(node: Draw) -> str:
             args = [block.number(a)[0] for a in node.args]
             if node.op == "arange":
-                size = f"self.{node.dims[0]}"
-                start = args[0] if args else "0"
-                return f"({start} + torch.arange({size}, device={target}.device))"
+                return block.call("_counted", target, f"self.{node.dims[0]}", args[0] if args else "0")
             self.helpers.add("_blank")
             if node.op in ("orthogonal", "eye"):
                 kept, outs = p.matrix or (max(0, len(p.shape) - 2), 1)
@@ -477,9 +475,17 @@ class CellCoder:
                 else:
                     values[s.name] = block.variable(s.expr)
             case Scan(stream=s, chunks=Chunks() as chunks):
+                if s.name in self.finals:
+                    return
                 self.helpers |= {"_chunked", "_chunks_operator", "_scan_operator"}
-                name = self.finals[s.name] = table.new(f"{s.name}_last")
-                block.assign(*chunk_line(step, chunks, block, name))
+                columns: list[Column] = []
+                last = self.finals[s.name] = table.new(f"{s.name}_last")
+                for other in self.plan.steps:
+                    own = self.chunks(other)
+                    if isinstance(other, Scan) and own is not None and own.beside == s.name:
+                        name = self.finals[other.stream.name] = table.new(f"{other.stream.name}_last")
+                        columns.append((other, own, name))
+                block.assign(*chunk_line(step, chunks, block, last, columns))
             case Scan(stream=s, closure=c):
                 a = block.aligned_code(c.a, s.type.dims)
                 b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)
