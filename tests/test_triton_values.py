@@ -33,8 +33,17 @@ pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWar
 
 TEXTS = {n: (EXAMPLES / f"{c.file}.rnn").read_text(encoding="utf-8") for n, c in CASES.items()}
 FUSED = [n for n in CASES if "triton" in getattr(load(TEXTS[n]), n)._backends]
-# Kernels like those of GLA, Mamba-2 and mLSTM, that take long to interpret.
-LIKE_OTHERS = {"LinearAttention", "TransNormerLLM", "Mamba2Block", "HGRN2", "MLSTMBlock", "JRT"}
+# Kernels like those of GLA, Mamba, Mamba-2 and mLSTM, that take long to interpret.
+LIKE_OTHERS = {
+    "LinearAttention",
+    "TransNormerLLM",
+    "Mamba2Block",
+    "HGRN2",
+    "MLSTMBlock",
+    "JRT",
+    "MesaNet",
+    "MambaSigned",
+}
 MARKED = [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in FUSED]
 every = pytest.mark.parametrize("name", MARKED)
 PACKED = (1, 0, 3, 33, 0, 1)
@@ -102,13 +111,17 @@ def too_far(made: Trial, name: str, got: Tensors, dtype: torch.dtype) -> list[st
 def test_these_examples_have_kernels() -> None:
     """The others mix entries or have no states."""
     assert set(CASES) - set(FUSED) == {
+        "DeltaNet",
         "GatedDeltaNet",
+        "KDA",
+        "Comba",
         "DeltaProduct",
         "RWKV7",
         "LSTM",
         "GRU",
         "SLSTM",
         "TitansLinear",
+        "TTTLinear",
         "PGN",
         "FSMN",
     }

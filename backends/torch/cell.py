@@ -478,14 +478,8 @@ class CellCoder:
                 if s.name in self.finals:
                     return
                 self.helpers |= {"_chunked", "_chunks_operator", "_scan_operator"}
-                columns: list[Column] = []
                 last = self.finals[s.name] = table.new(f"{s.name}_last")
-                for other in self.plan.steps:
-                    own = self.chunks(other)
-                    if isinstance(other, Scan) and own is not None and own.beside == s.name:
-                        name = self.finals[other.stream.name] = table.new(f"{other.stream.name}_last")
-                        columns.append((other, own, name))
-                block.assign(*chunk_line(step, chunks, block, last, columns))
+                block.assign(*chunk_line(step, chunks, block, last, self.columns(s.name, table)))
             case Scan(stream=s, closure=c):
                 a = block.aligned_code(c.a, s.type.dims)
                 b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)
@@ -494,6 +488,16 @@ class CellCoder:
                 block.assign(name, f"_affine(run, _scan, {a}, {b}, state.{s.name}, {step.contracting})")
             case Loop():
                 self.loop_lines(step, block, table, values)
+
+    def columns(self, host: str, table: NameTable) -> list[Column]:
+        """The states that are computed with another's chunks."""
+        found: list[Column] = []
+        for step in self.plan.steps:
+            own = self.chunks(step)
+            if isinstance(step, Scan) and own is not None and own.beside == host:
+                name = self.finals[step.stream.name] = table.new(f"{step.stream.name}_last")
+                found.append((step, own, name))
+        return found
 
     def full(self, s: Stream, block: Block, table: NameTable) -> str:
         """The value of a pointwise state with all of its axes."""

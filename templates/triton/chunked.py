@@ -137,7 +137,12 @@ def _through_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back
     q, initial = call.q, call.initial
     chunk, programs = _chunk(q, call.v, back), initial.shape[0] * q.shape[2] * given["TILES"]
     segments = _segments(q.device, programs, q.shape[0] * q.shape[1] // initial.shape[0], chunk.tokens)
-    given = given | {"SEGMENTS": segments, "SEGMENTED": segments > 1, "segment_ptr": initial, "over_segment_ptr": initial}
+    given = given | {
+        "SEGMENTS": segments,
+        "SEGMENTED": segments > 1,
+        "segment_ptr": initial,
+        "over_segment_ptr": initial,
+    }
     if segments > 1:
         given["segment_ptr"] = initial.new_empty((segments, *initial.shape))
         along = {"keys": (q.shape[-1],), "values": (call.v.shape[-1],)}.get(pairs.decay, ())
@@ -260,6 +265,7 @@ def _by_kernels(
     decay: str,
     low: torch.dtype,
     out: torch.dtype,
+    beside: Sequence[tuple[Tensor, tuple[int, ...], Sequence[Any]]] = (),
 ) -> tuple[Tensor, ...]:
     """`_chunked` with one write by the kernels of `operator`, products' operands in `low` and what is read in `out`.
 
@@ -269,14 +275,14 @@ def _by_kernels(
     sizes = state.shape[1:]
     heads, keys, values = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
     if initial.dtype != torch.float32 or keys.numel() > 256:
-        factor = 1.0 if a is None else a
-        return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, decay != "values")
-    lead = run.lead
-    state = state.reshape(state.shape[0], heads.numel(), keys.numel(), values.numel())
+        factor, keyed = 1.0 if a is None else a, decay != "values"
+        return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, keyed, beside)
+    lead, width = run.lead, values.numel()
+    state = state.reshape(state.shape[0], heads.numel(), keys.numel(), width)
 
     def laid(x: Any, dtype: torch.dtype | None, *groups: tuple[int, ...]) -> Tensor:
         """With all of its axes, those of each group merged."""
-        x = torch.as_tensor(x, device=initial.device)
+        x = torch.as_tensor(0.0 if x is None else x, device=initial.device)
         if dtype is not None or not x.is_floating_point():
             x = x.to(dtype or torch.float32)
         x = x.expand(*lead, *(n for g in groups for n in g))
@@ -288,12 +294,22 @@ def _by_kernels(
     found = [laid(x, low, heads, shape, keys) for x, shape in queries]
     q = found[0] if len(found) == 1 else torch.cat(found, -2)
     k, v = (laid(x, low, heads, g) for x, g in zip(writes[0], (keys, values)))
+    if beside:
+        columns = [x.permute(0, *(i + 1 for i in axes)).reshape(*state.shape[:3], 1) for x, axes, _ in beside]
+        v = torch.cat([v, *(laid(x, low, heads, (1,)) for _, _, (x,) in beside)], -1)
+        state = torch.cat([state, *columns], -1)
     _reject_tangents(*(x for x in (a, q, k, v, state) if x is not None))
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, q, k, v, state))
     reads, final, _ = operator(a, q, k, v, state, run.cu_seqlens, before, keep, out)
-    back = [order.index(i) + 1 for i in range(len(order))]
     split = reads.split([torch.Size(shape).numel() for _, shape in queries], -2)
-    return (
-        *(x.reshape(*lead, *heads, *shape, *values) for x, (_, shape) in zip(split, queries)),
-        final.reshape(final.shape[0], *sizes).permute(0, *back),
-    )
+
+    def read(end: tuple[int, ...], at: int, size: int) -> list[Tensor]:
+        return [x[..., at : at + size].reshape(*lead, *heads, *s, *end) for x, (_, s) in zip(split, queries)]
+
+    def last(x: Tensor, axes: Sequence[int], order: tuple[int, ...]) -> Tensor:
+        return x.reshape(x.shape[0], *axes).permute(0, *(order.index(i) + 1 for i in range(len(order))))
+
+    results = [*read(values, 0, width), last(final[..., :width], sizes, order)]
+    for i, (_, axes, _) in enumerate(beside, width):
+        results += [*read((), i, 1), last(final[..., i], (*heads, *keys), axes)]
+    return tuple(results)
