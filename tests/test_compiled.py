@@ -382,6 +382,19 @@ c[t] = f * c[t-1] + i * g
 h[t] = o * tanh(layernorm[D](c[t], weight=true, bias=true))
 output h[t]
 """,
+    "kinds": """\
+cell Kinds
+\"""Maps of a state without dims, of a complex and of a boolean value.\"""
+dim D = 6, N = 3
+input x[D], z[N]: complex, done: bool
+state s, h[N]: complex, g[D]
+s[t] = 0.5 * s[t-1] + mean[D](g[t-1])
+h[t] = tanh(linear(h[t-1] -> N) + linear(g[t-1] -> N) + z)
+above = g[t-1] > 0.1
+g[t] = tanh(linear(s[t-1] -> D) + linear(real(h[t-1]) -> D) + linear(above -> D) + where(done and above, x, 0.5))
+output g[t]
+output h[t]
+""",
 }
 
 
@@ -389,9 +402,9 @@ output h[t]
 def test_within_the_step(name: str) -> None:
     made, module = compiled_module(IN_THE_STEP[name])
     assert made.cell is not None
-    kinds = {"x": "real", "kept": "unit"}
+    kinds = {"x": "real", "kept": "unit", "z": "complex", "done": "bool"}
     inputs = {i.name: (i.type.dims, kinds[i.name]) for i in made.cell.inputs}
-    program = RandomProgram(IN_THE_STEP[name], {"D": 6}, inputs)
+    program = RandomProgram(IN_THE_STEP[name], {"D": 6} | ({"N": 3} if name == "kinds" else {}), inputs)
     for dtype in (torch.float32, torch.float64):
         assert not disagreeing(made.cell, module, program, 9, 1, dtype)
     assert libraries(module) and all(libraries(module))
