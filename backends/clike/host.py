@@ -43,7 +43,7 @@ def host_file(step: Step) -> File:
     body = "\n\n".join([packed.text(step), *parts])
     tools = [_template("product.h")] if packed.matrices else []
     tools += [_template("system.h")] if any(isinstance(s, System) for f in frames for s in f.half.stages.order) else []
-    used = _library("".join([*tools, body]))
+    used = library("".join([*tools, body]))
     cplx = "typedef struct {\n  real re, im;\n} cplx;\n" if "cplx" in body + "".join(used) else ""
     text = "\n\n".join(p.rstrip() for p in [_template("host.h") + cplx, *used, *tools, body])
     text = "".join(f"{part}\n" for line in text.split("\n") for part in _wrapped(line))
@@ -67,7 +67,7 @@ def _functions() -> dict[str, str]:
     return out
 
 
-def _library(text: str) -> list[str]:
+def library(text: str) -> list[str]:
     """The functions that a text uses, and all that they use."""
     wanted, stack = set[str](), list(functions(text))
     while stack:

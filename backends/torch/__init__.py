@@ -140,7 +140,7 @@ def _imports(code: str) -> str:
 
     plain = [f"import {m}" for m in _MODULES if m in used]
     plain += of("collections.abc", "Callable", "Iterable", "Sequence")
-    kernels = "triton" in used
+    kernels = not used.isdisjoint({"triton", "tl"})
     plain += [*(["from types import SimpleNamespace"] if kernels else []), *of("typing", "Any", "NamedTuple")]
     functional = ["import torch.nn.functional as F"] if "F" in used else []
     lines = [*plain, "", "import torch", *functional, "from torch import Tensor, nn", ""]
