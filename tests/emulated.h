@@ -1,11 +1,9 @@
 // A block of CUDA threads on a host: fibers that take turns, one until it waits. Order is the caller's choice, so that
 // what a missing barrier allows does happen. `mma` goes by the fragments' layout in NVIDIA's PTX ISA, 9.7.14.5.8.
 #define EMULATED
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <immintrin.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
 
 #define FN static inline
@@ -13,6 +11,7 @@
 #define DYNAMIC char *const b_shared = emulated_shared
 #define __shared__ static
 #define __global__
+#define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(n)
 
 struct emulated_index {
@@ -90,21 +89,30 @@ static int emulated_grid(void (*body)(), int x, int y, int threads, int shared, 
   return bad;
 }
 
-static float of_half(unsigned short x) { return _cvtsh_ss(x); }
-static unsigned short to_half(float x) { return _cvtss_sh(x, 0); }
-static float emulated_low(unsigned short x) {
-  if (EMULATED_HALF) return of_half(x);
-  const unsigned u = (unsigned)x << 16;
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
+// Numbers of 16 bits: 5 for the exponent in fp16, 8 in bf16. Rounded to the nearest, to even ones between two.
+static float emulated_wide(unsigned short x, int bits) {
+  const int kept = 15 - bits, exponent = x >> kept & ((1 << bits) - 1);
+  const double part = x & ((1 << kept) - 1), sign = x >> 15 ? -1 : 1, scale = ldexp(1, -kept);
+  if (exponent == (1 << bits) - 1) return part ? NAN : sign * INFINITY;
+  const int least = 2 - (1 << (bits - 1));
+  return sign * (exponent ? ldexp(1 + part * scale, exponent + least - 1) : ldexp(part * scale, least));
 }
-static unsigned short emulated_rounded(float x) {
-  if (EMULATED_HALF) return to_half(x);
-  unsigned u;
-  memcpy(&u, &x, 4);
-  return x != x ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+static unsigned short emulated_narrow(float x, int bits) {
+  const int kept = 15 - bits, least = 2 - (1 << (bits - 1));
+  const unsigned short sign = signbit(x) ? 0x8000 : 0, most = ((1 << bits) - 1) << kept;
+  if (x != x) return 0x7fff;
+  const double size = fabs((double)x);
+  int exponent;
+  frexp(size, &exponent);
+  exponent = size == 0 || exponent - 1 < least ? least : exponent - 1;
+  const double whole = nearbyint(ldexp(size, kept - exponent));
+  const double code = whole + ldexp(exponent - least, kept);
+  return sign | (code >= most ? most : (unsigned short)code);
 }
+static float of_half(unsigned short x) { return emulated_wide(x, 5); }
+static unsigned short to_half(float x) { return emulated_narrow(x, 5); }
+static float emulated_low(unsigned short x) { return emulated_wide(x, EMULATED_HALF ? 5 : 8); }
+static unsigned short emulated_rounded(float x) { return emulated_narrow(x, EMULATED_HALF ? 5 : 8); }
 static unsigned low_pair(float a, float b) { return emulated_rounded(a) | (unsigned)emulated_rounded(b) << 16; }
 
 template <class T> static T lane_other(T x, int lanes) {

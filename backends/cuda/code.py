@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 
@@ -39,8 +40,16 @@ def head(step: Step, found: Sequence[Kernel]) -> str:
     body = "\n".join([*tools, *(k.text for k in found)])
     real = "#ifdef DOUBLE\ntypedef double real;\n#else\ntypedef float real;\n#endif\nstruct cplx {\n  real re, im;\n};"
     device = "#ifndef EMULATED\n" + _template("cuda/device.h") + "#endif"
-    parts = [real, device, _template("cuda/block.h"), *library(body), *tools]
+    parts = [real, device, _template("cuda/block.h"), *map(_fast, library(body)), *tools]
     return "\n\n".join(p.strip() for p in parts)
+
+
+def _fast(block: str) -> str:
+    """A function of the library, and the chip's own one where there is one."""
+    name = re.search(r"^FN \w+ (\w+)\(", block, re.M)
+    found = [b for b in _template("cuda/fast.h").split("\n\n") if name and b.startswith(f"FN real {name[1]}(")]
+    other = "#if defined(DOUBLE) || defined(EMULATED)"
+    return "\n".join([other, block, "#else", found[0].rstrip(), "#endif"]) if found else block
 
 
 def definitions(

@@ -117,7 +117,7 @@ class KernelCoder:
         self.extra = tuple(r.array for r in half.results if r.array.role not in ("new", "d_past"))
         self.made: dict[Array, Made] = {}
         if back:
-            self.made = {p.out: _made(p) for p in self.stages.products if p.arg.role == "past"}
+            self.made = {p.out: _made(p) for p in self.stages.products if p.arg.role in ("past", "new")}
         self.order = [s for s in self.stages.order if not (isinstance(s, Product) and s.out in self.made)]
         products = [s for s in self.order if isinstance(s, Product)]
         self.tiled = bool(products)
@@ -510,13 +510,31 @@ class KernelCoder:
             for h in (0, 1):
                 at = f" + b_g{h} * ({_stride(x, 'kept')})" if inner else ""
                 lines.append(f"const ELEMENT *const b_w{m}{h} = w_{m}{at} + b_n{h} * o_{m};")
-        terms = [f"const real b_a{h}{r} = b_x{h}{r}[b_k];" for h in (0, 1) for r in (0, 1)]
+        sides = [(h, r) for h in (0, 1) for r in (0, 1)]
+        terms = [f"const real b_a{h}{r} = b_x{h}{r}[b_k];" for h, r in sides]
+        fours = [f"const four b_a{h}{r} = *(const four *)(b_x{h}{r} + b_k);" for h, r in sides]
         for m, _ in outs:
             for h in (0, 1):
                 terms.append(f"const real b_m{m}{h} = get(b_w{m}{h}, b_k * d_{m});")
+                fours.append(f"const four b_m{m}{h} = *(const four *)(b_w{m}{h} + b_k);")
                 for r in (0, 1):
-                    terms.append(f"b_sum{m}[{2 * h + r}] = fused(b_m{m}{h}, b_a{h}{r}, b_sum{m}[{2 * h + r}]);")
-        return [*lines, f"for (int b_k = 0; b_k < {depth}; ++b_k) {{", *_in(terms), "}"]
+                    total = f"b_sum{m}[{2 * h + r}]"
+                    terms.append(f"{total} = fused(b_m{m}{h}, b_a{h}{r}, {total});")
+                    fours.append(f"{total} = fused(b_m{m}{h}, b_a{h}{r}, {total});")
+        lines.append("int b_k = 0;")
+        if not inner:
+            held = " && ".join(f"HELD_{m} == 1" for m, _ in outs)
+            lines += [
+                "#if !LOW",
+                f"if ({held}) {{",
+                "  #pragma unroll 4",
+                f"  for (; b_k + 4 <= {depth}; b_k += 4) {{",
+                *_in(_in(fours)),
+                "  }",
+                "}",
+                "#endif",
+            ]
+        return [*lines, f"for (; b_k < {depth}; ++b_k) {{", *_in(terms), "}"]
 
     def _own(self, items: Sequence[Item]) -> dict[Array, int]:
         """The arrays between stages of which each thread only touches entries of its own."""

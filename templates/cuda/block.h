@@ -34,6 +34,12 @@ FN real fused(real a, real b, real c) {
   return fmaf(a, b, c);
 #endif
 }
+struct __align__(16) four {
+  real x[4];
+};
+FN real fused(const four &a, const four &b, real c) {
+  return fused(a.x[3], b.x[3], fused(a.x[2], b.x[2], fused(a.x[1], b.x[1], fused(a.x[0], b.x[0], c))));
+}
 FN void clear(real &x) { x = 0; }
 FN void clear(cplx &x) { x.re = x.im = 0; }
 FN real plus(real x, real y) { return x + y; }

@@ -108,7 +108,7 @@ def _cuda_layout(
         n, depth = count(outs, part), count(ins, part)
         steps = -(-depth // 16)
         take = 4 * tiles[space] * steps
-        pitch = 16 * steps + 8 if low else depth | 1
+        pitch = 16 * steps + 8 if low else 4 * (-(-depth // 4) | 1)
         room = -(-n * pitch * (2 if low else real) // 16) * 16
         at, how = 0, 0
         if low and whole and held and keep[space] and take <= registers:
@@ -351,7 +351,7 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
         values = [v.contiguous() for v in values]
         before: list[Tensor] = []
         for stream, lag, place, equation in cuda.backward.made:
-            x = _past(run, values[stream], history[stream], lag).flatten(0, 1)
+            x = (_past(run, values[stream], history[stream], lag) if lag else values[stream]).flatten(0, 1)
             x = x if call.low is None else x.to(call.low).to(x.dtype)
             before.append(torch.einsum(equation, x, call.fixed[place].to(x.dtype)).contiguous())
         d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
