@@ -39,6 +39,7 @@ class Trial:
     lengths: Sequence[int] | None = None
     seed: int = 0
     weights: Tensors = field(default_factory=dict[str, Tensor])
+    oracles: dict[torch.dtype, Interpreter] = field(default_factory=dict[torch.dtype, Interpreter])
 
     @property
     def ends(self) -> list[int] | None:
@@ -46,10 +47,18 @@ class Trial:
 
     def expected(self) -> Expected:
         """What the interpreter gets."""
+        for dtype in (torch.float32, torch.float64):
+            self.oracle(dtype)
         return Expected(self.interpreted, self.seed)
 
+    def oracle(self, dtype: torch.dtype) -> Interpreter:
+        """Made once, and not where results are moved by roundings: sizes are whole numbers."""
+        if dtype not in self.oracles:
+            self.oracles[dtype] = Interpreter(self.cell, self.sizes, dtype=dtype)
+        return self.oracles[dtype]
+
     def interpreted(self, dtype: torch.dtype) -> Tensors:
-        oracle = Interpreter(self.cell, self.sizes, dtype=dtype)
+        oracle = self.oracle(dtype)
         inputs, state = self.leaves(dtype)
         learned = {p.name for p in self.cell.params if p.learned}
         params = {n: self.leaf(p, dtype) if n in learned else p for n, p in self.params.items()}

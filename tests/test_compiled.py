@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.modules import as_tuple, build, load
+from backends.reference import Interpreter
+from rnnc.ir import Cell
+from rnnc.loading import load_module
+from rnnc.pipeline import compile_source, module_text
+from rnnc.source import Source
+from tests.cells import EXAMPLES
+from tests.elementwise import Program as RandomProgram
+from tests.families import compiled as compiled_module
+from tests.fused import Trial, disagreements
+from tests.modules import agree, as_tuple, build, load, with_gradients
+from tests.sequential import sequential
+from tests.test_module_autograd import Calls, fresh
 
 ANYWHERE = (
     "-@", "abs(@)", "sign(@) * @", "square(@)", "exp(@)", "expm1(@)", "sin(@)", "cos(@)", "erf(@)", "sigmoid(@)",
@@ -58,6 +73,21 @@ def libraries(module: Any) -> list[Any]:
     return [x for n in native(module) for x in n.libraries.values()]
 
 
+def disagreeing(
+    cell: Cell, module: Any, program: RandomProgram, lead: int | tuple[int, ...], seed: int, dtype: torch.dtype
+) -> list[str]:
+    """What a module does not compute as the interpreter does: values and all gradients, from a state that some tokens
+    left."""
+    oracle = Interpreter(cell, program.sizes)
+    params = oracle.init_params(torch.Generator().manual_seed(seed))
+    lengths = None if isinstance(lead, int) else lead
+    batch, length = (3, lead) if isinstance(lead, int) else (1, sum(lead))
+    with torch.no_grad():
+        state = oracle.run(program.draw(batch if lengths is None else len(lengths), 3, seed + 1), params)[1]
+    trial = Trial(cell, program.sizes, program.draw(batch, length, seed), params, state, lengths, seed)
+    return disagreements(trial.expected(), trial.computed(getattr(module, cell.name), dtype), dtype)
+
+
 NUMBERS = [0.0, -0.0, 1e-8, -1e-8, 0.3, -0.3, 0.5, 0.7, -0.7, 1.0, -1.0, 2.5, -2.5, 9.0, -9.0, 17.3, -17.3, 60.0, -60.0]
 NUMBERS += [88.5, -88.5, 95.0, -103.0, 150.0, -150.0, 1e4, -1e4, 1e-30, -1e-30, 1e30, -1e30, 1e-40, 3e38, 0.9999]
 NUMBERS += [1.0001, -0.9999, 6.25]
@@ -97,3 +127,187 @@ def test_operations(group: str, dtype: torch.dtype) -> None:
             bad = torch.where(plain, ~close, ~alike) & (smooth if k else True)
             where = torch.stack(pairs, 1)[:, bad]
             assert not bad.any(), (label, where, got[bad], same[bad], want[bad])
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sequential(), st.sampled_from([0, 1, 4, (2, 0, 5, 1)]), st.integers(0, 99), st.sampled_from(["float32", "float64"])
+)
+def test_random_cells(program: RandomProgram, lead: int | tuple[int, ...], seed: int, kind: str) -> None:
+    made, module = compiled_module(program.text)
+    assert made.cell is not None and native(module)
+    assert not disagreeing(made.cell, module, program, lead, seed, getattr(torch, kind))
+    assert lead == 0 or all(libraries(module))
+
+
+COMPLEX = (
+    "@ + $", "@ - $ * @", "c * @ * $", "@ / $", "-@", "square(@)", "@ ** 2", "exp(@)", "log(@)", "sin(@)", "cos(@)",
+    "tanh(@)", "sqrt(@)", "rsqrt(@)", "conj(@) * $", "real(@) + 1j * imag($)", "abs(@) * $", "@ ** (0.5 + 1j)",
+    "where(x > 0, @, $)", "where(@ == $, 0, @)", "real(@) * $", "@ / 2", "stop_gradient(@) * $", "$ + x + 1j",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_complex_operations(dtype: torch.dtype) -> None:
+    text = coupled(COMPLEX)
+    text = re.sub(r"^state (.*)$", lambda m: f"state {m[1].replace('[D]', '[D]: complex')}", text, flags=re.M)
+    text = re.sub(r"(s\d+)\[t-1\] > 1e30", r"abs(\1[t-1]) > 1e30", text)
+    generator = torch.Generator().manual_seed(3)
+    h, g = torch.randn(2, 3, 37, 2, generator=generator, dtype=torch.float64)
+    x = torch.randn(3, 1, 37, generator=generator, dtype=torch.float64)
+    results: list[list[Tensor]] = []
+    for backend, kind in (("auto", dtype), ("reference", torch.float64)):
+        cell = build(text, backend=backend, dtype=kind, D=37)
+        a, b = (torch.view_as_complex(v).to(dtype.to_complex()).to(kind.to_complex()).requires_grad_() for v in (h, g))
+        state = cell.initial_state(3, dtype=kind)._replace(h=a, g=b)
+        outputs = as_tuple(cell(x.to(dtype).to(kind), state=state)[0])
+        sums = [y.abs().sum() for y in outputs]
+        grads = [torch.autograd.grad(s, (a, b), retain_graph=True, materialize_grads=True) for s in sums]
+        results.append([*outputs, *(g for pair in grads for g in pair)])
+    assert all(libraries(load(text)))
+    for label, got, want in zip([*COMPLEX, *(f"d {u}" for u in COMPLEX for _ in "ab")], *results, strict=True):
+        close = (got - want).abs() <= 1000 * torch.finfo(dtype).eps * (want.abs() + 1)
+        assert close.all(), (label, got[~close], want[~close])
+
+
+SLSTM = (EXAMPLES / "slstm.rnn").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("lead", [(1, 3), (5, 4), (37, 2)])
+def test_threads_and_tiles_change_no_bit(lead: tuple[int, int], threads: int) -> None:
+    """One sequence alone has the numbers that it has among others, in whichever thread."""
+    module = build(SLSTM, D=40, H=2)
+    x = torch.randn(*lead, 40, requires_grad=True)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        y, state = module(x)
+        (grad,) = torch.autograd.grad(y.square().sum(), x)
+        torch.set_num_threads(1)
+        for i in range(0, lead[0], 4):
+            alone = x[i : i + 1].detach().requires_grad_()
+            y_i, state_i = module(alone)
+            # The products before the loop are PyTorch's, which differ by the batch.
+            agree([y_i[0], *(s[0] for s in state_i)], [y[i], *(s[i] for s in state)], 1e-5, 1e-6)
+            agree(torch.autograd.grad(y_i.square().sum(), alone), [grad[i : i + 1]], 1e-4, 1e-5)
+        torch.set_num_threads(threads)
+        again, _ = module(x)
+        assert torch.equal(again, y) and torch.equal(torch.autograd.grad(again.square().sum(), x)[0], grad)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_inputs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States are float32, and so is everything in the loop."""
+    module = build(SLSTM, D=16, H=2)
+    x = torch.randn(2, 5, 16).to(dtype)
+    y, state = module(x)
+    assert y.dtype == dtype and all(s.dtype == torch.float32 for s in state) and any(libraries(load(SLSTM)))
+    monkeypatch.setenv("RNNC_LOOPS", "python")
+    want, states = module(x)
+    agree(state, states, 1e-5, 1e-6)
+    agree([y.float()], [want.float()], 1e-2, 1e-3)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_as_an_operator(packed: bool) -> None:
+    """What PyTorch asks of an operator, and one graph under `torch.compile`."""
+    module = build(SLSTM, D=6, H=2)
+    x = torch.randn(1, 5, 6, requires_grad=True)
+    ends = torch.tensor([0, 2, 5]) if packed else None
+
+    def run(function: Any) -> list[Tensor]:
+        result = function(x, cu_seqlens=ends)
+        return with_gradients(module, result, x)
+
+    with Calls(load(SLSTM)._OPERATORS) as seen:
+        want = run(module)
+    assert len(seen.calls) == 2
+    for operator, args in seen.calls.values():
+        forward = not operator.name().split(".")[0].endswith("_backward")
+        torch.library.opcheck(operator, tuple(fresh(a, forward) for a in args))
+    torch._dynamo.reset()
+    agree(run(torch.compile(module, fullgraph=True, backend="aot_eager")), want, 1e-6, 1e-6)
+    torch._dynamo.reset()
+
+
+SMALL = "cell Small\ndim D = 3\ninput x[D]\nstate h[D]\nh[t] = tanh(linear(h[t-1] -> D) + x) * {}\noutput h[t]\n"
+
+
+def small(factor: str) -> Callable[[], list[Tensor]]:
+    """What calls a module that no other test has."""
+    module = build(SMALL.format(factor))
+    x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    return lambda: with_gradients(module, module(x), x)
+
+
+def in_python(monkeypatch: pytest.MonkeyPatch, run: Callable[[], list[Tensor]]) -> list[Tensor]:
+    with monkeypatch.context() as m:
+        m.setenv("RNNC_LOOPS", "python")
+        return run()
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    run = small("0.9")
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    agree(run(), in_python(monkeypatch, run), 0, 0)
+    assert not recwarn.list and libraries(load(SMALL.format("0.9"))) == [None, None]
+
+
+def test_with_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Said once, with what the compiler said; the numbers are those of the loop in Python."""
+    run = small("0.8")
+    bad = tmp_path / "cc"
+    bad.write_text("#!/bin/sh\necho no luck >&2\nexit 3\n")
+    bad.chmod(0o755)
+    monkeypatch.setenv("CC", str(bad))
+    with pytest.warns(UserWarning, match="does not compile(.|\n)*no luck") as said:
+        got = run()
+        run()
+    assert len(said) == 1
+    agree(got, in_python(monkeypatch, run), 0, 0)
+
+
+def test_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By one process for all: the file lies in a folder of this user alone, whole; another text is another file."""
+    log, cache = tmp_path / "log", tmp_path / "cache"
+    cc = tmp_path / "cc"
+    cc.write_text(f'#!/bin/sh\necho "$*" >> {log}\nexec cc "$@"\n')
+    cc.chmod(0o755)
+    monkeypatch.setenv("CC", str(cc))
+    monkeypatch.setenv("RNNC_CACHE", str(cache))
+    run = small("0.7")
+    want = run()
+    made = [line for line in log.read_text().split("\n") if "loop.c" in line]
+    (file,) = cache.iterdir()
+    assert len(made) == 1 and file.suffix == ".so" and cache.stat().st_mode & 0o077 == 0
+    for found in native(load(SMALL.format("0.7"))):
+        found.libraries.clear()
+    agree(run(), want, 0, 0)
+    assert [line for line in log.read_text().split("\n") if "loop.c" in line] == made
+    other = small("0.6")
+    other()
+    assert len(list(cache.iterdir())) == 2
+    # What others may write to is not loaded.
+    cache.chmod(0o777)
+    third = small("0.5")
+    third()
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_mutants() -> None:
+    """A line that stores a result, of the step or its backward, cannot be wrong without being seen."""
+    source = Source("mutant.rnn", SLSTM)
+    (made,) = compile_source(source)
+    assert made.cell is not None
+    program = RandomProgram(SLSTM, {"D": 6, "H": 2}, {"x": (("D",), "real")})
+    text = module_text([made], source)
+    assert not disagreeing(made.cell, load_module(text, "mutant"), program, 4, 1, torch.float64)
+    stores = [line for line in text.split("\n") if re.match(r" +p_\w+\[.*\] \+?= .*;", line)]
+    assert len(stores) > 12
+    for line in stores[::2]:
+        mutant = re.sub(r"= (.*);", r"= (real)0.9 * (\1);", line)
+        module = load_module(text.replace(line, mutant, 1), "mutant")
+        assert disagreeing(made.cell, module, program, 4, 1, torch.float64), line

@@ -3,9 +3,10 @@
 Goals: all of a loop in one call, forward or backward; the same numbers for a row whatever tile and thread it is in.
 Non-goals: compiling, threads: the generated module does both (`templates/torch/compiled.py`).
 
-A call is `forward(p, id, start, length, first, last, tile, lo, hi, consts)`: `p` points to the arrays in the order of
-`File.arrays`; row `m` has the tokens `start[m]`... and the history `id[m]`, longest rows first; of rows `first` to
-`last`, and of the free dim's entries `lo` to `hi`, results are written.
+A call is `forward(p, id, start, length, first, last, tile, lo, hi, consts, stride)`: `p` points to the arrays (hoisted,
+fixed, packed matrices, histories, values, for the backward their cotangents, and `File.extra`); row `m` has the tokens
+`start[m]`... and the history `id[m]`, longest rows first; of rows `first` to `last`, and of the free dim's entries `lo`
+to `hi`, results are written. `stride` says how far apart the tokens of each hoisted array are.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def host_file(step: Step) -> File:
     packed = _Packed([p for f in frames for p in f.half.stages.products])
     parts = [f.text(packed) for f in frames]
     body = "\n\n".join([packed.text(step), *parts])
+    body = "\n".join(part for line in body.split("\n") for part in _wrapped(line))
     tools = [_template("product.h")] if packed.matrices else []
     tools += [_template("system.h")] if any(isinstance(s, System) for f in frames for s in f.half.stages.order) else []
     used = library("".join([*tools, body]))
     cplx = "typedef struct {\n  real re, im;\n} cplx;\n" if "cplx" in body + "".join(used) else ""
-    text = "\n\n".join(p.rstrip() for p in [_template("host.h") + cplx, *used, *tools, body])
-    text = "".join(f"{part}\n" for line in text.split("\n") for part in _wrapped(line))
+    text = "\n\n".join(p.rstrip() for p in [_template("host.h") + cplx, *used, *tools, body]) + "\n"
     return File(text, tuple(frames[1].extra), bool(packed.matrices))
 
 
@@ -170,9 +171,11 @@ class _Frame:
 
     def text(self, packed: _Packed) -> str:
         name = "backward" if self.back else "forward"
+        indent = " " * (13 + len(name))
         head = [
             f"SHARED void {name}(void *const *p, const long *id, const long *start, const long *length, long first,",
-            f"{' ' * (13 + len(name))}long last, long tile, long lo, long hi, const double *consts) {{",
+            f"{indent}long last, long tile, long lo, long hi, const double *consts,",
+            f"{indent}const long *stride) {{",
         ]
         scratch = self._scratch()
         lines = [f"const double k_{identifier(c)} = consts[{i}];" for i, c in enumerate(self.step.consts)]
@@ -200,7 +203,7 @@ class _Frame:
         inside = [f"const long most = {rows};", *loop, *_indented([*count, *body]), "}"]
         lines += ["for (long row = first; row < last; row += tile) {", *_indented(inside), "}", "free(scratch);"]
         lines += ["free(a);"] if self.half.stages.products else []
-        unused = ["(void)lo, (void)hi, (void)consts, (void)id;"]
+        unused = ["(void)lo, (void)hi, (void)consts, (void)stride, (void)id;"]
         return "\n".join([*head, *_indented([*unused, *lines]), "}"])
 
     def _scratch(self) -> list[str]:
@@ -246,7 +249,7 @@ class _Frame:
             case "scratch":
                 return f"({kind} *)(s_{a.name} + m * ({_room(a)}))"
             case "hoisted":
-                return of("hoisted", f"token * {whole}")
+                return of("hoisted", f"token * stride[{a.index}]")
             case "fixed":
                 return of("fixed", "0")
             case "new":
@@ -314,7 +317,7 @@ def _wrapped(line: str) -> list[str]:
     """A line of C cut where it may be."""
     indent = line[: len(line) - len(line.lstrip())]
     out: list[str] = []
-    while len(line) > WIDTH and not line.endswith("\\"):
+    while len(line) > WIDTH:
         cuts = [m.start() for m in re.finditer(r" (?=[-+*/?:&|] )|(?<=[,;]) ", line[:WIDTH])]
         cuts = [c for c in cuts if c > len(indent) + 8]
         if not cuts:

@@ -55,6 +55,8 @@ class PairsCoder:
         sizes = [
             f"{n} of {' x '.join(d)}" for n, d in (("HEADS", c.heads), ("K", c.keys), ("V", c.values)) if d
         ]
+        decayed = "; and queries with the decay since the chunk's start, keys with that until its end"
+        decayed = decayed if self.decay == "keys" else ""
         walk_text = {
             "forward": "A program has one segment of one sequence of one head and BV of its values, and goes from chunk "
             "to chunk, C tokens, with the state [BK, BV] in registers. If there are several segments, it first applies "
@@ -62,11 +64,10 @@ class PairsCoder:
             "backward": "The same programs, from the last chunk to the first, with the gradient of the state in "
             "registers. If there are several segments, it first applies those after its own.",
             "carry": "What a segment of a sequence writes into the state that enters it, and its decay over all of it.",
-            "pairs": "What tokens of a chunk read of each other, as scores [C, C] of queries and keys with their decays; "
-            "and queries with the decay since the chunk's start, keys with that until its end. A program has one segment "
-            "of one sequence of one head, and goes through all keys, BK at a time.",
-            "pairs_back": "Gradients of queries, keys and their factors, from those of scores and of decayed queries and "
-            "keys, which are sums over TILES of values.",
+            "pairs": f"What tokens of a chunk read of each other: scores [C, C] of queries and keys, decayed{decayed}. A "
+            "program has one segment of one sequence of one head, and goes through its keys, BK at a time.",
+            "pairs_back": "Gradients of queries and keys, and of the factors, from those of the scores and of what is "
+            "read of and written to the state, which are sums over TILES of values.",
             "carry_back": "What a segment of a sequence adds to the gradient of the state that leaves it, and its decay "
             "over all of it.",
         }
@@ -84,7 +85,7 @@ class PairsCoder:
         """Lines that register the kernels as an operator."""
         fields = {
             **{w: f"{self.name}_{w}" for w in ("carry", "forward", "carry_back", "backward")},
-            **{w: f"{self.name}_{w}" if self.decay == "keys" else "None" for w in ("pairs", "pairs_back")},
+            **{w: f"{self.name}_{w}" if self.decay != "values" else "None" for w in ("pairs", "pairs_back")},
             "decay": quoted(self.decay),
             "learned": str(self.learned),
         }

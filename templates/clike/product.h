@@ -1,8 +1,10 @@
 // Sums and products are rounded apart everywhere but here, where each is one operation.
 #ifdef __clang__
 #define FUSED
+#define FUSE _Pragma("clang fp contract(fast)")
 #else
 #define FUSED __attribute__((optimize("fp-contract=fast")))
+#define FUSE
 #endif
 typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
 
@@ -16,7 +18,7 @@ static void panels(const real *w, real *out, long n, long depth, long column, lo
 // M rows of `a` by V panels of LANES columns, kept in registers.
 #define TILE(M, V)                                                                                       \
   FUSED static void tile_##M##_##V(const real *const *a, const real *w, real *c, long ld, long depth) { \
-    vec sum[M][V] = {{{0}}};                                                                             \
+    FUSE vec sum[M][V] = {{{0}}};                                                                        \
     for (long k = 0; k < depth; ++k) {                                                                   \
       vec x[V];                                                                                          \
       _Pragma("GCC unroll 8") for (int v = 0; v < V; ++v)                                                \

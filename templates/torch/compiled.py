@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import itertools
+import math
 import os
 import shlex
 import shutil
@@ -22,7 +23,7 @@ from torch import Tensor
 def _native_compiler() -> list[str]:
     """The command of the host compiler, `$CC` or `cc`; empty where there is none, or $RNNC_LOOPS is `python`."""
     command = shlex.split(os.environ.get("CC") or "cc")
-    wanted = os.environ.get("RNNC_LOOPS", "compiled") != "python"
+    wanted = os.environ.get("RNNC_LOOPS", "compiled") != "python" and os.name == "posix"
     # Products and sums are rounded one by one (GCC would fuse them, and differently where a value is computed twice);
     # the last two options only spare checks of what no number depends on.
     flags = "-std=c11 -O3 -march=native -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math"
@@ -138,11 +139,21 @@ class _NativeCall:
                 self.sizes[dim] = max(n, self.sizes.get(dim, 1))
         self.history = [h.contiguous() for h in history]
         self.operands: list[Tensor] = []
+        strides: list[int] = []
         for part in native.inputs:
+            x, shape = given[part.role][part.place], self.shape(part)
+            if part.role == "hoisted":
+                x = x.to(self.kind(part)).expand(*lead, *shape)
+                # Of several maps that were one product each is a stretch of every token's numbers.
+                apart, step = x.stride()[:2] if lead[1] > 1 else (0, max(x.stride(0), 1))
+                if not x[0, 0].is_contiguous() or (lead[0] > 1 < lead[1] and apart != step * lead[1]) or not step:
+                    x, step = x.contiguous(), math.prod(shape)
+                strides.append(step)
+            elif part.role == "fixed":
+                x = x.to(self.kind(part)).expand(*shape).contiguous()
             if part.role != "history":
-                before = () if part.role == "fixed" else lead
-                x = given[part.role][part.place].to(self.kind(part)).expand(*before, *self.shape(part))
-                self.operands.append(x.contiguous())
+                self.operands.append(x)
+        self.strides = (ctypes.c_long * max(len(strides), 1))(*strides)
         self.consts = (ctypes.c_double * max(len(native.consts), 1))(*(numbers[i] for i in native.consts))
         self.rows(sequence)
 
@@ -212,7 +223,7 @@ class _NativeCall:
             for first, last, lo, hi in mine:
                 ids, starts, lengths = (ctypes.c_void_p(x.data_ptr()) for x in (self.order, self.starts, self.lengths))
                 numbers = (ctypes.c_long(n) for n in (first, last, tile, lo, hi))
-                function(p, ids, starts, lengths, *numbers, self.consts)
+                function(p, ids, starts, lengths, *numbers, self.consts, self.strides)
 
         # A thread takes as long to start as some ten thousand numbers to compute.
         threads = min(threads, len(jobs), 1 + sum(x.numel() for x in after) // 16384)

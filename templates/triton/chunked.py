@@ -82,9 +82,10 @@ def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
     batch, steps, heads, reads, size = q.shape
     chunks = batch * steps // tokens + call.initial.shape[0]
     made = {"states_ptr": call.initial.new_empty((chunks if keep else 0, *call.initial.shape[1:]), dtype=dtype)}
+    if pairs.decay != "values":
+        made["scores_ptr"] = q.new_empty((chunks, heads, reads, tokens, tokens), dtype=dtype)
     if pairs.decay == "keys":
         made["q_since_ptr"], made["k_until_ptr"] = q.new_empty(q.shape, dtype=dtype), k.new_empty(k.shape, dtype=dtype)
-        made["scores_ptr"] = q.new_empty((chunks, heads, reads, tokens, tokens), dtype=dtype)
         made["over_chunk_ptr"] = q.new_empty((chunks, heads, size), dtype=torch.float32)
     return made
 
@@ -167,9 +168,9 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
         given |= {"states_ptr": states, "d_read_ptr": grad.contiguous(), "d_last_ptr": d_last.contiguous()}
         given["d_initial_ptr"] = d_initial = call.initial.new_empty(call.initial.shape)
         # What all values share is summed over their tiles, by a kernel or below.
-        shared = {"a": pairs.decay == "one", "q": True, "k": True} if pairs.pairs is None and tiles > 1 else {}
+        shared = ("q", "k") if pairs.pairs is None and tiles > 1 else ()
         made = {
-            name: x.new_empty((tiles, *x.shape), dtype=torch.float32) if shared.get(name) else x.new_empty(x.shape)
+            name: x.new_empty((tiles, *x.shape), dtype=torch.float32) if name in shared else x.new_empty(x.shape)
             for name, x in owners.items()
         }
         given |= {f"d_{name}_ptr": x for name, x in made.items()}
@@ -177,12 +178,16 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
             memory = _memory(pairs, call, False)
             given |= memory | {"states_ptr": states}
             _within_chunks(pairs.pairs, given, call)
-            for name in ("q_since_ptr", "k_until_ptr", "over_chunk_ptr"):
-                given[f"d_{name}"] = memory[name].new_empty((tiles, *memory[name].shape))
+            dtype = torch.bfloat16 if call.q.dtype == torch.bfloat16 else torch.float32
+            given["d_q_since_ptr"] = call.q.new_empty((tiles, *call.q.shape), dtype=dtype)
+            given["d_k_until_ptr"] = call.k.new_empty((tiles, *call.k.shape), dtype=dtype)
+            along = (call.q.shape[-1],) if pairs.decay == "keys" else ()
+            size = (tiles, given["CHUNKS"], call.q.shape[2], *along)
+            given["d_over_chunk_ptr"] = call.q.new_empty(size, dtype=torch.float32)
         _through_chunks(pairs, given, call, True)
         if pairs.pairs is not None:
             _within_chunks(pairs.pairs_back, given, call)
-    return [*(made[n].sum(0).to(x.dtype) if shared.get(n) else made[n] for n, x in owners.items()), d_initial]
+    return [*(made[n].sum(0).to(x.dtype) if n in shared else made[n] for n, x in owners.items()), d_initial]
 
 
 def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., Any]:

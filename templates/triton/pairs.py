@@ -60,26 +60,39 @@ def _tl_through(a, between, row):
 
 
 @triton.jit
-def _tl_within(a, row, SIZE: tl.constexpr, REVERSE: tl.constexpr, OWN: tl.constexpr):
+def _tl_joined_products(p, edge, p_later, edge_later):
+    """Two stretches of rows as one, of which each `edge` starts anew."""
+    return tl.where(edge_later != 0, p_later, p * p_later), edge | edge_later
+
+
+@triton.jit
+def _tl_joined_sums(x, edge, x_later, edge_later):
+    """The same of sums."""
+    return tl.where(edge_later != 0, x_later, x + x_later), edge | edge_later
+
+
+@triton.jit
+def _tl_within(a, row, SIZE, REVERSE: tl.constexpr, OWN: tl.constexpr):
     """Products of `a` [C, N] from the start of each block of SIZE tokens through each token, or from it to the block's
     end. Where not OWN, `a` is each token's neighbour's, and what comes from another block is left out."""
+    edge = tl.broadcast_to((row % SIZE == (SIZE - 1 if REVERSE else 0))[:, None], a.shape).to(tl.int32)
     if not OWN:
-        edge = SIZE - 1 if REVERSE else 0
-        a = tl.where((row % SIZE == edge)[:, None], 1.0, a)
-    if SIZE == 1:
-        return a
-    blocks = tl.reshape(a, [a.shape[0] // SIZE, SIZE, a.shape[1]])
-    return tl.reshape(tl.cumprod(blocks, 1, reverse=REVERSE), a.shape)
+        a = tl.where(edge != 0, 1.0, a)
+    a, _ = tl.associative_scan((a, edge), 0, _tl_joined_products, reverse=REVERSE)
+    return a
 
 
 @triton.jit
-def _tl_whole(a, row):
-    """The product of all factors of a chunk."""
-    return _tl_last_row(_tl_within(a, row, a.shape[0], False, True), row)
+def _tl_within_back(x, row, SIZE, REVERSE: tl.constexpr, OWN: tl.constexpr):
+    """Gradient of the logarithms of `a` in `_tl_within`, from what the logarithms of its products get: sums of terms
+    that all have the factor, so no difference of large ones."""
+    edge = tl.broadcast_to((row % SIZE == (0 if REVERSE else SIZE - 1))[:, None], x.shape).to(tl.int32)
+    x, _ = tl.associative_scan((x, edge), 0, _tl_joined_sums, reverse=not REVERSE)
+    return x if OWN else tl.where((row % SIZE == (SIZE - 1 if REVERSE else 0))[:, None], 0.0, x)
 
 
 @triton.jit
-def _tl_pairs(row, LEVEL: tl.constexpr):
+def _tl_pairs(row, LEVEL):
     """[C, C]: whether the row's token lies in the right half of a block, and the column's in its left one."""
     half = row >> LEVEL
     return (half[:, None] % 2 == 1) & (half[None, :] == half[:, None] - 1)
@@ -93,19 +106,9 @@ def _tl_apart(a):
 
 
 @triton.jit
-def _tl_after(total, x, row, LEVEL: tl.constexpr, LAG: tl.constexpr, PRECISION: tl.constexpr):
-    """`total` and the sums over the tokens from each one on (with LAG 1, after it) to the end of its half of a block."""
-    half = row >> LEVEL
-    mask = (half[:, None] == half[None, :]) & (row[None, :] >= row[:, None] + LAG)
-    return tl.dot(mask.to(tl.float32), x, total, input_precision=PRECISION)
-
-
-@triton.jit
-def _tl_before(total, x, row, LEVEL: tl.constexpr, PRECISION: tl.constexpr):
-    """`total` and the sums over the tokens before each one in its half of a block."""
-    half = row >> LEVEL
-    mask = (half[:, None] == half[None, :]) & (row[None, :] < row[:, None])
-    return tl.dot(mask.to(tl.float32), x, total, input_precision=PRECISION)
+def _tl_moved(x, row, BY: tl.constexpr, PRECISION: tl.constexpr):
+    """Row `i` of a tile at row `i + BY`."""
+    return tl.dot((row[:, None] == row[None, :] + BY).to(tl.float32), x, input_precision=PRECISION)
 
 
 @triton.jit
@@ -117,7 +120,7 @@ def _tl_scores(
     if LAG == 0:
         own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)
         scores += tl.where(row[:, None] == row[None, :], own[:, None], 0.0)
-    for level in tl.static_range(LEVELS):
+    for level in tl.range(0, LEVELS, num_stages=1):
         q_start = q * _tl_within(a, row, 1 << level, False, LAG == 0)
         k_until = k * _tl_within(a_next, row, 1 << level, True, False)
         near = _tl_dot(q_start, tl.trans(k_until), OPERAND, PRECISION)
@@ -138,14 +141,14 @@ def _tl_scores_back(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of some keys' q, k and the factors' logarithms, from that of the scores."""
+    """Gradients of some keys' q, k and the logarithms of `a` and `a_next`, from that of the scores."""
     if LAG == 0:
         own = tl.sum(tl.where(row[:, None] == row[None, :], d_scores, 0.0), 1)[:, None]
         d_q, d_k = own * k, own * q
     else:
         d_q, d_k = tl.zeros(q.shape, tl.float32), tl.zeros(k.shape, tl.float32)
-    flow = tl.zeros(q.shape, tl.float32)
-    for level in tl.static_range(LEVELS):
+    flow, flow_next = tl.zeros(q.shape, tl.float32), tl.zeros(q.shape, tl.float32)
+    for level in tl.range(0, LEVELS, num_stages=1):
         start = _tl_within(a, row, 1 << level, False, LAG == 0)
         until = _tl_within(a_next, row, 1 << level, True, False)
         q_start, k_until = (q * start).to(OPERAND), (k * until).to(OPERAND)
@@ -154,9 +157,9 @@ def _tl_scores_back(
         to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)
         d_q += to_q * start
         d_k += to_k * until
-        flow = _tl_after(flow, q_start * to_q, row, level, LAG, PRECISION)
-        flow = _tl_before(flow, k_until * to_k, row, level, PRECISION)
-    return d_q, d_k, flow
+        flow += _tl_within_back(q_start * to_q, row, 1 << level, False, LAG == 0)
+        flow_next += _tl_within_back(k_until * to_k, row, 1 << level, True, False)
+    return d_q, d_k, flow, flow_next
 
 
 @triton.jit
@@ -165,11 +168,11 @@ def _tl_values_read(
 ):
     """What the tokens of a chunk read, [C, BV]. `a`: each token's factors, with LAG 1 those of the token before."""
     scores = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
-    since = _tl_within(a, row, q.shape[0], False, LAG == 0)
+    since = tl.cumprod(a, 0)
     out = _tl_dot(q, state, OPERAND, PRECISION) * since
     if LAG == 0:
         out += tl.sum(tl.where(row[:, None] == row[None, :], scores, 0.0), 1)[:, None] * v
-    for level in tl.static_range(LEVELS):
+    for level in tl.range(0, LEVELS, num_stages=1):
         v_until = v * _tl_within(a_next, row, 1 << level, True, False)
         near = _tl_dot(tl.where(_tl_pairs(row, level), scores, 0.0), v_until, OPERAND, PRECISION)
         out += near * _tl_within(a, row, 1 << level, False, LAG == 0)
@@ -191,12 +194,12 @@ def _tl_values_read_back(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of q, k, v, the state that enters, and of the factors' logarithms."""
+    """Gradients of q, k, v, the state that enters, and the logarithms of `a` and `a_next`."""
     scores = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
-    since = _tl_within(a, row, q.shape[0], False, LAG == 0)
+    since = tl.cumprod(a, 0)
     grad_since = (grad * since).to(OPERAND)
-    flow = tl.zeros(v.shape, tl.float32)
-    flow = _tl_after(flow, grad_since * _tl_dot(q, state, OPERAND, PRECISION), row, LEVELS, LAG, PRECISION)
+    flow = grad_since * _tl_dot(q, state, OPERAND, PRECISION)
+    flow, flow_next = tl.cumsum(flow, 0, reverse=True), tl.zeros(v.shape, tl.float32)
     if LAG == 0:
         same = row[:, None] == row[None, :]
         d_own = tl.sum(grad.to(tl.float32) * v.to(tl.float32), 1)
@@ -205,7 +208,7 @@ def _tl_values_read_back(
     else:
         d_scores = tl.zeros(scores.shape, tl.float32)
         d_v = tl.zeros(v.shape, tl.float32)
-    for level in tl.static_range(LEVELS):
+    for level in tl.range(0, LEVELS, num_stages=1):
         start = _tl_within(a, row, 1 << level, False, LAG == 0)
         until = _tl_within(a_next, row, 1 << level, True, False)
         grad_start, v_until = (grad * start).to(OPERAND), (v * until).to(OPERAND)
@@ -215,29 +218,26 @@ def _tl_values_read_back(
         to_v = _tl_dot(tl.trans(paired), grad_start, OPERAND, PRECISION)
         d_v += to_v * until
         read = grad_start * _tl_dot(paired, v_until, OPERAND, PRECISION)
-        flow = _tl_after(flow, read, row, level, LAG, PRECISION)
-        flow = _tl_before(flow, v_until * to_v, row, level, PRECISION)
+        flow += _tl_within_back(read, row, 1 << level, False, LAG == 0)
+        flow_next += _tl_within_back(v_until * to_v, row, 1 << level, True, False)
     d_q = _tl_dot(grad_since, tl.trans(state), OPERAND, PRECISION)
     d_q = _tl_add_dot(d_q, d_scores, k, OPERAND, PRECISION)
     d_k = _tl_dot(tl.trans(d_scores), q, OPERAND, PRECISION)
-    return d_q, d_k, d_v, _tl_dot(tl.trans(q), grad_since, OPERAND, PRECISION), flow
+    return d_q, d_k, d_v, _tl_dot(tl.trans(q), grad_since, OPERAND, PRECISION), flow, flow_next
 
 
 @triton.jit
-def _tl_values_write(k, v, state, a_next, whole, row, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+def _tl_values_write(k, v, state, a_next, whole, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """The state that leaves a chunk."""
-    until = _tl_within(a_next, row, k.shape[0], True, False)
+    until = tl.cumprod(a_next, 0, reverse=True)
     return _tl_add_dot(state * whole[None, :], tl.trans(k), v * until, OPERAND, PRECISION)
 
 
 @triton.jit
-def _tl_values_write_back(
-    d_state, k, v, state, a_next, whole, row, LEVELS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Gradients of k, v and of the factors' logarithms, from that of the state that leaves."""
-    until = _tl_within(a_next, row, k.shape[0], True, False)
+def _tl_values_write_back(d_state, k, v, a_next, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Gradients of k, v and the logarithms of `a_next`, from that of the state that leaves."""
+    until = tl.cumprod(a_next, 0, reverse=True)
     v_until = (v * until).to(OPERAND)
     to_v = _tl_dot(k, d_state, OPERAND, PRECISION)
-    flow = tl.zeros(v.shape, tl.float32) + (whole * tl.sum(d_state * state, 0))[None, :]
-    flow = _tl_before(flow, v_until * to_v, row, LEVELS, PRECISION)
-    return _tl_dot(v_until, tl.trans(d_state), OPERAND, PRECISION), to_v * until, flow
+    flow_next = tl.cumsum(v_until * to_v, 0)
+    return _tl_dot(v_until, tl.trans(d_state), OPERAND, PRECISION), to_v * until, flow_next

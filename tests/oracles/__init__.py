@@ -7,7 +7,8 @@ one), and returns its outputs and the final state. Histories are newest first.
 from tests.oracles.case import Case, Oracle, Result, Tensors
 from tests.oracles.language import LANGUAGE
 from tests.oracles.literature import LITERATURE
+from tests.oracles.sequential import SEQUENTIAL
 
-CASES: dict[str, Case] = {**LANGUAGE, **LITERATURE}
+CASES: dict[str, Case] = {**LANGUAGE, **LITERATURE, **SEQUENTIAL}
 
 __all__ = ["CASES", "Case", "Oracle", "Result", "Tensors"]
