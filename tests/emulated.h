@@ -12,7 +12,7 @@
 #define __shared__ static
 #define __global__
 #define __align__(n) __attribute__((aligned(n)))
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 struct emulated_index {
   int x, y;

@@ -94,6 +94,7 @@ def _table(k: Kernel, text: str) -> str:
         several(matrices),
         several(made),
         str(k.tiled),
+        several(map(str, k.registers)),
     ]
     return f"_CudaKernel({', '.join(args)})"
 

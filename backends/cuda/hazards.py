@@ -21,10 +21,11 @@ class Access:
 
 @dataclass(frozen=True)
 class Item:
-    """Some lines, and what they touch."""
+    """Some lines, what they touch, and whether they read numbers of this token from outside the block."""
 
     lines: tuple[str, ...]
     accesses: tuple[Access, ...]
+    reads_tokens: bool = False
 
 
 def _clash(a: Access, b: Access) -> bool:

@@ -77,6 +77,8 @@ class Kernel:
     """Whether sequences go in tiles, for products; else each block has one."""
     numbers: frozenset[int]
     """The fixed values that are read number by number."""
+    registers: tuple[int, ...]
+    """For each space, how many numbers of an entry a thread holds from token to token."""
 
 
 def flat(names: Mapping[str, str], dims: Sequence[str]) -> str:
@@ -93,6 +95,7 @@ class _Unit(Body):
     def __init__(self, coder: KernelCoder, nest: Nest, owner: int | None) -> None:
         self.coder, self.owner = coder, owner
         self.accesses: list[Access] = []
+        self.reads_tokens = False
         super().__init__(nest, coder.stages, coder, coder.half.hints)
 
     def entry(self, array: Array, env: Mapping[str, str]) -> str:
@@ -227,6 +230,7 @@ class KernelCoder:
         load = self.load(array, flat(env, array.dims), "b_t")
         if body.owner is None or env is not body.env:
             return load
+        body.reads_tokens = True
         name = self.fetched.setdefault((body.owner, array), f"f_{array.name}_{body.owner}")
         return f"(KEEP_{body.owner} ? {name}[b_e] : {load})"
 
@@ -262,24 +266,25 @@ class KernelCoder:
 
     def load(self, array: Array, entry: str, at: str) -> str:
         """Code of an entry of an array outside the block, at a token."""
-        n, kind = length(array.dims), self.stored(array)
         if array.role == "fixed":
             self.numbers.add(array.index)
-            return f"get(({kind} *)p_fixed_{array.index}, {entry})"
-        token = f"(b_start[b_row] + {at})"
-        if array.role == "hoisted":
-            return f"get(({kind} *)p_hoisted_{array.index}, {token} * ({n}) + {entry})"
-        if array in self.made:
-            return f"get(({kind} *)p_{array.name}, {token} * ({n}) + {entry})"
-        if array.role == "new":
-            return f"get(({kind} *)p_values_{array.index}, {token} * ({n}) + {entry})"
-        assert array.role == "past", array
+        if array.role != "past":
+            return f"get({', '.join(self.address(array, entry, at))})"
+        n, kind = length(array.dims), self.stored(array)
         depth = self.step.streams[array.index].depth
-        slot = f"b_id[b_row] * {depth} + {array.lag - 1} - {at}"
-        return (
-            f"({at} >= {array.lag} ? get(({kind} *)p_values_{array.index}, ({token} - {array.lag}) * ({n}) + {entry})"
-            f" : get(({kind} *)p_history_{array.index}, ({slot}) * ({n}) + {entry}))"
-        )
+        slot = f"(b_id[b_row] * {depth} + {array.lag - 1} - {at}) * ({n}) + {entry}"
+        now = f"get({', '.join(self.address(array, entry, at))})"
+        return f"({at} >= {array.lag} ? {now} : get(({kind} *)p_history_{array.index}, {slot}))"
+
+    def address(self, array: Array, entry: str, at: str) -> tuple[str, str]:
+        """Where an entry of an array outside the block is at a token that its sequence has."""
+        n, kind = length(array.dims), self.stored(array)
+        if array.role == "fixed":
+            return f"({kind} *)p_fixed_{array.index}", entry
+        names = {"hoisted": f"hoisted_{array.index}", "d_new": f"grad_{array.index}"}
+        name = array.name if array in self.made else names.get(array.role, f"values_{array.index}")
+        token = f"(b_start[b_row] + {at}{f' - {array.lag}' if array.role == 'past' else ''})"
+        return f"({kind} *)p_{name}", f"{token} * ({n}) + {entry}"
 
     # --- loops of threads ---
 
@@ -347,16 +352,11 @@ class KernelCoder:
         env = {d: f"i_{identifier(d)}" for d in array.dims}
         memory = f"{self.slot(array)}[{self.row(array, 'b_row')} + {self.local(array, env)}]"
         name = self.fetched.setdefault((space, array), f"f_{array.name}_{space}")
-        load = self.grad(array, "b_t")
+        load = self.load(array, flat(env, array.dims), "b_t")
         text = f"(KEEP_{space} ? {name}[b_e] : {load})"
         line = f"{memory} = plus({memory}, {text});" if self.reach[array.index] else f"{memory} = {text};"
         lines = self.owned(space, array.dims, [line])
-        return Item(tuple(lines), (Access(self.place(array), True, space),))
-
-    def grad(self, array: Array, at: str) -> str:
-        env = {d: f"i_{identifier(d)}" for d in array.dims}
-        where = f"(b_start[b_row] + {at}) * ({length(array.dims)}) + {flat(env, array.dims)}"
-        return f"get(({KINDS[array.kind]} *)p_grad_{array.index}, {where})"
+        return Item(tuple(lines), (Access(self.place(array), True, space),), True)
 
     def _nest(self, nest: Nest) -> list[Item]:
         items: list[Item] = []
@@ -364,7 +364,7 @@ class KernelCoder:
         if nest.stores:
             body = _Unit(self, Nest(nest.dims, nest.nodes, nest.stores, ()), space)
             lines = self.owned(space, nest.dims, [*body.lines, *body.stores])
-            items.append(Item(tuple(lines), tuple(dict.fromkeys(body.accesses))))
+            items.append(Item(tuple(lines), tuple(dict.fromkeys(body.accesses)), body.reads_tokens))
         return [*items, *(self._sum(nest, s) for s in nest.sums)]
 
     def _sum(self, nest: Nest, store: Store) -> Item:
@@ -483,7 +483,10 @@ class KernelCoder:
             f"  mma(b_sum{m}, a_{m} + 4 * (b_tile * (({depth} + 15) / 16) + b_k), b_0, b_1);",
             "} else {",
             "  unsigned b_a[4];",
-            f"  of_tile(b_a, {tile});",
+            f"  if (HELD_{m} == 1)",
+            f"    of_copy(b_a, w_{m}, b_u < ({n} + 15) / 16 * 16 ? b_u : b_group, 16 * b_k + 2 * b_quad, PITCH_{m});",
+            "  else",
+            f"    of_tile(b_a, {tile});",
             f"  mma(b_sum{m}, b_a, b_0, b_1);",
             "}",
         ]
@@ -562,7 +565,12 @@ class KernelCoder:
             self.extra,
             self.tiled,
             frozenset(self.numbers),
+            tuple(self._held(i) for i in self.spaces.values()),
         )
+
+    def _held(self, space: int) -> int:
+        each = [1 + (a.kind == "complex") for s, a in self.fetched if s == space]
+        return sum(each) * (1 if self.tiled else 2) + sum(s == space for s in self.registers.values())
 
     def arguments(self) -> list[str]:
         """The kernel's pointers, in order."""
@@ -608,17 +616,21 @@ class KernelCoder:
             "__syncthreads();",
             "const int b_steps = b_length[0];",
         ]
-        step: list[str] = []
+        onward = "b_t - 1" if self.back else "b_t + 1"
+        loop = "for (int b_t = b_steps - 1; b_t >= 0; --b_t) {" if self.back else "for (int b_t = 0; b_t < b_steps; ++b_t) {"
+        lines += self._fetch("f", "b_steps - 1" if self.back else "0", False)
+        # In tiles the next token's numbers come while products are made; else they have a token's time, and registers.
+        last = max((i for i, item in enumerate(self.items) if item.reads_tokens), default=0)
+        step = [] if self.tiled else self._fetch("g", onward, False)
         for i, item in enumerate(self.items):
             if i in waits:
                 step.append("__syncthreads();")
             step += item.lines
-        onward = "b_t - 1" if self.back else "b_t + 1"
-        loop = "for (int b_t = b_steps - 1; b_t >= 0; --b_t) {" if self.back else "for (int b_t = 0; b_t < b_steps; ++b_t) {"
-        lines += self._fetch("f", "b_steps - 1" if self.back else "0", False)
-        lines += [loop, *_in([*self._fetch("g", onward, False), *step, *self._passed()]), "}"]
+            if self.tiled and i == last:
+                step += self._fetch("f", onward, False)
+        lines += [loop, *_in([*step, *([] if self.tiled else self._passed())]), "}"]
         lines += self._end()
-        text = [f'extern "C" __global__ void __launch_bounds__(THREADS) {head}', *_in(lines), "}"]
+        text = [f'extern "C" __global__ void __launch_bounds__(THREADS, 1) {head}', *_in(lines), "}"]
         return "\n".join(text)
 
     def _rings(self) -> list[tuple[Array, tuple[str, int, int]]]:
@@ -641,9 +653,11 @@ class KernelCoder:
             lines += [
                 f"if (HELD_{i} == 1) {{",
                 f"  ELEMENT *const b_to = (ELEMENT *)(b_shared + AT_{i});",
-                f"  for (int b_i = b_tid; b_i < ({n}) * ({depth}); b_i += THREADS) {{",
-                f"    const int b_u = b_i / ({depth}), b_k = b_i % ({depth});",
-                f"    b_to[b_u * PITCH_{i} + b_k] = ({source})[(long long)b_u * ({far}) + b_k * ({near})];",
+                f"  for (int b_i = b_tid; b_i < UP({n}) * UP({depth}); b_i += THREADS) {{",
+                f"    const int b_u = b_i / UP({depth}), b_k = b_i % UP({depth});",
+                f"    const bool b_there = b_u < {n} && b_k < {depth};",
+                f"    if (b_there) b_to[b_u * PITCH_{i} + b_k] = ({source})[(long long)b_u * ({far}) + b_k * ({near})];",
+                f"    if (LOW && !b_there) b_to[b_u * PITCH_{i} + b_k] = ELEMENT();",
                 "  }",
                 "}",
                 f"const int o_{i} = HELD_{i} == 1 ? PITCH_{i} : {far}, d_{i} = HELD_{i} == 1 ? 1 : {near};",
@@ -676,7 +690,7 @@ class KernelCoder:
                 lines.append(f"{KINDS[array.kind]} y_{array.name}[KEEP_{space} ? EACH_{space} : 1];")
         for (space, array), name in self.fetched.items():
             each = f"[KEEP_{space} ? EACH_{space} : 1]"
-            names = [name] if array.role == "fixed" else [name, f"g_{name.removeprefix('f_')}"]
+            names = [name] if array.role == "fixed" or self.tiled else [name, f"g_{name.removeprefix('f_')}"]
             lines.append(f"{TYPES[array.kind]} {', '.join(f'{x}{each}' for x in names)};")
         return [*lines, *self._fetch("f", "0", True)]
 
@@ -686,12 +700,20 @@ class KernelCoder:
         spaces = list(self.spaces)
         for space, group in groupby(sorted(self.fetched, key=lambda x: x[0]), key=lambda x: x[0]):
             loads: list[str] = []
+            later: list[str] = []
             env = {d: f"i_{identifier(d)}" for d in spaces[space]}
             for _, array in group:
                 if (array.role == "fixed") is not fixed:
                     continue
-                text = self.grad(array, "b_at") if array.role == "d_new" else self.load(array, flat(env, array.dims), "b_at")
+                text = self.load(array, flat(env, array.dims), "b_at")
                 loads.append(f"{prefix}_{array.name}_{space}[b_e] = {text};")
+                if not fixed and array.role != "past":
+                    pointer, entry = self.address(array, flat(env, array.dims), "b_later")
+                    later.append(f"soon({pointer} + ({entry}));")
+            if later:
+                ahead = "b_at - AHEAD" if self.back else "b_at + AHEAD"
+                loads += [f"const int b_later = {ahead};", "if (b_later >= 0 && b_later < b_length[b_row] && FIRST) {"]
+                loads += [*_in(later), "}"]
             if loads:
                 live = "true" if fixed else "b_at >= 0 && b_at < b_length[b_row]"
                 lines += [f"if (KEEP_{space}) {{"]

@@ -65,6 +65,11 @@ FN unsigned of_matrix(const ELEMENT *w, int u, int k, int n, int depth, int out,
 FN unsigned of_vector(const real *x, int k, int depth) {
   return low_pair(k < depth ? (float)x[k] : 0, k + 1 < depth ? (float)x[k + 1] : 0);
 }
+FN void of_copy(unsigned *a, const ELEMENT *w, int u, int k, int pitch) {
+  const ELEMENT *const low = w + u * pitch + k, *const high = low + 8 * pitch;
+  a[0] = *(const unsigned *)low, a[1] = *(const unsigned *)high;
+  a[2] = *(const unsigned *)(low + 8), a[3] = *(const unsigned *)(high + 8);
+}
 FN void of_tile(unsigned *a, const ELEMENT *w, int u, int k, int n, int depth, int out, int in) {
   a[0] = of_matrix(w, u, k, n, depth, out, in), a[1] = of_matrix(w, u + 8, k, n, depth, out, in);
   a[2] = of_matrix(w, u, k + 8, n, depth, out, in), a[3] = of_matrix(w, u + 8, k + 8, n, depth, out, in);

@@ -21,7 +21,8 @@ class _CudaKernel(NamedTuple):
     `free` is the dim of whose entries each block takes some, `spaces` the dims whose entries threads own, `slots` the
     arrays of a block as (name, dims, kind, tokens, space or -1), `matrices` those of products as (fixed value, space,
     dims of results, dims of operands, whether a block needs one only), `made` the products of states that are made
-    before the backward, as (stream, lag, fixed value, einsum), `tiled` whether there are products in the loop.
+    before the backward, as (stream, lag, fixed value, einsum), `tiled` whether there are products in the loop, and
+    `registers` how many numbers a thread holds of each entry of a space.
     """
 
     text: str
@@ -31,6 +32,7 @@ class _CudaKernel(NamedTuple):
     matrices: tuple[tuple[int, int, tuple[str, ...], tuple[str, ...], bool], ...]
     made: tuple[tuple[int, int, int, str], ...]
     tiled: bool
+    registers: tuple[int, ...]
 
 
 class _Cuda(NamedTuple):
@@ -82,6 +84,9 @@ def _cuda_layout(
     unit = "((((e) >> 2) * WARPS + b_warp) * 16 + b_group + 8 * ((e) >> 1 & 1))" if kernel.tiled else "((e) * THREADS + b_tid)"
     row = "(2 * b_quad + ((e) & 1))" if kernel.tiled else "0"
     macros = [f"ROWS {rows}", f"WARPS {warps}", f"THREADS {threads}", f"PART {part}", f"UNIT(e) {unit}", f"ROW(e) {row}"]
+    # Memory comes in stretches of eight numbers or more, of which one thread need ask for.
+    macros += ["AHEAD 3", f"FIRST ({'b_group' if kernel.tiled else 'b_tid % 8'} == 0)"]
+    macros.append(f"UP(n) {'(((n) + 15) / 16 * 16)' if low else '(n)'}")
     for i, n in enumerate(counts):
         macros += [f"COUNT_{i} {n}", f"TILES_{i} {tiles[i]}", f"EACH_{i} {each[i]}", f"KEEP_{i} {int(keep[i])}"]
         macros.append(f"UNROLL_{i} {each[i] if keep[i] else 1}")
@@ -103,13 +108,14 @@ def _cuda_layout(
             else:
                 at, where, spill = spill, "b_spill", spill + take
         macros += [f"s_{name} (({types[kind]} *)({where} + {at}))", f"l_{name} {pitch}"]
-    registers = min(255, 65536 // threads) - 96
+    # A thread has so many, some for addresses and what is being computed.
+    registers = min(255, 65536 // threads) - 72 - sum(n * e for n, e, k in zip(kernel.registers, each, keep) if k)
     for i, (_, space, outs, ins, whole) in enumerate(kernel.matrices):
         n, depth = count(outs, part), count(ins, part)
         steps = -(-depth // 16)
         take = 4 * tiles[space] * steps
         pitch = 16 * steps + 8 if low else 4 * (-(-depth // 4) | 1)
-        room = -(-n * pitch * (2 if low else real) // 16) * 16
+        room = -(-(16 * -(-n // 16) if low else n) * pitch * (2 if low else real) // 16) * 16
         at, how = 0, 0
         if low and whole and held and keep[space] and take <= registers:
             how, registers = 2, registers - take
