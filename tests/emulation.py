@@ -20,7 +20,7 @@ SHARED = 160 * 1024
 
 
 class Emulation:
-    """What takes the place of a GPU in a module. `order` is whose turn it is among threads, `calls` what was launched."""
+    """What takes the place of a GPU in a module. `order` is whose turn it is among threads, `calls` what was run."""
 
     def __init__(self, folder: Path, order: int = 0, shared: int = SHARED) -> None:
         self.folder, self.order, self.shared = folder, order, shared

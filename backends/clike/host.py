@@ -42,7 +42,7 @@ def host_file(step: Step) -> File:
     packed = _Packed([p for f in frames for p in f.half.stages.products])
     parts = [f.text(packed) for f in frames]
     body = "\n\n".join([packed.text(step), *parts])
-    body = "\n".join(part for line in body.split("\n") for part in _wrapped(line))
+    body = "\n".join(part for line in body.split("\n") for part in wrapped(line))
     tools = [_template("product.h")] if packed.matrices else []
     tools += [_template("system.h")] if any(isinstance(s, System) for f in frames for s in f.half.stages.order) else []
     used = library("".join([*tools, body]))
@@ -313,7 +313,7 @@ def _operand(stage: Stage) -> tuple[object, ...] | None:
     return (stage.arg, stage.kept) if isinstance(stage, Product) else None
 
 
-def _wrapped(line: str) -> list[str]:
+def wrapped(line: str) -> list[str]:
     """A line of C cut where it may be."""
     indent = line[: len(line) - len(line.lstrip())]
     out: list[str] = []

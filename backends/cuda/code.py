@@ -11,7 +11,8 @@ from ..clike.scalar import identifier
 from ..clike.stages import Array, System
 from ..clike.step import Half, Step, Unsupported
 from ..torch.text import quoted, several, wrap
-from .kernel import Kernel, KernelCoder
+from .frame import FrameCoder
+from .kernel import Kernel
 
 
 def kernels(step: Step) -> tuple[Kernel, Kernel] | None:
@@ -29,7 +30,7 @@ def matrices(found: Sequence[Kernel]) -> tuple[int, ...]:
 
 
 def _kernel(step: Step, half: Half, back: bool) -> Kernel:
-    return KernelCoder(step, half, back).kernel()
+    return FrameCoder(step, half, back).kernel()
 
 
 def head(step: Step, found: Sequence[Kernel]) -> str:

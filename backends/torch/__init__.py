@@ -125,7 +125,7 @@ def _closure(wanted: Iterable[str], runtime: dict[str, str]) -> list[str]:
 
 
 _MODULES = (
-    *("cmath", "contextlib", "ctypes", "hashlib", "itertools", "math", "os"),
+    *("cmath", "contextlib", "ctypes", "functools", "hashlib", "importlib", "itertools", "math", "os"),
     *("shlex", "shutil", "subprocess", "tempfile", "threading", "warnings"),
 )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -81,9 +82,17 @@ def _cuda_layout(
     tiles = [-(-n // (16 * warps)) for n in counts]
     each = [4 * n for n in tiles] if kernel.tiled else [-(-n // threads) for n in counts]
     keep = [n <= 8 for n in each]
-    unit = "((((e) >> 2) * WARPS + b_warp) * 16 + b_group + 8 * ((e) >> 1 & 1))" if kernel.tiled else "((e) * THREADS + b_tid)"
-    row = "(2 * b_quad + ((e) & 1))" if kernel.tiled else "0"
-    macros = [f"ROWS {rows}", f"WARPS {warps}", f"THREADS {threads}", f"PART {part}", f"UNIT(e) {unit}", f"ROW(e) {row}"]
+    unit, row = "((e) * THREADS + b_tid)", "0"
+    if kernel.tiled:
+        unit, row = "((((e) >> 2) * WARPS + b_warp) * 16 + b_group + 8 * ((e) >> 1 & 1))", "(2 * b_quad + ((e) & 1))"
+    macros = [
+        f"ROWS {rows}",
+        f"WARPS {warps}",
+        f"THREADS {threads}",
+        f"PART {part}",
+        f"UNIT(e) {unit}",
+        f"ROW(e) {row}",
+    ]
     # Memory comes in stretches of eight numbers or more, of which one thread need ask for.
     macros += ["AHEAD 3", f"FIRST ({'b_group' if kernel.tiled else 'b_tid % 8'} == 0)"]
     macros.append(f"UP(n) {'(((n) + 15) / 16 * 16)' if low else '(n)'}")
@@ -138,11 +147,33 @@ def _cuda_limit(device: torch.device) -> int:
 
 def _cuda_binary(text: str, arch: str, cache: Any = None) -> Any:
     """A text compiled for a chip."""
-    from cuda.core import Program, ProgramOptions
-
+    core = importlib.import_module("cuda.core")
     # Products and sums are rounded one by one, but for those of matrices, which say `fma`.
-    options = ProgramOptions(name="rnnc.cu", arch=f"sm_{arch}", std="c++17", fma=False)
-    return Program(text, "c++", options).compile("cubin", cache=cache)
+    options = core.ProgramOptions(name="rnnc.cu", arch=f"sm_{arch}", std="c++17", fma=False, disable_warnings=True)
+    return core.Program(text, "c++", options).compile("cubin", cache=cache)
+
+
+@functools.cache
+def _cuda_kernel(text: str, name: str, shared: int, device: int) -> Any:
+    """A kernel on a device, compiled once and kept on disk."""
+    try:
+        here = importlib.import_module("cuda.core").Device(device)
+        cache = importlib.import_module("cuda.core.utils").FileStreamProgramCache
+    except ImportError as error:
+        raise RuntimeError(
+            "this cell's recurrence runs on a GPU by CUDA kernels, which cuda-core compiles and launches: "
+            f'pip install "cuda-core[cu{(torch.version.cuda or "13").split(".")[0]}]"; backend="torch" does without'
+        ) from error
+    here.set_current()
+    kernel = _cuda_binary(text, here.arch, cache(os.path.join(_native_cache(), "cuda"))).get_kernel(name)
+    if shared > 48 * 1024:
+        driver = importlib.import_module("cuda.bindings.driver")
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        handle, place = driver.CUkernel(int(kernel.handle)), driver.CUdevice(device)
+        (error,) = driver.cuKernelSetAttribute(attribute, shared, handle, place)
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{shared} bytes of shared memory: {error}")
+    return kernel
 
 
 def _cuda_start(
@@ -150,41 +181,10 @@ def _cuda_start(
 ) -> None:
     """Launch a kernel on PyTorch's current stream."""
     with torch.cuda.device(like.device):
-        kernel = _cuda_loaded(text, name, shared, like.device.index)
-        from cuda.core import LaunchConfig, launch
-
-        config = LaunchConfig(grid=grid, block=threads, shmem_size=shared)
-        launch(torch.cuda.current_stream(), config, kernel, *arguments)
-
-
-def _cuda_loaded(text: str, name: str, shared: int, device: int) -> Any:
-    """A kernel on a device, compiled by the first call."""
-    found = _cuda_loaded.__dict__
-    lock = found.setdefault("lock", threading.Lock())
-    with lock:
-        if (text, device) not in found:
-            try:
-                from cuda.core import Device
-                from cuda.core.utils import FileStreamProgramCache
-            except ImportError as error:
-                raise RuntimeError(
-                    "this cell's recurrence runs on a GPU by CUDA kernels, which cuda-core compiles and launches: "
-                    'pip install "cuda-core[cu13]" (or cu12, as PyTorch\'s CUDA is), or backend="torch"'
-                ) from error
-            here = Device(device)
-            here.set_current()
-            binary = _cuda_binary(text, here.arch, FileStreamProgramCache(os.path.join(_native_cache(), "cuda")))
-            kernel = binary.get_kernel(name)
-            if shared > 48 * 1024:
-                from cuda.bindings import driver
-
-                attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                handle = driver.CUkernel(int(kernel.handle))
-                (error,) = driver.cuKernelSetAttribute(attribute, shared, handle, driver.CUdevice(device))
-                if error != driver.CUresult.CUDA_SUCCESS:
-                    raise RuntimeError(f"{shared} bytes of shared memory: {error}")
-            found[text, device] = kernel
-        return found[text, device]
+        kernel = _cuda_kernel(text, name, shared, like.device.index)
+        core = importlib.import_module("cuda.core")
+        config = core.LaunchConfig(grid=grid, block=threads, shmem_size=shared)
+        core.launch(torch.cuda.current_stream(), config, kernel, *arguments)
 
 
 class _CudaCall:
@@ -264,9 +264,7 @@ class _CudaCall:
     def run(self, name: str, *after: Tensor) -> None:
         kernel = self.cuda.forward if name == "forward" else self.cuda.backward
         like, count = self.history[0], self.history[0].shape[0]
-        layout = _cuda_layout(
-            kernel, self.sizes, self.dtype.itemsize, self.low is not None, _cuda_limit(like.device)
-        )
+        layout = _cuda_layout(kernel, self.sizes, self.dtype.itemsize, self.low is not None, _cuda_limit(like.device))
         text = _cuda_text(self.cuda.head, kernel.text, self.dtype, self.low, self.sizes, self.macros, layout)
         grid = (-(-count // layout.rows), layout.parts)
         spill = torch.empty(grid[0] * grid[1] * layout.spill, dtype=torch.uint8, device=like.device)
@@ -366,7 +364,9 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
             each = part.role == "d_fixed"
             first = (history[0].shape[0],) if each else (batch, steps)
             kind = call.kind(part)
-            made.append((torch.zeros if each else torch.empty)(*first, *call.shape(part), dtype=kind, device=run.like.device))
+            made.append(
+                (torch.zeros if each else torch.empty)(*first, *call.shape(part), dtype=kind, device=run.like.device)
+            )
         call.run("backward", *values, *(g.contiguous() for g in grads), *d_history, *before, *made)
         d_hoisted: dict[int, Tensor] = {}
         d_fixed: dict[int, Tensor] = {}
