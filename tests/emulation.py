@@ -30,7 +30,7 @@ class Emulation:
         monkeypatch.setattr(module, "_cuda_here", lambda *tensors: True)
         monkeypatch.setattr(module, "_cuda_limit", lambda device: self.shared)
         monkeypatch.setattr(module, "_cuda_start", self.start)
-        monkeypatch.setattr(module._FusedCell, "_runs_kernels", lambda cell, device: cell.backend == "auto")
+        monkeypatch.setattr(module._CudaCell, "_runs_kernels", lambda cell, device: cell.backend == "auto")
 
     def start(
         self,

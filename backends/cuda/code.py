@@ -45,6 +45,11 @@ def head(step: Step, found: Sequence[Kernel]) -> str:
     return "\n\n".join(p.strip() for p in parts)
 
 
+def text(step: Step, found: Sequence[Kernel]) -> str:
+    """Both kernels, and what they are written in."""
+    return "\n\n".join([head(step, found), *(k.text for k in found), ""])
+
+
 def _fast(block: str) -> str:
     """A function of the library, and the chip's own one where there is one."""
     name = re.search(r"^FN \w+ (\w+)\(", block, re.M)

@@ -44,7 +44,9 @@ def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_fil
         chunks=any(c.chunks for c in cells),
         cells=[_view(c) for c in cells],
     )
-    needs = "torch, and triton for its kernels on a GPU," if any(c.parts for c in cells) else "torch alone"
+    tools = ["triton"] if any(c.parts for c in cells) else []
+    tools += ["cuda-core"] if any(loop.kernels for c in cells for loop in c.loops) else []
+    needs = f"torch, and {' and '.join(tools)} for its kernels on a GPU," if tools else "torch alone"
     head = docstring(_head([c.name for c in cells], text, digest, needs))
     return f"{head}\n\nfrom __future__ import annotations\n\n{_imports(body)}\n\n{body}"
 
@@ -140,7 +142,7 @@ def _imports(code: str) -> str:
 
     plain = [f"import {m}" for m in _MODULES if m in used]
     plain += of("collections.abc", "Callable", "Iterable", "Sequence")
-    kernels = not used.isdisjoint({"triton", "tl"})
+    kernels = "triton" in used
     plain += [*(["from types import SimpleNamespace"] if kernels else []), *of("typing", "Any", "NamedTuple")]
     functional = ["import torch.nn.functional as F"] if "F" in used else []
     lines = [*plain, "", "import torch", *functional, "from torch import Tensor, nn", ""]

@@ -14,6 +14,7 @@ from rnnc.plan import Loop, Projection, inside, is_number
 from ..cuda.code import definitions as cuda_definitions
 from ..cuda.code import kernels as cuda_kernels
 from ..cuda.code import matrices as cuda_matrices
+from ..cuda.code import text as cuda_text
 from .block import Block, NameTable
 from .compiled import native_code, native_step
 from .maps import MapsCoder
@@ -45,12 +46,13 @@ class LoopCode:
 
 @dataclass(frozen=True)
 class LoopKernels:
-    """What runs a loop on a GPU: code of both ways through time, and the fixed values that are operands of products
-    and nothing else."""
+    """What runs a loop on a GPU: code of both ways through time, the fixed values that are operands of products and
+    nothing else, and the kernels themselves."""
 
     run: str
     sweep: str
     matrices: tuple[int, ...]
+    text: str
 
 
 def past_name(stream: str, lag: int) -> str:
@@ -148,7 +150,12 @@ class LoopCoder:
         if native and self.on_gpu and (found := cuda_kernels(native.step)):
             parts.append(cuda_definitions(native.step, found, self.name, tuple(self.sizes), tuple(self.consts)))
             made = f"{self.name}_cuda"
-            kernels = LoopKernels(f"_cuda_run({made}, {run})", f"_cuda_sweep({made}, {sweep})", cuda_matrices(found))
+            kernels = LoopKernels(
+                f"_cuda_run({made}, {run})",
+                f"_cuda_sweep({made}, {sweep})",
+                cuda_matrices(found),
+                cuda_text(native.step, found),
+            )
             self.helpers |= {"_Cuda", "_CudaKernel", "_NativePart", "_cuda_run", "_cuda_sweep"}
         self.helpers |= {"_composed" if maps else "_stepped", "_sweep_scan" if flow else "_sweep_tokens"}
         return LoopCode(

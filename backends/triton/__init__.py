@@ -16,6 +16,7 @@ RUNTIME = (
     *(f"triton/{name}.py" for name in ("numbers", "complex", "span", "scan", "pairs", "fused", "chunked")),
     TORCH[-1],
     "triton/module.py",
+    "cuda/module.py",
 )
 
 

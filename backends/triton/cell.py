@@ -31,7 +31,7 @@ from .maptext import map_text
 from .prune import pruned
 
 
-SEQUENTIAL = "sequential CUDA kernel"
+SEQUENTIAL = "cuda: one step after the other in a kernel"
 """The kernel of what neither composes nor is elementwise, in words."""
 
 
@@ -129,8 +129,9 @@ class FusedCellCoder(CellCoder):
         for p in pairs:
             operators.append(f"chunks_{first + len(operators)}")
             registrations.append(p.registration(operators[-1]))
-        base = "_FusedCell" if code.base == "_Cell" else f"_FusedCell, {code.base}"
-        self.helpers |= {"_FusedCell"}
+        kind = "_FusedCell" if self.coders or pairs else "_CudaCell"
+        base = kind if code.base == "_Cell" else f"{kind}, {code.base}"
+        self.helpers |= {kind}
         self.helpers |= {"_fused_operator", "_kernel"} if self.coders else set()
         self.helpers |= {"_pairs_operator", "_by_kernels"} if pairs else set()
         return replace(
