@@ -10,27 +10,40 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from torch import Tensor
 
 HEADER = Path(__file__).with_name("emulated.h")
-SHARED = 160 * 1024
+
+
+class Call(NamedTuple):
+    """A kernel that was launched."""
+
+    name: str
+    text: str
+    shared: int
 
 
 class Emulation:
-    """What takes the place of a GPU in a module. `order` is whose turn it is among threads, `calls` what was run."""
+    """What takes the place of a GPU in modules. `order` is whose turn it is among threads, `calls` what was launched;
+    `mutant`, a kernel's name and text, is what runs instead of it."""
 
-    def __init__(self, folder: Path, order: int = 0, shared: int = SHARED) -> None:
-        self.folder, self.order, self.shared = folder, order, shared
-        self.calls: list[tuple[str, str, tuple[int, int], int, int]] = []
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.monkeypatch = folder, monkeypatch
+        self.order, self.shared = 0, 160 * 1024
+        self.calls: list[Call] = []
+        self.mutant: tuple[str, str] | None = None
 
-    def install(self, monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
-        monkeypatch.setattr(module, "_cuda_here", lambda *tensors: True)
-        monkeypatch.setattr(module, "_cuda_limit", lambda device: self.shared)
-        monkeypatch.setattr(module, "_cuda_start", self.start)
-        monkeypatch.setattr(module._CudaCell, "_runs_kernels", lambda cell, device: cell.backend == "auto")
+    def replace(self, target: Any, name: str, value: Any) -> None:
+        self.monkeypatch.setattr(target, name, value)
+
+    def install(self, module: ModuleType) -> None:
+        self.replace(module, "_cuda_here", lambda *tensors: True)
+        self.replace(module, "_cuda_limit", lambda device: self.shared)
+        self.replace(module, "_cuda_start", self.start)
+        self.replace(module._CudaCell, "_runs_kernels", lambda cell, device: cell.backend == "auto")
 
     def start(
         self,
@@ -42,7 +55,9 @@ class Emulation:
         arguments: Sequence[Any],
         like: Tensor,
     ) -> None:
-        self.calls.append((text, name, grid, threads, shared))
+        self.calls.append(Call(name, text, shared))
+        if self.mutant is not None and self.mutant[0] == name:
+            text = self.mutant[1]
         library = self.compiled(text, name, arguments)
         floats = [isinstance(x, float) for x in arguments]
         values = [(ctypes.c_double if f else ctypes.c_longlong)(x) for f, x in zip(floats, arguments, strict=True)]
