@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,11 @@ def load_cell(path: Path) -> MakeCell:
 class Block(nn.Module):
     """A cell that mixes along time, then an MLP that mixes along channels, each on a normalised residual stream."""
 
-    def __init__(self, width: int, cell: nn.Module) -> None:
+    def __init__(self, width: int, cell: nn.Module, hidden: int) -> None:
         super().__init__()
         self.cell = cell
         self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
         y, _ = self.cell(self.norm1(x))
@@ -69,10 +69,10 @@ class Block(nn.Module):
 
 
 class ByteModel(nn.Module):
-    def __init__(self, width: int, cells: Sequence[nn.Module]) -> None:
+    def __init__(self, width: int, cells: Sequence[nn.Module], hidden: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(256, width)
-        self.blocks = nn.ModuleList(Block(width, cell) for cell in cells)
+        self.blocks = nn.ModuleList(Block(width, cell, hidden) for cell in cells)
         self.head = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, 256))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def held_out_loss(model: ByteModel, text: Tensor) -> float:
 
 @dataclass
 class History:
-    """What the plot shows: bits a byte against seconds."""
+    """What the plot shows: bits a byte against seconds, or tokens."""
 
     train: list[tuple[float, float]] = field(default_factory=list)
     held_out: list[tuple[float, float]] = field(default_factory=list)
@@ -161,50 +161,54 @@ def smoothed(points: list[tuple[float, float]]) -> Iterator[tuple[float, float]]
 
 
 @contextmanager
-def progress(seconds: float) -> Iterator[Any]:
-    """A bar of `seconds` where there is a terminal to see it, else nothing: call the result with the seconds gone."""
+def progress(total: float) -> Iterator[Any]:
+    """A bar of `total` where there is a terminal to see it, else nothing: call the result with what is done."""
     if not sys.stdout.isatty():
         yield lambda gone: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     with Progress(TextColumn("training"), BarColumn(), TimeRemainingColumn(), transient=True) as bar:
-        task = bar.add_task("training", total=seconds)
-        yield lambda gone: bar.update(task, completed=min(gone, seconds))
+        task = bar.add_task("training", total=total)
+        yield lambda gone: bar.update(task, completed=min(gone, total))
 
 
-def train(model: ByteModel, text: Tensor, held_out: Tensor, seconds: float, lr: float) -> History:
-    """AdamW for `seconds`; the rate warms up, then falls to zero along a cosine, by the clock."""
+def train(
+    model: ByteModel, text: Tensor, held_out: Tensor, budget: float, lr: float, unit: Literal["seconds", "tokens"]
+) -> History:
+    """AdamW for `budget` seconds or tokens; the rate warms up, then falls to zero along a cosine."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
-    history, interval = History(), seconds / 10
+    history, interval = History(), budget / 10
     print(f"{'seconds':>9}{'tokens':>12}{'tokens/s':>11}{'training':>11}{'held out':>11}   (bits per byte)")
+    seconds, tokens, reports, begin = 0.0, 0, 0, time.perf_counter()
 
-    def report(gone: float, tokens: int) -> None:
+    def report(gone: float) -> None:
         history.held_out.append((gone, held_out_loss(model, held_out)))
         recent = [loss for at, loss in history.train if at > gone - interval]
-        speed, mean = (f"{tokens / gone:,.0f}", f"{sum(recent) / len(recent):.3f}") if recent else ("", "")
-        print(f"{gone:>9.0f}{tokens:>12,}{speed:>11}{mean:>11}{history.held_out[-1][1]:>11.3f}", flush=True)
+        speed, mean = (f"{tokens / seconds:,.0f}", f"{sum(recent) / len(recent):.3f}") if recent else ("", "")
+        print(f"{seconds:>9.0f}{tokens:>12,}{speed:>11}{mean:>11}{history.held_out[-1][1]:>11.3f}", flush=True)
 
-    gone, tokens, reports, begin = 0.0, 0, 0, time.perf_counter()
-    with progress(seconds) as show:
+    with progress(budget) as show:
         while True:
-            if gone >= reports * interval or gone >= seconds:
-                report(gone, tokens)
+            gone = seconds if unit == "seconds" else tokens
+            if gone >= reports * interval or gone >= budget:
+                report(gone)
                 reports += 1
-                begin = time.perf_counter() - gone  # what a report takes is not training
-                if gone >= seconds:
+                begin = time.perf_counter() - seconds  # what a report takes is not training
+                if gone >= budget:
                     return history
+            part = gone / budget
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, gone / seconds / 0.03) * (0.5 + 0.5 * math.cos(math.pi * gone / seconds))
+                group["lr"] = lr * min(1.0, part / 0.03) * (0.5 + 0.5 * math.cos(math.pi * part))
             loss = bits_per_byte(model, *windows(text, torch.randint(len(text) - LENGTH, (BATCH,))))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            gone = time.perf_counter() - begin
+            seconds = time.perf_counter() - begin
             tokens += BATCH * LENGTH
-            history.train.append((gone, loss.item()))
-            show(gone)
+            history.train.append((seconds if unit == "seconds" else tokens, loss.item()))
+            show(history.train[-1][0])
 
 
 def size(text: str) -> tuple[str, int]:
@@ -227,11 +231,12 @@ def main() -> None:
 
     torch.manual_seed(0)
     make, dims = load_cell(arguments.cell), dict(arguments.dims)
-    model = ByteModel(next(iter(dims.values())), [make(**dims) for _ in range(arguments.layers)])
+    width = next(iter(dims.values()))
+    model = ByteModel(width, [make(**dims) for _ in range(arguments.layers)], 3 * width)
     text = read_text(arguments.text)
     split = len(text) * 19 // 20
     print(f"{arguments.cell}: {sum(p.numel() for p in model.parameters()):,} parameters, {split:,} bytes of text")
-    history = train(model, text[:split], text[split:], arguments.seconds, arguments.lr)
+    history = train(model, text[:split], text[split:], arguments.seconds, arguments.lr, "seconds")
     print("\n" + model.generate(b"The ", 400) + "\n")
     history.plot(arguments.plot, f"{arguments.cell.stem}: {arguments.seconds:.0f} s of training")
     print(f"the losses are plotted in {arguments.plot}")

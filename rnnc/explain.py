@@ -119,6 +119,8 @@ def _steps(plan: Plan) -> Iterator[tuple[Step, list[str]]]:
 def _contracted(chunks: Chunks) -> str:
     """Why no token's state is kept."""
     over = ", ".join(chunks.keys)
+    if chunks.beside:
+        return f"its decays, keys and queries are those of `{chunks.beside}`, so the same products compute it"
     return f"it is only read by sums over {over} of products with what is free of it, so no token's state is kept"
 
 

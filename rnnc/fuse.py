@@ -89,11 +89,10 @@ class Kernel:
 
 
 def paired(step: Step) -> bool:
-    """Whether a kernel computes a step by chunks of tokens: real numbers, one write a token, and values that share the
-    scores of queries and keys."""
+    """Whether kernels compute a step by chunks of tokens: real numbers, and one write a token."""
     if not isinstance(step, Scan) or step.chunks is None or step.stream.type.kind != "real":
         return False
-    return len(step.chunks.writes) == 1 and bool(step.chunks.values)
+    return len(step.chunks.writes) == 1
 
 
 def streams_of(step: Step) -> tuple[Stream, ...]:

@@ -12,6 +12,7 @@ from rnnc.bound import Analysis, bound
 from rnnc.check import check
 from rnnc.closure import Affine, Block, Closure, close
 from rnnc.closure.obligations import settle
+from rnnc.contract import contracted
 from rnnc.diagnostics import Diagnostic, ProgramError, has_errors
 from rnnc.errors.names import CellsCollide
 from rnnc.group import Group, group
@@ -97,7 +98,7 @@ def _one(
         verify(cell)
     if until == "ir":
         return Compilation(tree_cell, cell, diagnostics=tuple(found))
-    system = lower(cell)
+    system = contracted(lower(cell))
     groups = group(system)
     closures = tuple(close(system, g) for g in groups)
     if until == "groups":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rnnc.adjoint import Adjoint, flow
+from rnnc.beside import beside
 from rnnc.chunks import Chunks, chunks
 from rnnc.closure import Affine, Block, Closure, Composable
 from rnnc.derive import depends
@@ -143,6 +144,9 @@ def plan(
     for step in tuple(steps):
         if isinstance(step, Scan) and step.contracting:
             _by_chunks(system, steps, steps.index(step))
+    for step in tuple(steps):
+        if isinstance(step, Scan) and step.contracting and step.chunks is None:
+            _beside(system, steps, steps.index(step))
     return Plan(system, tuple(steps), projections(system, steps))
 
 
@@ -150,16 +154,37 @@ def _by_chunks(system: System, steps: list[Step], at: int) -> None:
     """Compute a scan by chunks where it can be; later, if a query waits for another state."""
     step = steps[at]
     assert isinstance(step, Scan)
-    others = [s for s in steps if s is not step]
-    read = [(*needs(s), *(x.expr for x in s.streams)) if isinstance(s, Loop) else needs(s) for s in others]
-    around = [e for exprs in read for e in exprs] + [e for _, e in system.outputs]
-    around += [c.arg for c in system.convs.values()]
-    first = next((i for i, exprs in enumerate(read) if step.stream.name in _states(exprs)), len(others))
+    others, around, first = _around(system, steps, step)
     for place in dict.fromkeys((at, first)):
         ready = [name for s in others[:place] for name in s.closure.group.states]
         if found := chunks(system, step.closure, step.stream, around, ready):
             steps[:] = [*others[:place], replace(step, chunks=found), *others[place:]]
             return
+
+
+def _beside(system: System, steps: list[Step], at: int) -> None:
+    """Compute a scan with the chunks of another state, right behind it."""
+    step = steps[at]
+    assert isinstance(step, Scan)
+    others, around, first = _around(system, steps, step)
+    for place, host in enumerate(others[:first]):
+        if not isinstance(host, Scan) or host.chunks is None:
+            continue
+        ready = [name for s in others[:place] for name in s.closure.group.states]
+        parts = host.stream.name, host.closure, host.chunks
+        if found := beside(system, step.closure, step.stream, around, ready, parts):
+            steps[:] = [*others[: place + 1], replace(step, chunks=found), *others[place + 1 :]]
+            return
+
+
+def _around(system: System, steps: list[Step], step: Scan) -> tuple[list[Step], list[Expr], int]:
+    """The other steps, all that is computed besides the update of this one, and which of them needs it first."""
+    others = [s for s in steps if s is not step]
+    read = [(*needs(s), *(x.expr for x in s.streams)) if isinstance(s, Loop) else needs(s) for s in others]
+    around = [e for exprs in read for e in exprs] + [e for _, e in system.outputs]
+    around += [c.arg for c in system.convs.values()]
+    first = next((i for i, exprs in enumerate(read) if step.stream.name in _states(exprs)), len(others))
+    return others, around, first
 
 
 def _states(exprs: Iterable[Expr]) -> set[str]:

@@ -45,6 +45,7 @@ def _chunks(chunks: Chunks | None) -> list[str]:
         return []
     parts = {"heads": chunks.heads, "keys": chunks.keys, "values": chunks.values}
     lines = ["; ".join(f"{part} {', '.join(dims)}" for part, dims in parts.items() if dims)]
+    lines += [f"one more column beside {chunks.beside}"] if chunks.beside else []
     lines += [f"writes {expr_text(k)} by {expr_text(v)}" for k, v in chunks.writes]
     when = ("after the write", "before it")
     return lines + [f"read {when[r.lag]} by {expr_text(r.query)}" for r in chunks.reads]

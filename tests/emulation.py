@@ -43,7 +43,8 @@ class Emulation:
         self.replace(module, "_cuda_here", lambda *tensors: True)
         self.replace(module, "_cuda_limit", lambda device: self.shared)
         self.replace(module, "_cuda_start", self.start)
-        self.replace(module._CudaCell, "_runs_kernels", lambda cell, device: cell.backend == "auto")
+        if hasattr(module, "_CudaCell"):
+            self.replace(module._CudaCell, "_runs_kernels", lambda cell, device: cell.backend == "auto")
 
     def start(
         self,

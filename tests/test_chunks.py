@@ -3,6 +3,7 @@ values and all gradients against the float64 interpreter for cells drawn at rand
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,11 +44,34 @@ def parts(text: str) -> Chunks | None:
 # --- which states ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stem", "keyed"), [("gla", True), ("mamba2", True), ("mlstm", True)])
-def test_examples(stem: str, keyed: bool) -> None:
-    found = parts((EXAMPLES / f"{stem}.rnn").read_text(encoding="utf-8"))
-    assert found is not None
-    assert (found.heads, found.keys, found.values, found.keyed) == (("H",), ("K",), ("V",), keyed)
+CHUNKED = {
+    "gla": {"S": "H | K | V"},
+    "gsa": {"R": "H | K | M, by value", "S": "H | M | V"},
+    "hgrn2": {"S": "H | K | V"},
+    "jrt": {"S1": "H | K | V", "n1": "H | K | beside S1", "S2": "H | K J | V", "n2": "H | K J | beside S2"},
+    "linearattention": {"S": "H | K | V", "z": "H | K | beside S"},
+    "mamba2": {"S": "H | K | V"},
+    "mamba2block": {"S": "H | K | V"},
+    "mlstm": {"C": "H | K | V", "n": "H | K | beside C"},
+    "mlstmblock": {"C": "H | K | V", "n": "H | K | beside C"},
+    "retnet": {"S": "H | K | V"},
+    "rwkv6": {"S": "H | K | V"},
+    "transnormerllm": {"S": "H | K | V"},
+}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.rnn")), ids=lambda p: p.stem)
+def test_examples(path: Path) -> None:
+    """What of each example is computed by chunks: heads, keys and values."""
+    (made,) = compile_source(Source(path.name, path.read_text(encoding="utf-8")))
+    assert made.plan is not None
+    found: dict[str, str] = {}
+    for step in made.plan.steps:
+        if isinstance(step, Scan) and (c := step.chunks):
+            values = " ".join(c.values) or f"beside {c.beside}"
+            by_value = "" if c.keyed else ", by value"
+            found[step.stream.name] = f"{' '.join(c.heads)} | {' '.join(c.keys)} | {values}{by_value}"
+    assert found == CHUNKED.get(path.stem, {})
 
 
 WRITTEN = {
@@ -352,7 +376,9 @@ def test_opcheck(text: str) -> None:
     q, k, v = (torch.randn(2, 5, 2, 2, n, dtype=torch.float64, requires_grad=True) for n in (3, 3, 4))
     a = torch.rand(2, 5, 2, 3 if keyed else 4, dtype=torch.float64, requires_grad=True)
     initial = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(module._chunks, (a, q, k, v, initial, 1, keyed))
+    torch.library.opcheck(module._chunks, (a, q, k, v, initial, 1, keyed, None))
+    one = [x[:1].detach().requires_grad_() for x in (a, q, k, v)]
+    torch.library.opcheck(module._chunks, (*one, initial, 1, keyed, torch.tensor([0, 4, 5])))
 
 
 def test_one_graph_for_all_lengths() -> None:

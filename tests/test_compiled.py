@@ -170,6 +170,20 @@ def test_complex_operations(dtype: torch.dtype) -> None:
         assert close.all(), (label, got[~close], want[~close])
 
 
+def test_marked_conjugates() -> None:
+    """PyTorch conjugates, and takes parts, by a mark on a tensor whose memory stays as it is."""
+    text = (
+        "cell C\ndim D = 3\ninput z[D]: complex, y[D]\nstate h[D]: complex\nh[t] = tanh(h[t-1] * z + y)\noutput h[t]\n"
+    )
+    cell = build(text)
+    z = torch.randn(2, 4, 3, dtype=torch.complex64)
+    y, state = z.conj().imag, cell.initial_state(2)._replace(h=torch.randn(2, 3, dtype=torch.complex64).conj())
+    assert z.conj().is_conj() and y.is_neg()
+    plain = state._replace(h=state.h.resolve_conj())
+    agree([cell(z.conj(), y, state=state)[0]], [cell(z.conj().resolve_conj(), y.resolve_neg(), state=plain)[0]], 0, 0)
+    assert all(libraries(load(text)))
+
+
 SLSTM = (EXAMPLES / "slstm.rnn").read_text(encoding="utf-8")
 
 
@@ -311,3 +325,86 @@ def test_mutants() -> None:
         mutant = re.sub(r"= (.*);", r"= (real)0.9 * (\1);", line)
         module = load_module(text.replace(line, mutant, 1), "mutant")
         assert disagreeing(made.cell, module, program, 4, 1, torch.float64), line
+
+
+def test_stacked_and_in_both_directions() -> None:
+    """Two layers, each read forwards and backwards, put together by hand: PyTorch's own GRU of that kind."""
+    size = 5
+    peer = torch.nn.GRU(size, size, num_layers=2, batch_first=True, bidirectional=True, dtype=torch.float64)
+    text = (EXAMPLES / "gru.rnn").read_text(encoding="utf-8").replace("input x[D]", "dim I = 4\ninput x[I]")
+    cells: list[list[Any]] = []
+    for layer in (0, 1):
+        cells.append([build(text, D=size, I=size * (layer + 1), dtype=torch.float64) for _ in range(2)])
+        for cell, suffix in zip(cells[-1], ("", "_reverse"), strict=True):
+            of = {n: getattr(peer, f"{n}_l{layer}{suffix}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+            names = {"r": ("r_1_weight", "r_2_weight"), "z": ("z_1_weight", "z_2_weight")}
+            names["n"] = ("n_1_weight", "n_2_weight")
+            with torch.no_grad():
+                for i, (gate, (w, u)) in enumerate(names.items()):
+                    rows = slice(i * size, (i + 1) * size)
+                    getattr(cell, w).copy_(of["weight_ih"][rows])
+                    getattr(cell, u).copy_(of["weight_hh"][rows])
+                    if gate == "n":
+                        cell.n_1_bias.copy_(of["bias_ih"][rows])
+                        cell.n_2_bias.copy_(of["bias_hh"][rows])
+                    else:
+                        getattr(cell, f"{gate}_bias").copy_((of["bias_ih"] + of["bias_hh"])[rows])
+    x = torch.randn(3, 9, size, dtype=torch.float64, requires_grad=True)
+    y = x
+    for forwards, backwards in cells:
+        y = torch.cat([forwards(y)[0], backwards(y.flip(1))[0].flip(1)], -1)
+    want = peer(x)[0]
+    assert all(libraries(load(text)))
+    agree([y, *torch.autograd.grad(y.sin().sum(), x)], [want, *torch.autograd.grad(want.sin().sum(), x)], 1e-10, 1e-12)
+
+
+IN_THE_STEP = {
+    "zoneout": """\
+cell Zoneout
+\"""Krueger et al. 2016, arXiv:1606.01305: units that a mask keeps as they were.\"""
+dim D = 6
+input x[D], kept[D] in [0, 1]
+state h[D]
+h[t] = kept * h[t-1] + (1 - kept) * tanh(linear(x, h[t-1] -> D, bias=true))
+output h[t]
+""",
+    "layer norm": """\
+cell LayerNormLSTM
+\"""Ba, Kiros & Hinton 2016, arXiv:1607.06450: the products are normalised, and the cell.\"""
+dim D = 6
+input x[D]
+gate i = sigmoid(layernorm[D](linear(x -> D), weight=true, bias=true) + layernorm[D](linear(h[t-1] -> D), weight=true))
+gate f = sigmoid(layernorm[D](linear(x -> D), weight=true, bias=true) + layernorm[D](linear(h[t-1] -> D), weight=true))
+gate o = sigmoid(layernorm[D](linear(x -> D), weight=true, bias=true) + layernorm[D](linear(h[t-1] -> D), weight=true))
+g = tanh(layernorm[D](linear(x -> D), weight=true, bias=true) + layernorm[D](linear(h[t-1] -> D), weight=true))
+state h[D], c[D]
+c[t] = f * c[t-1] + i * g
+h[t] = o * tanh(layernorm[D](c[t], weight=true, bias=true))
+output h[t]
+""",
+    "kinds": """\
+cell Kinds
+\"""Maps of a state without dims, of a complex and of a boolean value.\"""
+dim D = 6, N = 3
+input x[D], z[N]: complex, done: bool
+state s, h[N]: complex, g[D]
+s[t] = 0.5 * s[t-1] + mean[D](g[t-1])
+h[t] = tanh(linear(h[t-1] -> N) + linear(g[t-1] -> N) + z)
+above = g[t-1] > 0.1
+g[t] = tanh(linear(s[t-1] -> D) + linear(real(h[t-1]) -> D) + linear(above -> D) + where(done and above, x, 0.5))
+output g[t]
+output h[t]
+""",
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_STEP)
+def test_within_the_step(name: str) -> None:
+    made, module = compiled_module(IN_THE_STEP[name])
+    assert made.cell is not None
+    kinds = {"x": "real", "kept": "unit", "z": "complex", "done": "bool"}
+    inputs = {i.name: (i.type.dims, kinds[i.name]) for i in made.cell.inputs}
+    program = RandomProgram(IN_THE_STEP[name], {"D": 6} | ({"N": 3} if name == "kinds" else {}), inputs)
+    for dtype in (torch.float32, torch.float64):
+        assert not disagreeing(made.cell, module, program, 9, 1, dtype)
+    assert libraries(module) and all(libraries(module))

@@ -44,7 +44,7 @@ def test_the_module_is_the_loop(name: str) -> None:
     case = CASES[name]
     torch.manual_seed(1)
     module: Any = load(EXAMPLES / f"{case.file}.rnn")(**case.dims, dtype=torch.float64)
-    params = dict(module.named_parameters())
+    params = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     state: Any = None
     for length, seed in ((7, 2), (130, 3)):
         inputs = {n: leaf(x) for n, x in case.draw(2, length, seed).items()}

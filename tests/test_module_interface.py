@@ -51,6 +51,7 @@ const low = 2.0
 input x[D]
 buffer start[D] = 2 * arange[D](1)
 buffer mask[D] = start + low
+buffer tiny[D] = 1 - 2 ** (-arange[D](1))
 param a[D] = arange[D](low)
 param b[D] = normal(0.5)
 param c[D] = uniform(low, 3)
@@ -263,6 +264,7 @@ def test_parameters_are_initialised_as_declared() -> None:
     # Beyond the first 40 whole numbers, `arange` has nothing random.
     whole = torch.arange(40.0)
     agree([module.start, module.mask, module.a], [2 * (whole + 1), 2 * (whole + 1) + 2, whole + 2])
+    agree([module.tiny], [1 - 0.5 ** (whole + 1)])
     agree([module.f, module.g, module.k], [torch.ones(40), torch.full((40,), 0.5), module.mask / module.start])
     agree([module.z], [torch.full((40,), 1 + 2j)])
     assert 2 <= module.c.min() < module.c.max() <= 3
@@ -287,7 +289,7 @@ def test_what_is_learned_is_a_parameter() -> None:
     module = build(DRAWS)
     names = "a b c d e f g u i k z s_init s_1_weight s_2_weight y_weight y_bias out_weight out_2_scale"
     assert {n for n, _ in module.named_parameters()} == set(names.split())
-    assert {n for n, _ in module.named_buffers()} == {"start", "mask"}
+    assert {n for n, _ in module.named_buffers()} == {"start", "mask", "tiny"}
     assert all(p.requires_grad for p in module.parameters()) and not module.start.requires_grad
     assert not list(make("kalman").parameters())
 
@@ -301,7 +303,7 @@ def test_reset_draws_anew() -> None:
     module.reset_parameters()
     for name, value in module.state_dict().items():
         assert not (value == -7).any(), name
-        fixed = name in {"start", "mask", "a", "f", "g", "i", "k", "z", "out_2_scale", "s_init"}
+        fixed = name in {"start", "mask", "tiny", "a", "f", "g", "i", "k", "z", "out_2_scale", "s_init"}
         assert torch.equal(value, drawn[name]) == fixed, name
     torch.manual_seed(3)
     module.reset_parameters()

@@ -33,7 +33,19 @@ pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWar
 
 TEXTS = {n: (EXAMPLES / f"{c.file}.rnn").read_text(encoding="utf-8") for n, c in CASES.items()}
 FUSED = [n for n in CASES if "triton" in getattr(load(TEXTS[n]), n)._backends]
-every = pytest.mark.parametrize("name", FUSED)
+# Kernels like those of GLA, Mamba, Mamba-2 and mLSTM, that take long to interpret.
+LIKE_OTHERS = {
+    "LinearAttention",
+    "TransNormerLLM",
+    "Mamba2Block",
+    "HGRN2",
+    "MLSTMBlock",
+    "JRT",
+    "MesaNet",
+    "MambaSigned",
+}
+MARKED = [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in FUSED]
+every = pytest.mark.parametrize("name", MARKED)
 PACKED = (1, 0, 3, 33, 0, 1)
 
 
@@ -99,13 +111,17 @@ def too_far(made: Trial, name: str, got: Tensors, dtype: torch.dtype) -> list[st
 def test_these_examples_have_kernels() -> None:
     """The others mix entries or have no states."""
     assert set(CASES) - set(FUSED) == {
+        "DeltaNet",
         "GatedDeltaNet",
+        "KDA",
+        "Comba",
         "DeltaProduct",
         "RWKV7",
         "LSTM",
         "GRU",
         "SLSTM",
         "TitansLinear",
+        "TTTLinear",
         "PGN",
         "FSMN",
     }
@@ -143,7 +159,7 @@ def test_float32(name: str, length: int | Sequence[int]) -> None:
     assert not too_far(made, name, got, torch.float32) or not disagreements(made.expected(), got, torch.float32)
 
 
-@pytest.mark.parametrize("name", FUSED)
+@every
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_low_precision(name: str, dtype: torch.dtype) -> None:
     made = trial(name, 33, start=True)
@@ -254,5 +270,7 @@ def test_gates_that_vanish(value: float) -> None:
 def test_wider_than_a_block(name: str) -> None:
     """Channels in several blocks, the last not full."""
     sizes = dict.fromkeys(CASES[name].dims, 3)
-    wide = {"Mamba": {"E": 67}, "QLSTM": {"D": 3 * 67}}.get(name, {list(sizes)[-1]: 67})
+    wide = {"Mamba": {"E": 67}, "QLSTM": {"D": 3 * 67}, "MLSTMBlock": {"K": 67, "P": 1}}.get(
+        name, {list(sizes)[-1]: 67}
+    )
     right(trial(name, 3, batch=1, sizes={**sizes, **wide}), name)

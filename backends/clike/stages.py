@@ -124,6 +124,12 @@ def _primitive(graph: Graph, node: Expr) -> Expr:
                 if d not in arg.dims:
                     value = graph.apply("mul", graph.ref("size", d), value)
             return value
+        case Linear(arg=arg) if arg.kind == "complex":
+            # The matrix is real.
+            parts = [graph.rebuild(node, (graph.apply(part, arg),)) for part in ("real", "imag")]
+            return graph.apply("add", parts[0], graph.apply("mul", graph.lit(1j), parts[1]))
+        case Linear(arg=arg) if arg.kind == "bool":
+            return graph.rebuild(node, (graph.apply("mul", arg, graph.lit(1.0)),))
         case Reduce(op="mean", over=over, arg=arg):
             return _mean(graph, [d for d in over if d in arg.dims], arg)
         case Reduce(op="max" | "min" as op, over=over, arg=arg):
@@ -220,6 +226,8 @@ class Stager:
                 out.append(node)
             elif node not in seen and node not in self.given and not is_number(node):
                 seen.add(node)
+                if not isinstance(node, Apply | Reduce | Rename | Split | Merge | Linear | Solve):
+                    raise NotImplementedError(type(node).__name__)
                 if (found := self._matrix(node)) is not None:
                     self.matrices[node] = found
                 below = operands(node) if found is None else (found.operand,)
@@ -246,7 +254,7 @@ class Stager:
             kept = tuple(d for d in node.dims if d in dims)
             if outs and set(f.dims) == {*node.dims, *node.over} and dims == {*kept, *node.over}:
                 operand = rest[0]
-                for x in rest[1:]:
+                for x in rest[1:] or ([self.graph.lit(1.0)] if operand.kind == "bool" else []):
                     operand = self.graph.apply("mul", operand, x)
                 array, names = self.renamed(f) or (self.values[base(f)], ())
                 axes = tuple(("in" if d in node.over else "kept" if d in kept else "out", d) for d in names)

@@ -47,7 +47,7 @@ def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_fil
     tools = ["triton"] if any(c.parts for c in cells) else []
     tools += ["cuda-core"] if any(loop.kernels for c in cells for loop in c.loops) else []
     needs = f"torch, and {' and '.join(tools)} for its kernels on a GPU," if tools else "torch alone"
-    head = docstring(_head([c.name for c in cells], text, digest, needs))
+    head = docstring(_head([c.name for c in cells], text, digest, needs, "_native" in wanted))
     return f"{head}\n\nfrom __future__ import annotations\n\n{_imports(body)}\n\n{body}"
 
 
@@ -63,13 +63,15 @@ def _view(cell: CellCode) -> dict[str, object]:
     }
 
 
-def _head(names: list[str], text: str, digest: str, needs: str) -> str:
+def _head(names: list[str], text: str, digest: str, needs: str, native: bool) -> str:
+    loops = ["Where a C compiler is found, `cc` or $CC, its loops over tokens run in C on a CPU."] if native else []
     return "\n".join(
         [
             f"{', '.join(names)}, compiled by rnnc {rnnc.__version__} from the recurrence below.",
             "",
             f"Its source has the sha256 {digest}.",
             f"This file needs {needs} and is yours: edit it, ship it, license it as you like.",
+            *loops,
             "",
             *(f"    {line}" for line in text.rstrip().split("\n")),
         ]

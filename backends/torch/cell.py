@@ -28,7 +28,7 @@ from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, Step, is_number, 
 from rnnc.show import expr_text, region_text
 
 from .block import Block, NameTable
-from .chunks import chunk_line
+from .chunks import Column, chunk_line
 from .loops import LoopCode, LoopCoder, past_name
 from .text import constant, cut, decimal, docstring, quoted, several, wrap
 
@@ -273,9 +273,7 @@ class CellCoder:
         def draw(node: Draw) -> str:
             args = [block.number(a)[0] for a in node.args]
             if node.op == "arange":
-                size = f"self.{node.dims[0]}"
-                start = args[0] if args else "0"
-                return f"({start} + torch.arange({size}, device={target}.device))"
+                return block.call("_counted", target, f"self.{node.dims[0]}", args[0] if args else "0")
             self.helpers.add("_blank")
             if node.op in ("orthogonal", "eye"):
                 kept, outs = p.matrix or (max(0, len(p.shape) - 2), 1)
@@ -484,9 +482,11 @@ class CellCoder:
                 else:
                     values[s.name] = block.variable(s.expr)
             case Scan(stream=s, chunks=Chunks() as chunks):
+                if s.name in self.finals:
+                    return
                 self.helpers |= {"_chunked", "_chunks_operator", "_scan_operator"}
-                name = self.finals[s.name] = table.new(f"{s.name}_last")
-                block.assign(*chunk_line(step, chunks, block, name))
+                last = self.finals[s.name] = table.new(f"{s.name}_last")
+                block.assign(*chunk_line(step, chunks, block, last, self.columns(s.name, table)))
             case Scan(stream=s, closure=c):
                 a = block.aligned_code(c.a, s.type.dims)
                 b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)
@@ -495,6 +495,16 @@ class CellCoder:
                 block.assign(name, f"_affine(run, _scan, {a}, {b}, state.{s.name}, {step.contracting})")
             case Loop():
                 self.loop_lines(step, block, table, values)
+
+    def columns(self, host: str, table: NameTable) -> list[Column]:
+        """The states that are computed with another's chunks."""
+        found: list[Column] = []
+        for step in self.plan.steps:
+            own = self.chunks(step)
+            if isinstance(step, Scan) and own is not None and own.beside == host:
+                name = self.finals[step.stream.name] = table.new(f"{step.stream.name}_last")
+                found.append((step, own, name))
+        return found
 
     def full(self, s: Stream, block: Block, table: NameTable) -> str:
         """The value of a pointwise state with all of its axes."""

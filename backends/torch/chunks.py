@@ -1,24 +1,28 @@
-"""The line of code that computes a matrix state by chunks of tokens."""
+"""The line of code that computes a matrix state, and what is beside it, by chunks of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rnnc.chunks import Chunks, Read
-from rnnc.ir import Expr
+from rnnc.ir import Expr, Lit
 from rnnc.plan import Scan
 
 from .block import Block
 from .text import several
 
+Column = tuple[Scan, Chunks, str]
+"""A state that is one more column of another's values: its step, parts, and a name for its last value."""
 
-def chunk_line(step: Scan, chunks: Chunks, block: Block, final: str) -> tuple[str, str]:
-    """Targets and text: the reads, which have their names, and the last state."""
+
+def chunk_line(step: Scan, chunks: Chunks, block: Block, final: str, columns: Sequence[Column] = ()) -> tuple[str, str]:
+    """Targets and text: the reads, which have their names, and the last state; then the same of each column."""
     along = chunks.keys if chunks.keyed else chunks.values
     factor = block.aligned_code(step.closure.a, chunks.heads + along)
-    args = chunk_arguments(step, chunks, factor, block, block.aligned_code)
-    targets = chunk_targets(chunks, block)
-    return ", ".join([*targets, final]), f"_chunked(run, _scan, _chunks, {', '.join([*args, str(chunks.keyed)])})"
+    args = [*chunk_arguments(step, chunks, factor, block, block.aligned_code), str(chunks.keyed)]
+    args += column_arguments(columns, block, block.aligned_code)
+    targets = chunk_targets(chunks, block, final, columns)
+    return ", ".join(targets), f"_chunked(run, _scan, _chunks, {', '.join(args)})"
 
 
 def chunk_arguments(
@@ -39,12 +43,46 @@ def chunk_arguments(
     ]
 
 
-def chunk_targets(chunks: Chunks, block: Block) -> list[str]:
-    """The names that reads get, which from here on stand for them, laid out as they are elsewhere."""
+def column_arguments(
+    columns: Sequence[Column], block: Block, aligned: Callable[[Expr, tuple[str, ...]], str]
+) -> list[str]:
+    """The same of its columns, if there are any."""
+    return [f"[{', '.join(_column(c, aligned) for c in columns)}]"] if columns else []
+
+
+def chunk_targets(chunks: Chunks, block: Block, final: str, columns: Sequence[Column]) -> list[str]:
+    """The names that reads get, which from here on stand for them, laid out as they are elsewhere, and last states."""
     targets = [block.variables[r.node] for r in chunks.reads]
     for read, target in zip(chunks.reads, targets, strict=True):
         have = [*chunks.heads, *read.own, *chunks.values]
         block.variables[read.node] = block.laid(target, have, read.node.dims)
+    targets.append(final)
+    for _, own, last in columns:
+        targets += [*_column_targets(chunks, own, block), last]
+    return targets
+
+
+def _column(column: Column, aligned: Callable[[Expr, tuple[str, ...]], str]) -> str:
+    """What a call is given of a column: its initial value, the order of its axes, what each key is multiplied with."""
+    step, own, _ = column
+    dims = step.stream.type.dims
+    order = several(str(dims.index(d)) for d in own.heads + own.keys)
+    zeros = [isinstance(v, Lit) and v.value == 0 for _, v in own.writes]
+    values = [aligned(v, own.heads) for _, v in own.writes]
+    given = ["None" if zero else code for zero, code in zip(zeros, values, strict=True)]
+    return f"(state.{step.stream.name}, {order}, [{', '.join(given)}])"
+
+
+def _column_targets(chunks: Chunks, own: Chunks, block: Block) -> list[str]:
+    """Names for what each query of the state reads of a column, `_` where it is not wanted."""
+    targets: list[str] = []
+    waiting = list(own.reads)
+    for read in chunks.reads:
+        same = [r for r in waiting if (r.query, r.lag) == (read.query, read.lag)]
+        targets.append(block.variables[same[0].node] if same else "_")
+        for r in same:
+            waiting.remove(r)
+            block.variables[r.node] = block.laid(targets[-1], [*chunks.heads, *read.own], r.node.dims)
     return targets
 
 

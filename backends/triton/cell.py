@@ -20,7 +20,7 @@ from rnnc.show import expr_text
 
 from ..torch.block import Block, NameTable
 from ..torch.cell import CellCode, CellCoder
-from ..torch.chunks import chunk_arguments, chunk_targets
+from ..torch.chunks import chunk_arguments, chunk_targets, column_arguments
 from ..torch.text import cut, quoted, several, wrap
 from .adjoint import BackwardCoder
 from .chunks import PairsCoder
@@ -101,8 +101,11 @@ class FusedCellCoder(CellCoder):
         self.backwards = [BackwardCoder(c) for c in self.coders]
         self.pairs: dict[int, PairsCoder] = {}
         for step in plan.steps:
-            if isinstance(step, Scan) and step.chunks is not None and paired(step):
-                self.pairs[id(step)] = PairsCoder(step, step.chunks, f"_{self.cell.name}_{step.stream.name}")
+            if isinstance(step, Scan) and step.chunks is not None and not step.chunks.beside and paired(step):
+                beside = [
+                    s for s in plan.steps if isinstance(s, Scan) and s.chunks and s.chunks.beside == step.stream.name
+                ]
+                self.pairs[id(step)] = PairsCoder(step, step.chunks, beside, f"_{self.cell.name}_{step.stream.name}")
 
     def on_gpu(self) -> set[int]:
         taken = {id(step) for k in fuse(self.plan) for step in k.steps}
@@ -141,7 +144,7 @@ class FusedCellCoder(CellCoder):
             fused=tuple(fused),
             fused_kernels=(
                 *((", ".join(_names(c.kernel)), c.kernel.form) for c in self.coders),
-                *((p.step.stream.name, p.form) for p in pairs),
+                *((", ".join(p.states), p.form) for p in pairs),
                 *((", ".join(s.name for s in streams_of(step)), SEQUENTIAL) for step in steps),
             ),
             registrations=(*code.registrations, *(line for r in registrations for line in r)),
@@ -162,8 +165,9 @@ class FusedCellCoder(CellCoder):
 
     def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
         kernel = self.fusing.get(id(step))
-        if id(step) in self.pairs and isinstance(block, FusedBlock):
-            self.pair_lines(self.pairs[id(step)], block, table)
+        if paired(step) and isinstance(block, FusedBlock):
+            if id(step) in self.pairs:
+                self.pair_lines(self.pairs[id(step)], block, table)
             return
         if kernel is None:
             super().step_lines(step, block, table, values)
@@ -218,17 +222,14 @@ class FusedCellCoder(CellCoder):
         own = {"keys": chunks.keys, "values": chunks.values}.get(pairs.decay, ())
         factor = "None" if pairs.decay == "free" else block.given(step.closure.a, chunks.heads + own)
         args = chunk_arguments(step, chunks, factor, block, block.given)
-        wide = any(
-            any(c is r.node for c in n.children) and not isinstance(n, Linear)
-            for r in chunks.reads
-            for n in walk(*around)
-        )
+        reads = {r.node for r in chunks.reads}
+        wide = any(any(c in reads for c in n.children) and not isinstance(n, Linear) for n in walk(*around))
+        last = self.finals[stream.name] = table.new(f"{stream.name}_last")
+        columns = self.columns(stream.name, table)
         args += [quoted(pairs.decay), "low", "dtype" if wide else "out"]
-        targets = chunk_targets(chunks, block)
-        name = self.finals[stream.name] = table.new(f"{stream.name}_last")
-        block.assign(
-            ", ".join([*targets, name]), f"_by_kernels(run, {pairs.name}_chunks, _scan, _chunks, {', '.join(args)})"
-        )
+        args += column_arguments(columns, block, block.given)
+        targets = ", ".join(chunk_targets(chunks, block, last, columns))
+        block.assign(targets, f"_by_kernels(run, {pairs.name}_chunks, _scan, _chunks, {', '.join(args)})")
 
     def scalars(self, block: Block, coder: KernelCoder) -> list[str]:
         """Code of the numbers that a kernel is given."""

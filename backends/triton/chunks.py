@@ -20,8 +20,9 @@ from .prune import pruned
 class PairsCoder:
     """The kernels of one step in chunks, and their registration."""
 
-    def __init__(self, step: Scan, chunks: Chunks, name: str) -> None:
+    def __init__(self, step: Scan, chunks: Chunks, beside: list[Scan], name: str) -> None:
         self.step, self.chunks, self.name = step, chunks, name
+        self.states = [s.stream.name for s in (step, *beside)]
         own = chunks.keys if chunks.keyed else chunks.values
         a = step.closure.a
         along = "keys" if chunks.keyed else "values"
@@ -52,9 +53,7 @@ class PairsCoder:
         c, stream = self.chunks, self.step.stream
         reads = [cut(expr_text(r.node)) for r in c.reads]
         equations = "\n".join([cut(f"{stream.name}[t] = {expr_text(stream.expr)}"), *reads])
-        sizes = [
-            f"{n} of {' x '.join(d)}" for n, d in (("HEADS", c.heads), ("K", c.keys), ("V", c.values)) if d
-        ]
+        sizes = [f"{n} of {' x '.join(d)}" for n, d in (("HEADS", c.heads), ("K", c.keys), ("V", c.values)) if d]
         decayed = "; and queries with the decay since the chunk's start, keys with that until its end"
         decayed = decayed if self.decay == "keys" else ""
         walk_text = {

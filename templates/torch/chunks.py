@@ -17,25 +17,82 @@ from torch import Tensor
 
 from .loop import _without_autocast
 from .scan import _affine, _carried, _reject_tangents
-from .time import _last, _previous, _Run
+from .time import _along, _Run
 
 
-def _chunk_length(steps: int) -> int:
-    return min(64, 1 << max(0, steps - 1).bit_length())
+class _Layout(NamedTuple):
+    """Where tokens stand in `chunks` of `size` places, of each of B sequences of T tokens. Packed sequences have chunks
+    of their own, some of which may stay empty."""
+
+    batch: int
+    steps: int
+    size: int
+    chunks: int
+    packed: _PackedLayout | None = None
 
 
-def _in_chunks(x: Tensor, size: int, value: float = 0.0) -> Tensor:
-    """[B, T, H, R, F] as [B * chunks * H, size, R, F], with `value` after the last token."""
-    count = -(-x.shape[1] // size)
-    x = F.pad(x, (0, 0) * 3 + (0, count * size - x.shape[1]), value=value)
-    return x.unflatten(1, (count, size)).movedim(3, 2).flatten(0, 2)
+class _PackedLayout(NamedTuple):
+    """The token of each place (T where it has none) and the place of each token; the sequence of each chunk, and
+    whether it is that one's first or last; for each sequence, whether it has tokens, its first chunk and its last."""
+
+    token: Tensor
+    place: Tensor
+    owner: Tensor
+    is_first: Tensor
+    is_last: Tensor
+    some: Tensor
+    first: Tensor
+    last: Tensor
 
 
-def _in_tokens(x: Tensor, like: Tensor) -> Tensor:
-    """The reverse: [B, T, H, R, F], with B, T and H those of `like`."""
-    batch, steps, heads = like.shape[:3]
-    x = x.unflatten(0, (batch, -(-steps // x.shape[1]), heads)).movedim(2, 3)
-    return x.flatten(1, 2)[:, :steps].contiguous()
+def _layout(like: Tensor, cu_seqlens: Tensor | None) -> _Layout:
+    """like: [B, T, ...]."""
+    batch, steps = like.shape[:2]
+    count = 1 if cu_seqlens is None else len(cu_seqlens) - 1
+    # No longer than packed sequences are on average: what is padded is at most about twice what is there. How many
+    # chunks there are is bounded rather than counted, which would wait for the device.
+    size = min(64, 1 << max(0, -(-steps // count) - 1).bit_length())
+    if cu_seqlens is None:
+        return _Layout(batch, steps, size, -(-steps // size))
+    chunks = (steps + count * (size - 1)) // size
+    cu_seqlens = cu_seqlens.to(like.device)
+    starts = cu_seqlens[:-1].contiguous()
+    length = cu_seqlens[1:] - starts
+    taken = (length + size - 1) // size
+    end = taken.cumsum(0)
+    first = end - taken
+
+    def of(bounds: Tensor, at: Tensor) -> Tensor:
+        return torch.searchsorted(bounds, at, right=True).clamp(0, count - 1)
+
+    chunk = torch.arange(chunks, device=like.device)
+    owner = of(end, chunk)
+    within = (chunk - first[owner])[:, None] * size + torch.arange(size, device=like.device)
+    token = torch.where(within < length[owner, None], starts[owner, None] + within, steps).flatten()
+    at = torch.arange(steps, device=like.device)
+    sequence = of(cu_seqlens[1:].contiguous(), at)
+    place = first[sequence] * size + at - starts[sequence]
+    is_first, is_last = chunk == first[owner], chunk == end[owner] - 1
+    return _Layout(
+        1, steps, size, chunks, _PackedLayout(token, place, owner, is_first, is_last, length > 0, first, end - 1)
+    )
+
+
+def _in_chunks(x: Tensor, layout: _Layout, value: float = 0.0) -> Tensor:
+    """[B, T, H, R, F] as [B * chunks * H, size, R, F], with `value` where there is no token."""
+    lacking = 1 if layout.packed is not None else layout.chunks * layout.size - layout.steps
+    x = F.pad(x, (0, 0) * 3 + (0, lacking), value=value)
+    if layout.packed is not None:
+        x = x.index_select(1, layout.packed.token)
+    return x.unflatten(1, (layout.chunks, layout.size)).movedim(3, 2).flatten(0, 2)
+
+
+def _in_tokens(x: Tensor, layout: _Layout) -> Tensor:
+    """The reverse."""
+    x = x.unflatten(0, (layout.batch, layout.chunks, -1)).movedim(2, 3).flatten(1, 2)
+    if layout.packed is not None:
+        return x.index_select(1, layout.packed.place)
+    return x[:, : layout.steps].contiguous()
 
 
 def _halves(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -159,54 +216,84 @@ def _write_back(grad: Tensor, k: Tensor, v: Tensor, end: Tensor, keyed: bool) ->
     return d_k, d_v * end, (d_v * v).sum_to_size(end.shape)
 
 
-def _between_chunks(whole: Tensor, written: Tensor, initial: Tensor, keyed: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The factor of each chunk, the states that enter chunks, [B, chunks, H, K, V], and the last one."""
-    batch, heads = initial.shape[:2]
-    count = written.shape[0] // (batch * heads) if batch * heads else 0
-    factor = (whole.mT if keyed else whole).squeeze(1).unflatten(0, (batch, count, heads))
-    states = _carried(factor, written.unflatten(0, (batch, count, heads)), initial, True, False)
-    return factor, torch.cat([initial.unsqueeze(1), states[:, :-1]], 1), states[:, -1]
+def _between_chunks(
+    layout: _Layout, whole: Tensor, written: Tensor, initial: Tensor, keyed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The factor of each chunk, the states that enter chunks, [B, chunks, H, K, V], and those after the last ones."""
+    shape = layout.batch, layout.chunks, initial.shape[1]
+    factor = (whole.mT if keyed else whole).squeeze(1).unflatten(0, shape)
+    written = written.unflatten(0, shape)
+    packed = layout.packed
+    if packed is None:
+        states = _carried(factor, written, initial, True, False)
+        return factor, torch.cat([initial.unsqueeze(1), states[:, :-1]], 1), states[:, -1]
+    fresh, own = _along(packed.is_first, written[0]), initial[packed.owner]
+    written = torch.where(fresh, factor * own + written, written)
+    zero = torch.zeros_like(written[:, 0])
+    states = _carried(torch.where(fresh, 0.0, factor), written, zero, True, False, packed.is_first)
+    entering = torch.where(fresh, own, torch.cat([zero.unsqueeze(1), states[:, :-1]], 1))
+    return factor, entering, torch.where(_along(packed.some, initial), states[0, packed.last], initial)
+
+
+def _between_chunks_back(layout: _Layout, factor: Tensor, d_states: Tensor, d_final: Tensor) -> tuple[Tensor, Tensor]:
+    """What arrives at the states that leave chunks, from the last one to the first, and at the initial ones."""
+    back = torch.conj_physical(factor)
+    later = torch.cat([back[:, 1:], torch.zeros_like(back[:, :1])], 1)
+    zero = torch.zeros_like(d_states[:, 0])
+    packed = layout.packed
+    if packed is None:
+        direct = torch.cat([d_states[:, 1:], d_final.unsqueeze(1)], 1)
+        leaving = _carried(later, direct, zero, True, True)
+        return leaving, d_states[:, 0] + back[:, 0] * leaving[:, 0]
+    ends = _along(packed.is_last, d_states[0])
+    direct = torch.where(ends, d_final[packed.owner], torch.cat([d_states[:, 1:], zero.unsqueeze(1)], 1))
+    leaving = _carried(torch.where(ends, 0.0, later), direct, zero, True, True, packed.is_last)
+    first = packed.first.clamp(max=layout.chunks - 1)
+    d_initial = d_states[0, first] + back[0, first] * leaving[0, first]
+    return leaving, torch.where(_along(packed.some, d_initial), d_initial, d_final)
 
 
 def _chunked_forward(
-    a: Tensor, q: Tensor, k: Tensor, v: Tensor, initial: Tensor, before: int, keyed: bool
+    a: Tensor, q: Tensor, k: Tensor, v: Tensor, initial: Tensor, before: int, keyed: bool, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if q.shape[1] == 0 or q.numel() == 0 or initial.numel() == 0:
         return q.new_zeros((*q.shape[:-1], v.shape[-1])), initial.clone()
-    length = _chunk_length(q.shape[1])
-    like, a = q, _in_chunks(a.unsqueeze(3), length, 1.0)
-    q, k, v = (_in_chunks(x, length) for x in (q, k, v))
+    layout = _layout(q, cu_seqlens)
+    a = _in_chunks(a.unsqueeze(3), layout, 1.0)
+    q, k, v = (_in_chunks(x, layout) for x in (q, k, v))
     reads = q.new_zeros((*q.shape[:-1], v.shape[-1]))
     reads[:, :, before:] = (q[:, :, before:] @ k.mT) @ v
     levels, (start, end, whole) = _decays(a, before, q.shape[2] - before)
     for size, late, early, *_ in levels:
         into = _halves(reads, size)[1]
         into += _of_tokens(_halves(q, size)[1], late, _halves(k, size)[0], _halves(v, size)[0], early, keyed)
-    _, states, final = _between_chunks(whole, _write(k, v, end, keyed), initial, keyed)
+    _, states, final = _between_chunks(layout, whole, _write(k, v, end, keyed), initial, keyed)
     reads += _of_state(q, start, states.flatten(0, 2), keyed)
-    return _in_tokens(reads, like), final.clone()
+    return _in_tokens(reads, layout), final.clone()
 
 
 def _chunked_backward(
-    grad: Tensor, d_final: Tensor, a: Tensor, q: Tensor, k: Tensor, v: Tensor, initial: Tensor, before: int, keyed: bool
+    grad: Tensor,
+    d_final: Tensor,
+    a: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial: Tensor,
+    before: int,
+    keyed: bool,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Gradients of a, q, k, v and the initial state; the states that enter chunks are computed again."""
     if q.shape[1] == 0 or q.numel() == 0 or initial.numel() == 0:
         return *(torch.zeros_like(x) for x in (a, q, k, v)), d_final.clone()
-    length = _chunk_length(q.shape[1])
-    like, a = q, _in_chunks(a.unsqueeze(3), length, 1.0)
-    grad, q, k, v = (_in_chunks(x, length) for x in (grad, q, k, v))
+    layout = _layout(q, cu_seqlens)
+    a = _in_chunks(a.unsqueeze(3), layout, 1.0)
+    grad, q, k, v = (_in_chunks(x, layout) for x in (grad, q, k, v))
     levels, (start, end, whole) = _decays(a, before, q.shape[2] - before)
-    factor, states, _ = _between_chunks(whole, _write(k, v, end, keyed), initial, keyed)
+    factor, states, _ = _between_chunks(layout, whole, _write(k, v, end, keyed), initial, keyed)
     d_q, d_start, d_states = _of_state_back(grad, q, start, states.flatten(0, 2), keyed)
-    # What arrives at the state that leaves each chunk, from the last one to the first.
-    direct = d_states.unflatten(0, states.shape[:3])
-    direct = torch.cat([direct[:, 1:], d_final.unsqueeze(1)], 1)
-    back = torch.conj_physical(factor)
-    leaving = _carried(
-        torch.cat([back[:, 1:], torch.zeros_like(back[:, :1])], 1), direct, torch.zeros_like(initial), True, True
-    )
-    d_initial = d_states.unflatten(0, states.shape[:3])[:, 0] + back[:, 0] * leaving[:, 0]
+    leaving, d_initial = _between_chunks_back(layout, factor, d_states.unflatten(0, states.shape[:3]), d_final)
     d_factor = (leaving * torch.conj_physical(states)).sum_to_size(factor.shape).flatten(0, 2).unsqueeze(1)
     d_whole = d_factor.mT if keyed else d_factor
     d_k, d_v, d_end = _write_back(leaving.flatten(0, 2), k, v, end, keyed)
@@ -225,32 +312,34 @@ def _chunked_backward(
     d_q[:, :, before:] += d_scores @ torch.conj_physical(k)
     d_k += d_scores.mT @ torch.conj_physical(q_now)
     d_v += torch.conj_physical(q_now @ k.mT).mT @ grad_now
-    d_a = _in_tokens(d_a, like).squeeze(3)
-    return d_a, *(_in_tokens(x, like) for x in (d_q, d_k, d_v)), d_initial
+    d_a = _in_tokens(d_a, layout).squeeze(3)
+    return d_a, *(_in_tokens(x, layout) for x in (d_q, d_k, d_v)), d_initial
 
 
-def _chunks_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, bool], Any]:
-    """Registers `chunks(a, q, k, v, initial, before, keyed)`: `S[t] = a[t] * S[t-1] + sum(k[t] v[t])` and its reads
-    `sum[K](q S)`, with its own backward.
+def _chunks_operator(namespace: str) -> Callable[..., Any]:
+    """Registers `chunks(a, q, k, v, initial, before, keyed, cu_seqlens)`: `S[t] = a[t] * S[t-1] + sum(k[t] v[t])` and
+    its reads `sum[K](q S)`, with its own backward.
 
     a: [B, T, H, 1, K or V]; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`; k, v: [B, T, H, N, K or V];
-    initial: [B, H, K, V]. The factor is along keys where `keyed`, else along values. Saved: what it is given.
+    initial: [B, H, K, V]; of packed sequences B is 1, and `initial` [N, H, K, V]. The factor is along keys where
+    `keyed`, else along values. Saved: what it is given.
     """
 
     @torch.library.custom_op(
         f"{namespace}::chunks",
         mutates_args=(),
-        schema="(Tensor a, Tensor q, Tensor k, Tensor v, Tensor initial, int before, bool keyed) -> (Tensor, Tensor)",
+        schema="(Tensor a, Tensor q, Tensor k, Tensor v, Tensor initial, int before, bool keyed, "
+        "Tensor? cu_seqlens) -> (Tensor, Tensor)",
     )
     def chunks(
-        a: Tensor, q: Tensor, k: Tensor, v: Tensor, initial: Tensor, before: int, keyed: bool
+        a: Tensor, q: Tensor, k: Tensor, v: Tensor, initial: Tensor, before: int, keyed: bool, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         with _without_autocast(initial):
-            return _chunked_forward(a, q, k, v, initial, before, keyed)
+            return _chunked_forward(a, q, k, v, initial, before, keyed, cu_seqlens)
 
     @chunks.register_fake
     def _(
-        a: Tensor, q: Tensor, k: Tensor, v: Tensor, initial: Tensor, before: int, keyed: bool
+        a: Tensor, q: Tensor, k: Tensor, v: Tensor, initial: Tensor, before: int, keyed: bool, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         return q.new_empty((*q.shape[:-1], v.shape[-1])), torch.empty_like(initial)
 
@@ -258,7 +347,7 @@ def _chunks_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, Tensor
         f"{namespace}::chunks_backward",
         mutates_args=(),
         schema="(Tensor grad, Tensor d_final, Tensor a, Tensor q, Tensor k, Tensor v, Tensor initial, int before, "
-        "bool keyed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "bool keyed, Tensor? cu_seqlens) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     )
     def chunks_backward(
         grad: Tensor,
@@ -270,9 +359,10 @@ def _chunks_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, Tensor
         initial: Tensor,
         before: int,
         keyed: bool,
+        cu_seqlens: Tensor | None,
     ) -> tuple[Tensor, ...]:
         with _without_autocast(initial):
-            found = _chunked_backward(grad, d_final, a, q, k, v, initial, before, keyed)
+            found = _chunked_backward(grad, d_final, a, q, k, v, initial, before, keyed, cu_seqlens)
         return tuple(x.contiguous() for x in found)
 
     @chunks_backward.register_fake
@@ -286,15 +376,18 @@ def _chunks_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, Tensor
         initial: Tensor,
         before: int,
         keyed: bool,
+        cu_seqlens: Tensor | None,
     ) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (a, q, k, v, initial))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.before, ctx.keyed = inputs
-        ctx.save_for_backward(*tensors)
+        *tensors, ctx.before, ctx.keyed, cu_seqlens = inputs
+        ctx.save_for_backward(*tensors, cu_seqlens)
 
     def backward(ctx: Any, grad: Tensor, d_final: Tensor) -> tuple[Any, ...]:
-        return (*chunks_backward(grad, d_final, *ctx.saved_tensors, ctx.before, ctx.keyed), None, None)
+        *tensors, cu_seqlens = ctx.saved_tensors
+        found = chunks_backward(grad, d_final, *tensors, ctx.before, ctx.keyed, cu_seqlens)
+        return (*found, None, None, None)
 
     chunks.register_autograd(backward, setup_context=save)
     return chunks
@@ -312,22 +405,25 @@ def _chunked(
     order: tuple[int, ...],
     counts: tuple[int, int],
     keyed: bool,
+    beside: Sequence[tuple[Tensor, tuple[int, ...], Sequence[Any]]] = (),
 ) -> tuple[Tensor, ...]:
     """What the queries read of `S[t] = a * S[t-1] + sum(k * v)`, and the state after the last token.
 
     `order` lays out the state's axes as heads, keys and values, `counts` of the first two. a: heads, then keys or
     values; each query: heads, axes of its own of the given sizes, keys; the first `before` read `S[t-1]`. Of `writes`,
-    k: heads and keys, v: heads and values. All broadcast.
+    k: heads and keys, v: heads and values. All broadcast. States `beside` it have no values: each is its initial value,
+    the order of its axes, and for each write what its keys are multiplied with. They follow in the result likewise.
     """
     state = initial.permute(0, *(i + 1 for i in order))
     sizes = state.shape[1:]
     heads, keys, values = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
-    lead, count = run.lead, len(run.lead)
-    state = state.reshape(state.shape[0], heads.numel(), keys.numel(), values.numel())
+    lead = run.lead
+    wide = state.reshape(state.shape[0], heads.numel(), keys.numel(), values.numel())
+    columns = [x.permute(0, *(i + 1 for i in own)).reshape(*wide.shape[:3], 1) for x, own, _ in beside]
 
     def laid(x: Any, *groups: tuple[int, ...]) -> Tensor:
         """With all of its axes, those of each group merged."""
-        x = torch.as_tensor(x, dtype=initial.dtype, device=initial.device)
+        x = torch.as_tensor(0.0 if x is None else x, dtype=initial.dtype, device=initial.device)
         x = x.expand(*lead, *(n for g in groups for n in g))
         return x.reshape(*lead, *(torch.Size(g).numel() for g in groups))
 
@@ -338,18 +434,26 @@ def _chunked(
     q = torch.cat([laid(x, heads, shape, keys) for x, shape in queries], -2)
     k = torch.stack([laid(x, heads, keys) for x, _ in writes], -2)
     v = torch.stack([laid(x, heads, values) for _, x in writes], -2)
-    if count == 2 and run.position is None:
-        _reject_tangents(a, q, k, v, state)
-        reads, final = chunks(a, q, k, v, state.contiguous(), before, keyed)
+    if columns:
+        more = [torch.stack([laid(x, heads) for x in factors], -1) for _, _, factors in beside]
+        v, wide = torch.cat([v, torch.stack(more, -1)], -1), torch.cat([wide, *columns], -1)
+    if len(lead) == 2:
+        _reject_tangents(a, q, k, v, wide)
+        reads, final = chunks(a, q, k, v, wide.contiguous(), before, keyed, run.cu_seqlens)
     else:
-        with _without_autocast(state):
-            now = _affine(run, scan, a.unsqueeze(-1 if keyed else -2), k.mT @ v, state, True)
-            past = _previous(run, now, state)
-            reads = torch.cat([q[..., :before, :] @ past, q[..., before:, :] @ now], -2)
-        final = _last(run, now, state)
-    back = [order.index(i) + 1 for i in range(len(order))]
+        with _without_autocast(wide):
+            final = _affine(run, scan, a.unsqueeze(-1 if keyed else -2), k.mT @ v, wide, True)
+            reads = torch.cat([q[..., :before, :] @ wide, q[..., before:, :] @ final], -2)
     found = reads.split([torch.Size(shape).numel() for _, shape in queries], -2)
-    return (
-        *(x.reshape(*lead, *heads, *shape, *values) for x, (_, shape) in zip(found, queries)),
-        final.reshape(final.shape[0], *sizes).permute(0, *back),
-    )
+    width = values.numel()
+
+    def read(end: tuple[int, ...], at: int, size: int) -> list[Tensor]:
+        return [x[..., at : at + size].reshape(*lead, *heads, *s, *end) for x, (_, s) in zip(found, queries)]
+
+    def last(x: Tensor, axes: Sequence[int], order: tuple[int, ...]) -> Tensor:
+        return x.reshape(x.shape[0], *axes).permute(0, *(order.index(i) + 1 for i in range(len(order))))
+
+    results = [*read(values, 0, width), last(final[..., :width], sizes, order)]
+    for i, (_, own, _) in enumerate(beside, width):
+        results += [*read((), i, 1), last(final[..., i], (*heads, *keys), own)]
+    return tuple(results)

@@ -67,6 +67,12 @@ def _blank(parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=torch.promote_types(real, torch.float32))
 
 
+def _counted(parameter: Tensor, count: int, start: float) -> Tensor:
+    """`start`, `start + 1`, ...; not whole numbers, whose negative powers PyTorch makes 0."""
+    real = parameter.real.dtype if parameter.is_complex() else parameter.dtype
+    return start + torch.arange(count, dtype=torch.promote_types(real, torch.float32), device=parameter.device)
+
+
 def _orthogonal(blank: Tensor, kept: int, outs: int) -> Tensor:
     """(Semi-)orthogonal matrices, one for each entry of the first `kept` axes: Saxe et al. 2013, arXiv:1312.6120."""
     rows = math.prod(blank.shape[kept : kept + outs])

@@ -40,16 +40,21 @@ class _Chunk(NamedTuple):
     stages: int
 
 
-def _chunk(q: Tensor, v: Tensor) -> _Chunk:
+def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
     """The configuration of what goes through chunks, for the sizes of a call."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
-    return _Chunk(64 if q.dtype == torch.bfloat16 else 32, keys, min(values, 64), 4, 2)
+    narrow = q.dtype == torch.bfloat16
+    room = (4096 if back or keys > 128 else 8192) if narrow else 2048
+    stages = 1 if torch.version.hip else 2
+    return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
 
 
-def _pair_chunk(q: Tensor, v: Tensor) -> _Chunk:
+def _pair_chunk(pairs: _Pairs, q: Tensor, v: Tensor, back: bool) -> _Chunk:
     """The configuration of what tokens of a chunk read of each other."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
-    return _Chunk(_chunk(q, v).tokens, min(keys, 64), min(values, 64), 4, 1)
+    block = 16 if back and pairs.decay == "one" else 32
+    stages = 1 if torch.version.hip else 2
+    return _Chunk(_chunk(q, v, back).tokens, min(keys, block), min(values, 64), 8, stages)
 
 
 def _spaced(x: Tensor) -> tuple[Tensor, list[int]]:
@@ -78,7 +83,7 @@ class _PairsCall(NamedTuple):
 def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
     """Memory for what is kept of chunks: the states that enter them, and of factors along keys what is decayed."""
     q, k = call.q, call.k
-    tokens, dtype = _chunk(q, call.v).tokens, torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
+    tokens, dtype = _chunk(q, call.v, False).tokens, torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
     batch, steps, heads, reads, size = q.shape
     chunks = batch * steps // tokens + call.initial.shape[0]
     made = {"states_ptr": call.initial.new_empty((chunks if keep else 0, *call.initial.shape[1:]), dtype=dtype)}
@@ -90,10 +95,10 @@ def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
     return made
 
 
-def _arguments(pairs: _Pairs, call: _PairsCall) -> dict[str, Any]:
+def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     """What all kernels are given, by the names of their parameters."""
     batch, steps, heads, reads, size = call.q.shape
-    chunk = _chunk(call.q, call.v)
+    chunk = _chunk(call.q, call.v, back)
     given: dict[str, Any] = {"cu_seqlens": call.cu_seqlens, "T": steps, "ROWS": batch * steps * heads, "HEADS": heads}
     given |= {"CHUNKS": batch * steps // chunk.tokens + call.initial.shape[0], "READS": reads, "BEFORE": call.before}
     given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
@@ -119,20 +124,25 @@ def _launch_pairs(kernel: Any, given: dict[str, Any], chunk: _Chunk, programs: i
     kernel[programs, segments](**named, **sizes, **options)
 
 
-def _within_chunks(kernel: Any, given: dict[str, Any], call: _PairsCall) -> None:
+def _within_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back: bool) -> None:
     """Launch a kernel for which chunks do not wait for each other."""
-    chunk, programs = _pair_chunk(call.q, call.v), call.initial.shape[0] * call.q.shape[2]
+    chunk, programs = _pair_chunk(pairs, call.q, call.v, back), call.initial.shape[0] * call.q.shape[2]
     chunks = -(-call.q.shape[0] * call.q.shape[1] // (chunk.tokens * call.initial.shape[0]))
     segments = max(1, min(chunks, 65535, 8 * _units(call.q.device) // programs))
-    _launch_pairs(kernel, given, chunk, programs, segments)
+    _launch_pairs(pairs.pairs_back if back else pairs.pairs, given, chunk, programs, segments)
 
 
 def _through_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back: bool) -> None:
     """Launch the kernel that goes from chunk to chunk; if there are several segments, after that which joins them."""
     q, initial = call.q, call.initial
-    chunk, programs = _chunk(q, call.v), initial.shape[0] * q.shape[2] * given["TILES"]
+    chunk, programs = _chunk(q, call.v, back), initial.shape[0] * q.shape[2] * given["TILES"]
     segments = _segments(q.device, programs, q.shape[0] * q.shape[1] // initial.shape[0], chunk.tokens)
-    given = given | {"SEGMENTS": segments, "SEGMENTED": segments > 1, "segment_ptr": initial, "over_segment_ptr": initial}
+    given = given | {
+        "SEGMENTS": segments,
+        "SEGMENTED": segments > 1,
+        "segment_ptr": initial,
+        "over_segment_ptr": initial,
+    }
     if segments > 1:
         given["segment_ptr"] = initial.new_empty((segments, *initial.shape))
         along = {"keys": (q.shape[-1],), "values": (call.v.shape[-1],)}.get(pairs.decay, ())
@@ -148,10 +158,10 @@ def _pairs_forward(pairs: _Pairs, call: _PairsCall, keep: bool, out: torch.dtype
     if reads.numel() == 0 or call.q.shape[-1] == 0:
         return reads.zero_(), last.copy_(call.initial), memory["states_ptr"]
     with _on(call.q.device):
-        given = _arguments(pairs, call) | memory
+        given = _arguments(pairs, call, False) | memory
         given |= {"initial_ptr": call.initial, "read_ptr": reads, "last_ptr": last, "KEEP": keep}
         if pairs.pairs is not None:
-            _within_chunks(pairs.pairs, given, call)
+            _within_chunks(pairs, given, call, False)
         _through_chunks(pairs, given, call, False)
     return reads, last, memory["states_ptr"]
 
@@ -163,7 +173,7 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
     if grad.numel() == 0 or call.q.shape[-1] == 0:
         return [*(torch.zeros_like(x).contiguous() for x in owners.values()), d_last.clone()]
     with _on(call.q.device):
-        given = _arguments(pairs, call)
+        given = _arguments(pairs, call, True)
         tiles = given["TILES"]
         given |= {"states_ptr": states, "d_read_ptr": grad.contiguous(), "d_last_ptr": d_last.contiguous()}
         given["d_initial_ptr"] = d_initial = call.initial.new_empty(call.initial.shape)
@@ -177,7 +187,7 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
         if pairs.pairs is not None:
             memory = _memory(pairs, call, False)
             given |= memory | {"states_ptr": states}
-            _within_chunks(pairs.pairs, given, call)
+            _within_chunks(pairs, given, call, False)
             dtype = torch.bfloat16 if call.q.dtype == torch.bfloat16 else torch.float32
             given["d_q_since_ptr"] = call.q.new_empty((tiles, *call.q.shape), dtype=dtype)
             given["d_k_until_ptr"] = call.k.new_empty((tiles, *call.k.shape), dtype=dtype)
@@ -186,7 +196,7 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
             given["d_over_chunk_ptr"] = call.q.new_empty(size, dtype=torch.float32)
         _through_chunks(pairs, given, call, True)
         if pairs.pairs is not None:
-            _within_chunks(pairs.pairs_back, given, call)
+            _within_chunks(pairs, given, call, True)
     return [*(made[n].sum(0).to(x.dtype) if n in shared else made[n] for n, x in owners.items()), d_initial]
 
 
@@ -255,6 +265,7 @@ def _by_kernels(
     decay: str,
     low: torch.dtype,
     out: torch.dtype,
+    beside: Sequence[tuple[Tensor, tuple[int, ...], Sequence[Any]]] = (),
 ) -> tuple[Tensor, ...]:
     """`_chunked` with one write by the kernels of `operator`, products' operands in `low` and what is read in `out`.
 
@@ -264,14 +275,14 @@ def _by_kernels(
     sizes = state.shape[1:]
     heads, keys, values = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
     if initial.dtype != torch.float32 or keys.numel() > 256:
-        factor = 1.0 if a is None else a
-        return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, decay != "values")
-    lead = run.lead
-    state = state.reshape(state.shape[0], heads.numel(), keys.numel(), values.numel())
+        factor, keyed = 1.0 if a is None else a, decay != "values"
+        return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, keyed, beside)
+    lead, width = run.lead, values.numel()
+    state = state.reshape(state.shape[0], heads.numel(), keys.numel(), width)
 
     def laid(x: Any, dtype: torch.dtype | None, *groups: tuple[int, ...]) -> Tensor:
         """With all of its axes, those of each group merged."""
-        x = torch.as_tensor(x, device=initial.device)
+        x = torch.as_tensor(0.0 if x is None else x, device=initial.device)
         if dtype is not None or not x.is_floating_point():
             x = x.to(dtype or torch.float32)
         x = x.expand(*lead, *(n for g in groups for n in g))
@@ -283,12 +294,22 @@ def _by_kernels(
     found = [laid(x, low, heads, shape, keys) for x, shape in queries]
     q = found[0] if len(found) == 1 else torch.cat(found, -2)
     k, v = (laid(x, low, heads, g) for x, g in zip(writes[0], (keys, values)))
+    if beside:
+        columns = [x.permute(0, *(i + 1 for i in axes)).reshape(*state.shape[:3], 1) for x, axes, _ in beside]
+        v = torch.cat([v, *(laid(x, low, heads, (1,)) for _, _, (x,) in beside)], -1)
+        state = torch.cat([state, *columns], -1)
     _reject_tangents(*(x for x in (a, q, k, v, state) if x is not None))
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, q, k, v, state))
     reads, final, _ = operator(a, q, k, v, state, run.cu_seqlens, before, keep, out)
-    back = [order.index(i) + 1 for i in range(len(order))]
     split = reads.split([torch.Size(shape).numel() for _, shape in queries], -2)
-    return (
-        *(x.reshape(*lead, *heads, *shape, *values) for x, (_, shape) in zip(split, queries)),
-        final.reshape(final.shape[0], *sizes).permute(0, *back),
-    )
+
+    def read(end: tuple[int, ...], at: int, size: int) -> list[Tensor]:
+        return [x[..., at : at + size].reshape(*lead, *heads, *s, *end) for x, (_, s) in zip(split, queries)]
+
+    def last(x: Tensor, axes: Sequence[int], order: tuple[int, ...]) -> Tensor:
+        return x.reshape(x.shape[0], *axes).permute(0, *(order.index(i) + 1 for i in range(len(order))))
+
+    results = [*read(values, 0, width), last(final[..., :width], sizes, order)]
+    for i, (_, axes, _) in enumerate(beside, width):
+        results += [*read((), i, 1), last(final[..., i], (*heads, *keys), axes)]
+    return tuple(results)

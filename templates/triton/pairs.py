@@ -113,7 +113,16 @@ def _tl_moved(x, row, BY: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _tl_scores(
-    scores, q, k, a, a_next, row, LAG: tl.constexpr, LEVELS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+    scores,
+    q,
+    k,
+    a,
+    a_next,
+    row,
+    LAG: tl.constexpr,
+    LEVELS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """`scores`, [C, C], and the decayed products of some keys. `a`: the factors of each token, with LAG 1 of the one
     before."""
@@ -164,7 +173,17 @@ def _tl_scores_back(
 
 @triton.jit
 def _tl_values_read(
-    q, k, v, state, a, a_next, row, LAG: tl.constexpr, LEVELS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+    q,
+    k,
+    v,
+    state,
+    a,
+    a_next,
+    row,
+    LAG: tl.constexpr,
+    LEVELS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """What the tokens of a chunk read, [C, BV]. `a`: each token's factors, with LAG 1 those of the token before."""
     scores = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)

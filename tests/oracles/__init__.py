@@ -4,11 +4,13 @@ An oracle takes the cell's params by name, its inputs `[B, T, ...]` by name and 
 one), and returns its outputs and the final state. Histories are newest first.
 """
 
+from tests.oracles.attention import ATTENTION
 from tests.oracles.case import Case, Oracle, Result, Tensors
 from tests.oracles.language import LANGUAGE
+from tests.oracles.learners import LEARNERS
 from tests.oracles.literature import LITERATURE
 from tests.oracles.sequential import SEQUENTIAL
 
-CASES: dict[str, Case] = {**LANGUAGE, **LITERATURE, **SEQUENTIAL}
+CASES: dict[str, Case] = {**LANGUAGE, **LITERATURE, **ATTENTION, **SEQUENTIAL, **LEARNERS}
 
 __all__ = ["CASES", "Case", "Oracle", "Result", "Tensors"]
