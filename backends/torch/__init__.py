@@ -46,7 +46,9 @@ def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_fil
         ranks=any(c.ranks for c in cells),
         cells=[_view(c) for c in cells],
     )
-    needs = "torch, and triton for its kernels on a GPU," if any(c.parts for c in cells) else "torch alone"
+    tools = ["triton"] if any(c.parts for c in cells) else []
+    tools += ["cuda-core"] if any(loop.kernels for c in cells for loop in c.loops) else []
+    needs = f"torch, and {' and '.join(tools)} for its kernels on a GPU," if tools else "torch alone"
     head = docstring(_head([c.name for c in cells], text, digest, needs, "_native" in wanted))
     return f"{head}\n\nfrom __future__ import annotations\n\n{_imports(body)}\n\n{body}"
 
@@ -142,7 +144,7 @@ def _closure(wanted: Iterable[str], runtime: dict[str, str]) -> list[str]:
 
 
 _MODULES = (
-    *("cmath", "contextlib", "ctypes", "hashlib", "itertools", "math", "os"),
+    *("cmath", "contextlib", "ctypes", "functools", "hashlib", "importlib", "itertools", "math", "os"),
     *("shlex", "shutil", "subprocess", "tempfile", "threading", "warnings"),
 )
 
