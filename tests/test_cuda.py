@@ -11,14 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnc.cli import main
 from tests.cells import EXAMPLES
+from tests.elementwise import Program
 from tests.emulation import Emulation
+from tests.families import compiled
 from tests.modules import generate, load
 from tests.oracles import CASES
+from tests.sequential import sequential
 from tests.stepped import CELLS, LAGS, PACKED, STEPPED, TEXTS, WIDE, check, results
+from tests.test_compiled import disagreeing
 
 host = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 QUICK = ("GRUv1", "PVRNN", "SLSTM", "SparseRNN", "TitansLinear")
@@ -75,6 +81,29 @@ def test_cells(name: str, emulation: Emulation) -> None:
         compare(emulation, CELLS[name], {}, lead, torch.float32)
 
 
+@host
+@pytest.mark.parametrize("count", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_random_cells(count: int, emulation: Emulation) -> None:
+    @settings(max_examples=count, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @given(
+        sequential(),
+        st.sampled_from([4, (2, 0, 5, 1), 0, 1]),
+        st.integers(0, 99),
+        st.sampled_from([torch.float32, torch.float64]),
+        st.sampled_from([0, 1, 5]),
+    )
+    def run(program: Program, lead: int | tuple[int, ...], seed: int, dtype: torch.dtype, order: int) -> None:
+        made, module = compiled(program.text)
+        emulation.install(module)
+        emulation.order = order
+        emulation.calls.clear()
+        assert made.cell is not None
+        assert not disagreeing(made.cell, module, program, lead, seed, dtype)
+        assert len(emulation.calls) == (2 if lead else 0)
+
+    run()
+
+
 LSTM = {"D": 6, "H": 2}
 
 
@@ -102,6 +131,7 @@ def test_16_bits(name: str, dtype: torch.dtype, sizes: dict[str, int], emulation
     for held in (True, False):
         emulation.calls.clear()
         emulation.replace(module, "_cuda_layout", lambda *args, held=held: lay(*args, held))
+        module._cuda_text.cache_clear()
         compare(emulation, text, sizes, PACKED, dtype)
         for call in emulation.calls:
             assert "#define LOW 1" in call.text and ("HELD_0 2" if held else "HELD_0 1") in call.text
@@ -247,8 +277,7 @@ def texts(name: str, sizes: dict[str, int], dtype: torch.dtype) -> dict[str, str
     out: dict[str, str] = {}
     for which in ("forward", "backward"):
         kernel = getattr(cuda, which)
-        layout = module._cuda_layout(kernel, sizes, real.itemsize, low is not None, 226 * 1024)
-        out[which] = module._cuda_text(cuda.head, kernel.text, real, low, sizes, types, layout)
+        out[which], _ = module._cuda_text(cuda.head, kernel, real, low, tuple(sizes.items()), tuple(types), 226 * 1024)
     return out
 
 

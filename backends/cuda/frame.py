@@ -50,7 +50,8 @@ class FrameCoder(KernelCoder):
         waits = barriers(self.items, rings)
         pointers = [f"void *p_{n}" for n in self.arguments()]
         numbers = [f"double k_{identifier(c)}" for c in self.step.consts]
-        fixed = ["long long b_count, const long long *b_ids, const long long *b_starts, const long long *b_lengths"]
+        fixed = ["long long b_count, long long b_every"]
+        fixed.append("const long long *b_ids, const long long *b_starts, const long long *b_lengths")
         head = f"{self.name}({', '.join([*fixed, 'char *b_spills', *pointers, *numbers])}) {{"
         lines = [
             "DYNAMIC;",
@@ -69,10 +70,11 @@ class FrameCoder(KernelCoder):
             ]
         lines += [
             "if (b_tid < ROWS) {",
-            "  const bool b_there = b_first + b_tid < b_count;",
-            "  b_start[b_tid] = b_there ? b_starts[b_first + b_tid] : 0;",
-            "  b_id[b_tid] = b_there ? b_ids[b_first + b_tid] : -1;",
-            "  b_length[b_tid] = b_there ? (int)b_lengths[b_first + b_tid] : 0;",
+            "  const long long b_at = b_first + b_tid;",
+            "  const bool b_there = b_at < b_count;",
+            "  b_start[b_tid] = b_there ? b_starts ? b_starts[b_at] : b_at * b_every : 0;",
+            "  b_id[b_tid] = b_there ? b_ids ? b_ids[b_at] : b_at : -1;",
+            "  b_length[b_tid] = b_there ? (int)(b_lengths ? b_lengths[b_at] : b_every) : 0;",
             "}",
             "__syncthreads();",
             *self._matrices(),

@@ -248,48 +248,48 @@ class _CudaCall:
         return "cplx" if dtype.is_complex else names.get(dtype, "unsigned char")
 
     def rows(self, sequence: Tensor | None) -> None:
-        """Where each sequence begins, how long it is, and its place in the histories; the longest first."""
-        count, device = self.history[0].shape[0], self.history[0].device
-        self.order = torch.arange(count, device=device)
-        if sequence is None:
-            batch, steps = self.lead
-            self.starts = (torch.arange(batch, device=device) * steps).expand(count).contiguous()
-            self.lengths = torch.full((count,), steps, device=device)
-            return
-        starts = torch.searchsorted(sequence, self.order)
-        lengths = torch.searchsorted(sequence, self.order, right=True) - starts
-        self.order = torch.argsort(lengths, descending=True, stable=True)
-        self.starts, self.lengths = starts[self.order], lengths[self.order]
+        """Where each sequence begins, how long it is, and its place in the histories; the longest first. None of them
+        where all are as long."""
+        self.order = self.starts = self.lengths = None
+        if sequence is not None:
+            order = torch.arange(self.history[0].shape[0], device=sequence.device)
+            starts = torch.searchsorted(sequence, order)
+            lengths = torch.searchsorted(sequence, order, right=True) - starts
+            self.order = torch.argsort(lengths, descending=True, stable=True)
+            self.starts, self.lengths = starts[self.order], lengths[self.order]
 
     def run(self, name: str, *after: Tensor) -> None:
         kernel = self.cuda.forward if name == "forward" else self.cuda.backward
         like, count = self.history[0], self.history[0].shape[0]
-        layout = _cuda_layout(kernel, self.sizes, self.dtype.itemsize, self.low is not None, _cuda_limit(like.device))
-        text = _cuda_text(self.cuda.head, kernel.text, self.dtype, self.low, self.sizes, self.macros, layout)
+        sizes, limit = tuple(self.sizes.items()), _cuda_limit(like.device)
+        text, layout = _cuda_text(self.cuda.head, kernel, self.dtype, self.low, sizes, tuple(self.macros), limit)
         grid = (-(-count // layout.rows), layout.parts)
         spill = torch.empty(grid[0] * grid[1] * layout.spill, dtype=torch.uint8, device=like.device)
         tensors = [*self.hoisted, *self.fixed, *self.history, *after]
-        rows = (x.data_ptr() for x in (self.order, self.starts, self.lengths, spill))
-        arguments = [count, *rows, *(x.data_ptr() for x in tensors), *self.consts]
+        rows = (0 if x is None else x.data_ptr() for x in (self.order, self.starts, self.lengths))
+        pointers = (x.data_ptr() for x in (spill, *tensors))
+        arguments = [count, self.lead[1], *rows, *pointers, *self.consts]
         _cuda_start(text, name, grid, layout.threads, layout.shared, arguments, like)
 
 
+@functools.cache
 def _cuda_text(
     head: str,
-    kernel: str,
+    kernel: _CudaKernel,
     dtype: torch.dtype,
     low: torch.dtype | None,
-    sizes: dict[str, int],
-    types: Sequence[str],
-    layout: _CudaLayout,
-) -> str:
+    sizes: tuple[tuple[str, int], ...],
+    types: tuple[str, ...],
+    limit: int,
+) -> tuple[str, _CudaLayout]:
     """A kernel with all that its text leaves open."""
+    layout = _cuda_layout(kernel, dict(sizes), dtype.itemsize, low is not None, limit)
     macros = ["DOUBLE"] if dtype == torch.float64 else []
     macros += ["HALF"] if low == torch.float16 else []
     element = "real" if low is None else "fp16" if low == torch.float16 else "bf16"
-    macros += [f"LOW {int(low is not None)}", f"ELEMENT {element}", *(f"n_{d} {n}" for d, n in sizes.items())]
+    macros += [f"LOW {int(low is not None)}", f"ELEMENT {element}", *(f"n_{d} {n}" for d, n in sizes)]
     lines = [f"#define {m}" for m in (*macros, *types, *layout.macros)]
-    return "\n".join([*lines, head, kernel, ""])
+    return "\n".join([*lines, head, kernel.text, ""]), layout
 
 
 def _cuda_run(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
