@@ -27,7 +27,7 @@ from tests.stepped import CELLS, LAGS, PACKED, STEPPED, TEXTS, WIDE, check, resu
 from tests.test_compiled import disagreeing
 
 host = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-QUICK = ("GRUv1", "PVRNN", "SLSTM", "SparseRNN", "TitansLinear")
+QUICK = ("GRUv1", "PVRNN", "SLSTM", "SparseRNN")
 
 
 @pytest.fixture
