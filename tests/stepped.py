@@ -12,7 +12,7 @@ from tests.modules import checked, draw_for, gradients, load, some_state, tensor
 from tests.oracles import CASES
 
 STEPPED = ("Elman", "GRU", "GRUD", "GRUv1", "IRNN", "LSTM", "MGU", "PeepholeLSTM", "PVRNN", "RateNetwork", "SLSTM")
-STEPPED += ("SparseRNN", "UGRNN")
+STEPPED += ("SparseRNN", "TTTLinear", "UGRNN")
 TEXTS = {n: (EXAMPLES / f"{CASES[n].file}.rnn").read_text(encoding="utf-8") for n in STEPPED}
 
 NORM = (
