@@ -84,7 +84,7 @@ class Model(nn.Module):
     def __init__(self, group: Group, make: MakeCell) -> None:
         super().__init__()
         self.embedding = nn.Embedding(len(group.letters), WIDTH)
-        self.blocks = nn.Sequential(*(Block(WIDTH, make(D=WIDTH)) for _ in range(LAYERS)))
+        self.blocks = nn.Sequential(*(Block(WIDTH, make(D=WIDTH), 3 * WIDTH) for _ in range(LAYERS)))
         self.head = nn.Sequential(nn.RMSNorm(WIDTH), nn.Linear(WIDTH, len(group.elements)))
 
     def forward(self, words: Tensor) -> Tensor:

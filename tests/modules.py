@@ -138,7 +138,8 @@ class Interpreted(nn.Module):
         params = {**dict(self.inner.named_parameters()), **dict(self.inner.named_buffers())}
         outputs, last = self.interpreter.run(inputs, params, state and state._asdict(), cu_seqlens)
         kind = type(self.initial_state(1))
-        return (outputs if len(outputs) > 1 else outputs[0]), kind(*(last[n] for n in kind._fields))
+        single, *more = outputs
+        return (outputs if more else single), kind(*(last[n] for n in kind._fields))
 
 
 def draw(

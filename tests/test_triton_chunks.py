@@ -62,7 +62,7 @@ def compared(
     module: Any = None,
 ) -> float:
     """How far outputs, final states and all gradients are from the interpreter's in float64."""
-    made = module or load(text)
+    made: Any = module or load(text)
     before, made._segments = made._segments, lambda *_: segments
     try:
         ours = made.C(backend="triton")

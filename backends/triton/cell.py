@@ -30,7 +30,6 @@ from .kernel import KernelCoder, Leaf
 from .maptext import map_text
 from .prune import pruned
 
-
 SEQUENTIAL = "cuda: one step after the other in a kernel"
 """The kernel of what neither composes nor is elementwise, in words."""
 

@@ -155,7 +155,7 @@ class _NativeCall:
                     x, step = x.contiguous(), math.prod(shape)
                 strides.append(step)
             elif part.role == "fixed":
-                x = _plain(x).to(self.kind(part)).expand(*shape).contiguous()
+                x = _plain(x).to(self.kind(part)).expand(shape).contiguous()
             if part.role != "history":
                 self.operands.append(x)
         self.strides = (ctypes.c_long * max(len(strides), 1))(*strides)

@@ -204,8 +204,8 @@ def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., A
     """Registers `reads, last, states = op(a, q, k, v, initial, cu_seqlens, before, keep, out)` and its backward.
 
     a: [B, T, H], or with K or V; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`; k: [B, T, H, K]; v: [B,
-    T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have the dtype `out`. Where `keep`, the states that
-    enter chunks are written, which the backward needs beside what it is given.
+    T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have the dtype `out`. Where `keep`, the states
+    that enter chunks are written, which the backward needs beside what it is given.
     """
     operands = "Tensor? a, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens, int before"
 
