@@ -148,14 +148,14 @@ class _NativeCall:
         for part in native.inputs:
             x, shape = given[part.role][part.place], self.shape(part)
             if part.role == "hoisted":
-                x = _plain(x).to(self.kind(part)).expand(*lead, *shape)
+                x = _plain(x).to(self.kind(part)).expand([*lead, *shape])
                 # Of several maps that were one product each is a stretch of every token's numbers.
                 apart, step = x.stride()[:2] if lead[1] > 1 else (0, max(x.stride(0), 1))
                 if not x[0, 0].is_contiguous() or (lead[0] > 1 < lead[1] and apart != step * lead[1]) or not step:
                     x, step = x.contiguous(), math.prod(shape)
                 strides.append(step)
             elif part.role == "fixed":
-                x = _plain(x).to(self.kind(part)).expand(*shape).contiguous()
+                x = _plain(x).to(self.kind(part)).expand(shape).contiguous()
             if part.role != "history":
                 self.operands.append(x)
         self.strides = (ctypes.c_long * max(len(strides), 1))(*strides)
