@@ -18,7 +18,7 @@ from typing import Any
 from rnnc import __version__
 from rnnc.bound import Analysis, Spectrum, spectrum_text
 from rnnc.chunks import Chunks
-from rnnc.closure import Affine, Block, Closure, Composable, Moebius, Sequential, Tropical, Variable
+from rnnc.closure import Affine, Block, Closure, Composable, LowRank, Moebius, Sequential, Tropical, Variable
 from rnnc.closure.obligations import as_written
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
@@ -26,7 +26,8 @@ from rnnc.fuse import fuse
 from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
-from rnnc.plan import Plan, Scan, Step
+from rnnc.plan import Loop, Plan, Scan, Step
+from rnnc.rank import RankChunks
 from rnnc.show import expr_text, region_text
 from rnnc.source import Source
 
@@ -100,7 +101,7 @@ def groups_text(system: System, closures: Sequence[Closure]) -> str:
         if group.reads:
             lines.append(f"    after {', '.join(group.reads)}")
         lines.append(f"    {reason(system, closure)}")
-        if isinstance(closure, Affine | Composable):
+        if isinstance(closure, Affine | Composable | LowRank):
             lines.append(f"    {closure.certificate}")
     return "\n".join(lines) + "\n"
 
@@ -116,12 +117,33 @@ def _steps(plan: Plan) -> Iterator[tuple[Step, list[str]]]:
             yield step, names
 
 
-def _contracted(chunks: Chunks) -> str:
-    """Why no token's state is kept."""
-    over = ", ".join(chunks.keys)
-    if chunks.beside:
-        return f"its decays, keys and queries are those of `{chunks.beside}`, so the same products compute it"
-    return f"it is only read by sums over {over} of products with what is free of it, so no token's state is kept"
+def _kept(step: Step) -> str:
+    """Why no token's state is kept, and on what that rests."""
+    match step:
+        case Scan(chunks=Chunks(beside=str() as host)):
+            return f"its decays, keys and queries are those of `{host}`, so the same products compute it"
+        case Scan(chunks=Chunks(keys=keys)):
+            return f"it is {_summed(keys)}, so no token's state is kept"
+        case Loop(chunks=RankChunks() as ranks, closure=closure):
+            held = "it is" if len(closure.group.states) == 1 else "they are"
+            told = (
+                f"{held} {_summed(ranks.columns if ranks.by_column else ranks.mixed)}, so tokens of a chunk are solved "
+                "for together, and no token's state is kept; keys may have any norm: what a chunk overwrites is right "
+                "to the roundings of what it held"
+            )
+            lacking = "; no factor of the state was proved to lie in [-1, 1]: a call in which one does not is stepped"
+            return told if step.contracting else told + lacking
+        case Loop(closure=LowRank()):
+            return (
+                "stepped, for something reads or writes it otherwise than by products: sums over the same dims, of "
+                "what is free of it times the state"
+            )
+        case _:
+            return ""
+
+
+def _summed(dims: Sequence[str]) -> str:
+    return f"only read by sums over {', '.join(dims)} of products with what is free of it"
 
 
 def _group(system: System, analysis: Analysis, step: Step, names: list[str], fused: Mapping[str, str]) -> Report:
@@ -129,14 +151,14 @@ def _group(system: System, analysis: Analysis, step: Step, names: list[str], fus
     found = analysis.spectrum(names[0])
     tracking = analysis.tracking(found)
     why = reason(system, closure, contracting=isinstance(step, Scan) and step.contracting)
-    chunks = step.chunks if isinstance(step, Scan) else None
+    kept = _kept(step)
     return {
         "states": names,
         "family": closure.family,
-        "certificate": closure.certificate if isinstance(closure, Affine | Composable) else "",
+        "certificate": closure.certificate if isinstance(closure, Affine | Composable | LowRank) else "",
         "kernel": step.kernel,
         "triton": fused.get(names[0], ""),
-        "reason": f"{why}; {_contracted(chunks)}" if chunks else why,
+        "reason": f"{why}; {kept}" if kept else why,
         "spectrum": spectrum_text(found),
         "spectrum_proved": found.bounded,
         "tracks": list(tracking.can),
@@ -174,6 +196,8 @@ def reason(system: System, closure: Closure, *, contracting: bool = False) -> st
             if contracting:
                 told.append("the factor is proved to be at most 1 in modulus, so time may be cut into segments")
             return "; ".join(told)
+        case LowRank():
+            return _low_rank(closure) + _equations(system, closure)
         case Sequential(refusals=refusals, nearest=nearest):
             reasons: dict[str, list[str]] = {}
             for r in refusals:
@@ -212,6 +236,21 @@ def _form(closure: Composable) -> str:
             return f"a fraction of sums in {past}, entry by entry"
         case _:
             return closure.family
+
+
+def _low_rank(closure: LowRank) -> str:
+    """The form of the transition in words."""
+    names, along = closure.group.states, ", ".join(closure.inner)
+    held = " and ".join(f"`{n}[t-1]`" for n in names)
+    mixed = any(set(e.dims) & set(closure.inner) for e in closure.factors)
+    factor = f"a factor for each entry of {along}" if mixed else "one factor"
+    if len(names) > 1:
+        factor = f"a matrix of {len(names)} x {len(names)} between the states" + (f" for each {along}" if mixed else "")
+    count = len(closure.map.terms)
+    several = ", ".join(dict.fromkeys(d for t in closure.map.terms for d in t.bound))
+    rank = f"rank {count}" if not several else f"a rank that {several} gives"
+    times = f", so many times a token as {closure.over} has entries" if closure.over else ""
+    return f"affine in {held}, the transition being {factor} plus {rank} along {along}{times}"
 
 
 def _separates(system: System, closure: Sequential, blamed: set[Expr]) -> bool:

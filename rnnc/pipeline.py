@@ -10,8 +10,8 @@ from rnnc import ir, tree
 from rnnc.adjoint import Adjoint, adjoint
 from rnnc.bound import Analysis, bound
 from rnnc.check import check
-from rnnc.closure import Affine, Block, Closure, close
-from rnnc.closure.obligations import settle
+from rnnc.closure import Affine, Block, Closure, LowRank, close
+from rnnc.closure.obligations import bounded, settle
 from rnnc.contract import contracted
 from rnnc.diagnostics import Diagnostic, ProgramError, has_errors
 from rnnc.errors.names import CellsCollide
@@ -22,8 +22,8 @@ from rnnc.plan import Plan, plan
 from rnnc.source import Source
 from rnnc.target import backend
 
-Stage = Literal["tree", "ir", "groups", "analysis", "plan", "module"]
-STAGES: tuple[Stage, ...] = ("tree", "ir", "groups", "analysis", "plan", "module")
+Stage = Literal["tree", "ir", "groups", "analysis", "plan", "cuda", "module"]
+STAGES: tuple[Stage, ...] = ("tree", "ir", "groups", "analysis", "plan", "cuda", "module")
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,14 @@ def _one(
     for c in closures:
         if isinstance(c, Affine):
             adjoints[c.group.states[0]] = adjoint(system, c)
-    contracting = [c.group.states[0] for c in closures if _contracts(analysis, c)]
+    contracting = [c.group.states[0] for c in closures if _contracts(system, analysis, c)]
     planned = plan(system, closures, adjoints, contracting)
     return Compilation(tree_cell, cell, system, groups, closures, analysis, planned, told)
 
 
-def _contracts(analysis: Analysis, closure: Closure) -> bool:
+def _contracts(system: System, analysis: Analysis, closure: Closure) -> bool:
+    if isinstance(closure, LowRank):
+        return bounded(system, closure.factors, analysis.always)
     return analysis.bounded_products(closure) if isinstance(closure, Block) else analysis.contracting(closure)
 
 

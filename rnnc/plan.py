@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from rnnc.adjoint import Adjoint, flow
 from rnnc.beside import beside
 from rnnc.chunks import Chunks, chunks
-from rnnc.closure import Affine, Block, Closure, Composable
+from rnnc.closure import Affine, Block, Closure, Composable, LowRank
 from rnnc.derive import depends
 from rnnc.ir import Apply, Conv, Expr, Linear, Lit, Reduce, Ref, walk
 from rnnc.lower import Stream, System
+from rnnc.rank import RankChunks, operands, rank_chunks
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Loop:
 
     `hoisted` are the parts of its updates, and of its maps, that need none of its states and differ from token to
     token; `fixed` those that only parameters decide. Both are computed before the loop. `contracting` says that
-    products of its Jacobians, over any number of tokens, were proved not to grow.
+    products of its Jacobians, over any number of tokens, were proved not to grow; of a low-rank group, that none of its
+    factors exceeds 1. `chunks` are the parts of low-rank states that are only read through sums, for a backend that
+    computes those by chunks of tokens.
     """
 
     closure: Closure
@@ -67,6 +70,7 @@ class Loop:
     fixed: tuple[Expr, ...]
     contracting: bool = False
     flow: Block | None = None
+    chunks: RankChunks | None = None
 
     @property
     def maps(self) -> Composable | None:
@@ -75,6 +79,8 @@ class Loop:
 
     @property
     def kernel(self) -> str:
+        if self.chunks:
+            return "chunks of tokens, low-rank transitions solved"
         return f"{self.maps.family} scan in segments" if self.maps else "loop over tokens"
 
 
@@ -106,6 +112,8 @@ def needs(step: Step) -> tuple[Expr, ...]:
             return (c.a,) if c.b is None else (c.a, c.b)
         case Pointwise(stream=s):
             return (s.expr,)
+        case Loop(closure=LowRank() as c, chunks=RankChunks() as chunks):
+            return operands(c, chunks)
         case Loop():
             return (*step.hoisted, *step.fixed)
 
@@ -142,7 +150,7 @@ def plan(
             loop = _loop(closure, streams)
             steps.append(replace(loop, contracting=name in contracting, flow=flow(system, closure, streams)))
     for step in tuple(steps):
-        if isinstance(step, Scan) and step.contracting:
+        if step.contracting if isinstance(step, Scan) else isinstance(step.closure, LowRank):
             _by_chunks(system, steps, steps.index(step))
     for step in tuple(steps):
         if isinstance(step, Scan) and step.contracting and step.chunks is None:
@@ -151,15 +159,26 @@ def plan(
 
 
 def _by_chunks(system: System, steps: list[Step], at: int) -> None:
-    """Compute a scan by chunks where it can be; later, if a query waits for another state."""
+    """Compute a matrix state by chunks where it can be; later, if a query waits for another state."""
     step = steps[at]
-    assert isinstance(step, Scan)
     others, around, first = _around(system, steps, step)
     for place in dict.fromkeys((at, first)):
         ready = [name for s in others[:place] for name in s.closure.group.states]
-        if found := chunks(system, step.closure, step.stream, around, ready):
-            steps[:] = [*others[:place], replace(step, chunks=found), *others[place:]]
+        if found := _parts(system, step, around, ready):
+            steps[:] = [*others[:place], found, *others[place:]]
             return
+
+
+def _parts(system: System, step: Step, around: list[Expr], ready: list[str]) -> Step | None:
+    """The step by chunks."""
+    match step:
+        case Scan(closure=c, stream=stream) if found := chunks(system, c, stream, around, ready):
+            return replace(step, chunks=found)
+        case Loop(closure=LowRank() as c, streams=streams, contracting=bounded):
+            found = rank_chunks(system, c, streams, bounded, around, ready)
+            return replace(step, chunks=found) if found else None
+        case _:
+            return None
 
 
 def _beside(system: System, steps: list[Step], at: int) -> None:
@@ -177,13 +196,14 @@ def _beside(system: System, steps: list[Step], at: int) -> None:
             return
 
 
-def _around(system: System, steps: list[Step], step: Scan) -> tuple[list[Step], list[Expr], int]:
+def _around(system: System, steps: list[Step], step: Step) -> tuple[list[Step], list[Expr], int]:
     """The other steps, all that is computed besides the update of this one, and which of them needs it first."""
     others = [s for s in steps if s is not step]
     read = [(*needs(s), *(x.expr for x in s.streams)) if isinstance(s, Loop) else needs(s) for s in others]
     around = [e for exprs in read for e in exprs] + [e for _, e in system.outputs]
     around += [c.arg for c in system.convs.values()]
-    first = next((i for i, exprs in enumerate(read) if step.stream.name in _states(exprs)), len(others))
+    own = set(step.closure.group.states)
+    first = next((i for i, exprs in enumerate(read) if own & _states(exprs)), len(others))
     return others, around, first
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rnnc.chunks import Chunks
+from rnnc.closure import LowRank
 from rnnc.fuse import Kernel, fuse
 from rnnc.plan import Loop, Plan, Pointwise, Scan
 from rnnc.show import expr_text
@@ -27,6 +28,7 @@ def plan_text(plan: Plan) -> str:
                 lines.append(f"    gradient of a: {expr_text(step.adjoint.to_a)}, of b: {expr_text(step.adjoint.to_b)}")
             case Loop():
                 lines.append(f"  {', '.join(s.name for s in step.streams)}: {step.kernel}")
+                lines.extend(f"    {line}" for line in _ranks(step))
                 lines.extend(f"    before, for all tokens: {expr_text(e)}" for e in step.hoisted)
                 lines.extend(f"    before, once: {expr_text(e)}" for e in step.fixed)
     for kernel in fuse(plan):
@@ -49,6 +51,27 @@ def _chunks(chunks: Chunks | None) -> list[str]:
     lines += [f"writes {expr_text(k)} by {expr_text(v)}" for k, v in chunks.writes]
     when = ("after the write", "before it")
     return lines + [f"read {when[r.lag]} by {expr_text(r.query)}" for r in chunks.reads]
+
+
+def _ranks(step: Loop) -> list[str]:
+    """The parts of states with low-rank transitions."""
+    if step.chunks is None or not isinstance(step.closure, LowRank):
+        return []
+    chunks, map = step.chunks, step.closure.map
+    parts = {"heads": chunks.heads, "mixed": chunks.mixed, "columns": chunks.columns}
+    lines = ["; ".join(f"{part} {', '.join(dims)}" for part, dims in parts.items() if dims)]
+    names = [s.name for s in step.streams]
+    for name, row in zip(names, map.factors, strict=True):
+        lines += [f"{name} from {of}: times {expr_text(e)}" for of, e in zip(names, row, strict=True) if e is not None]
+    for term in map.terms:
+        over = f", summed over {', '.join(term.bound)}" if term.bound else ""
+        lines.append(f"corrects what {expr_text(term.right)} reads of {names[term.column]}{over}")
+        lines += [f"  {n} by {expr_text(e)}" for n, e in zip(names, term.left, strict=True) if e is not None]
+    for write in chunks.writes:
+        left = ", ".join(f"{expr_text(e)} in {n}" for n, e in zip(names, write.left, strict=True) if e is not None)
+        lines.append(f"writes {left} by {expr_text(write.right)}")
+    when = ("after the write", "before it")
+    return lines + [f"read {when[r.read.lag]} of {names[r.index]} by {expr_text(r.read.query)}" for r in chunks.reads]
 
 
 def _kernel(kernel: Kernel) -> list[str]:

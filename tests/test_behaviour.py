@@ -54,6 +54,31 @@ TRACKING = {
     "complex": ("state h[D]: complex\n", "exp(1j * x) * h[t-1] + x", [], ["permutations"]),
     "a delta rule": (MATRIX, "h[t-1] - β * κ * sum[K](κ * h[t-1]) + κ * v", [], ["parity", "modulo 3 in one layer"]),
     "reflections": (MATRIX, "h[t-1] - 2 * β * κ * sum[K](κ * h[t-1]) + κ * v", ["swaps"], ["modulo 3 in one layer"]),
+    "reflections, decayed per key": (
+        "decay a = sigmoid(k)\nW = a * h[t-1]\n" + MATRIX,
+        "W - 2 * β * κ * sum[K](κ * W) + κ * v",
+        ["swaps"],
+        ["modulo 3 in one layer"],
+    ),
+    # Its factors sum to 1: all but one of them are small.
+    "reflections, decayed by shares": (
+        "W = softmax[K](k) * h[t-1]\n" + MATRIX,
+        "W - 2 * β * κ * sum[K](κ * W) + κ * v",
+        [],
+        ["modulo 3 in one layer"],
+    ),
+    "two reflections": (
+        "π = l2norm[K](linear(k -> K))\nA = h[t-1] - 2 * β * κ * sum[K](κ * h[t-1])\n" + MATRIX,
+        "A - 2 * sigmoid(sum[V](v)) * π * sum[K](π * A) + κ * v",
+        ["permutations of 3 things"],
+        [],
+    ),
+    "two reflections by one vector": (
+        "π = l2norm[K](exp(k))\nA = h[t-1] - 2 * β * κ * sum[K](κ * h[t-1])\n" + MATRIX,
+        "A - 2 * sigmoid(sum[V](v)) * π * sum[K](π * A) + κ * v",
+        [],
+        [],
+    ),
     "nonlinear": (REAL, "tanh(w * h[t-1] + x)", [], []),
     "a learned matrix": (REAL, "tanh(linear(h[t-1] -> D) + x)", [], []),
 }

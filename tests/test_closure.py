@@ -79,7 +79,7 @@ def test_an_error_term_defined_apart() -> None:
         ("x / (1 + abs(h[t-1]))", "abs(h[t-1])"),
         ("where(h[t-1] > 0, x, h[t-1])", "h[t-1] > 0"),
         ("z * h[t-1] + sum[N](U * h[t-1][D -> N])", "h[t-1][D -> N]"),
-        ("mean[D](h[t-1]) + x", "mean[D](h[t-1])"),
+        ("max[D](h[t-1]) + x", "max[D](h[t-1])"),
         ("tanh(0.5 * h[t-1] + 0.1 * h[t-2])", "h[t-2]"),
     ],
 )

@@ -189,7 +189,7 @@ MUTANTS = {
         "((h_prev, d_o_in), (h_prev, d_f_in)",
         "((h_prev, d_f_in), (h_prev, d_o_in)",
     ),
-    "a transposed gradient": ("gateddeltanet", "d_past = (value + value_2", "d_past = (value - value_2"),
+    "a sign of a gradient": ("gateddeltanet", "back=True).add_(sent[g])", "back=True).sub_(sent[g])"),
     "a history the other way round": (
         "mamba",
         "u_conv=_history(run, x, state.u_conv)",

@@ -120,6 +120,48 @@ CLAIMS = {
         "disc(1)",
         "proved",
     ),
+    "a decay along the dim, too wide": (
+        DELTA + UNIT + "W = w * S[t-1]\n" + STATE,
+        "W + 2 * sigmoid(b) * κ * (v - sum[K](κ * W))",
+        "[0, 1]",
+        "refuted",
+    ),
+    "one reflection after another": (
+        DELTA + UNIT + "π = l2norm[K](a)\nA = S[t-1] - 2 * sigmoid(b) * κ * sum[K](κ * S[t-1])\n" + STATE,
+        "A - 2 * sigmoid(g) * π * sum[K](π * A) + κ * v",
+        "disc(1)",
+        "proved",
+    ),
+    "one after another, decayed": (
+        DELTA + UNIT + "π = l2norm[K](a)\nA = w * (S[t-1] - 2 * sigmoid(b) * κ * sum[K](κ * S[t-1]))\n" + STATE,
+        "sigmoid(g) * (A - 2 * π * sum[K](π * A)) + κ * v",
+        "disc(1)",
+        "proved",
+    ),
+    "one after another, not of real eigenvalues": (
+        DELTA + UNIT + "π = l2norm[K](a)\nA = S[t-1] - 2 * κ * sum[K](κ * S[t-1])\n" + STATE,
+        "A - 2 * π * sum[K](π * A) + κ * v",
+        "[-1, 1]",
+        "undecided",
+    ),
+    "one after another, one too long": (
+        DELTA + UNIT + "A = S[t-1] - 2 * sigmoid(b) * κ * sum[K](κ * S[t-1])\n" + STATE,
+        "A - 2 * sigmoid(g) * a * sum[K](a * A) + κ * v",
+        "disc(1)",
+        "undecided",
+    ),
+    "a sum of symmetric terms": (
+        DELTA + UNIT + "π = l2norm[K](a)\n" + STATE,
+        "w * S[t-1] - sigmoid(b) * κ * sum[K](κ * S[t-1]) - 0.5 * π * sum[K](π * S[t-1]) + κ * v",
+        "[-1.5, 1]",
+        "proved",
+    ),
+    "a sum of symmetric terms, too wide": (
+        DELTA + UNIT + "π = l2norm[K](a)\n" + STATE,
+        "S[t-1] - κ * sum[K](κ * S[t-1]) - π * sum[K](π * S[t-1]) + κ * v",
+        "[0, 1]",
+        "refuted",
+    ),
 }
 
 

@@ -8,7 +8,7 @@ Non-goals: text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -245,7 +245,7 @@ class Stager:
             return _Matrix(self.weight[node.weight], node.arg, node.kept, outs, ins, tuple(axes))
         if not isinstance(node, Reduce) or node.op != "sum" or node.kind != "real":
             return None
-        factors = list(_factors(node.arg))
+        factors = list(_factors(node.arg, self.given))
         still = [f for f in factors if base(f) in self.fixed and f.kind == "real" and self.renamed(f)]
         for f in still:
             rest = [x for x in factors if x is not f]
@@ -479,11 +479,12 @@ class _Matrix:
     axes: tuple[tuple[str, str], ...]
 
 
-def _factors(node: Expr) -> Iterable[Expr]:
+def _factors(node: Expr, whole: Container[Expr]) -> Iterable[Expr]:
+    """The factors of a product; those of `whole` are not taken apart."""
     stack = [node]
     while stack:
         e = stack.pop()
-        if isinstance(e, Apply) and e.op == "mul" and e.kind == "real":
+        if isinstance(e, Apply) and e.op == "mul" and e.kind == "real" and e not in whole:
             stack.extend(e.args[::-1])
         else:
             yield e

@@ -32,7 +32,8 @@ def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_fil
         cells.append(coder(plan, taken, sum(len(c.operators) for c in cells)).code())
     digest = hashlib.sha256(text.encode()).hexdigest()
     scans = any(c.scans for c in cells)
-    operators = "scan" if scans else next((c.operators[0] for c in cells if c.operators), "")
+    shared = ["scan"] * scans + ["low_rank"] * any(c.ranks for c in cells)
+    operators = next(iter([*shared, *(o for c in cells for o in c.operators)]), "")
     wanted = {h for c in cells for h in c.helpers}
     if operators:
         wanted.add("_free_namespace")
@@ -42,9 +43,12 @@ def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_fil
         operators=operators,
         scans=scans,
         chunks=any(c.chunks for c in cells),
+        ranks=any(c.ranks for c in cells),
         cells=[_view(c) for c in cells],
     )
-    needs = "torch, and triton for its kernels on a GPU," if any(c.parts for c in cells) else "torch alone"
+    tools = ["triton"] if any(c.parts for c in cells) else []
+    tools += ["cuda-core"] if any(loop.kernels for c in cells for loop in c.loops) else []
+    needs = f"torch, and {' and '.join(tools)} for its kernels on a GPU," if tools else "torch alone"
     head = docstring(_head([c.name for c in cells], text, digest, needs, "_native" in wanted))
     return f"{head}\n\nfrom __future__ import annotations\n\n{_imports(body)}\n\n{body}"
 
@@ -90,7 +94,19 @@ def _template() -> jinja2.Template:
 
 RUNTIME = tuple(
     f"torch/{name}.py"
-    for name in ("numbers", "values", "time", "scan", "loop", "compiled", "composed", "chunks", "module")
+    for name in (
+        "numbers",
+        "values",
+        "time",
+        "scan",
+        "loop",
+        "compiled",
+        "composed",
+        "chunks",
+        "scores",
+        "lowrank",
+        "module",
+    )
 )
 """The files of `templates/` that generated modules take definitions from, in this order."""
 
@@ -105,6 +121,7 @@ def _runtime(files: tuple[str, ...]) -> dict[str, str]:
         lines = text.split("\n")
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert node.name not in out, f"two definitions of {node.name} in the runtime"
                 start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
                 out[node.name] = "\n".join(lines[start - 1 : node.end_lineno])
     return out
@@ -127,7 +144,7 @@ def _closure(wanted: Iterable[str], runtime: dict[str, str]) -> list[str]:
 
 
 _MODULES = (
-    *("cmath", "contextlib", "ctypes", "hashlib", "itertools", "math", "os"),
+    *("cmath", "contextlib", "ctypes", "functools", "hashlib", "importlib", "itertools", "math", "os"),
     *("shlex", "shutil", "subprocess", "tempfile", "threading", "warnings"),
 )
 

@@ -25,11 +25,13 @@ from rnnc.ir import (
 )
 from rnnc.lower import Stream
 from rnnc.plan import Loop, Plan, Pointwise, Projection, Scan, Step, is_number, needs, per_token
+from rnnc.rank import RankChunks
 from rnnc.show import expr_text, region_text
 
 from .block import Block, NameTable
 from .chunks import Column, chunk_line
 from .loops import LoopCode, LoopCoder, past_name
+from .lowrank import rank_line
 from .text import constant, cut, decimal, docstring, quoted, several, wrap
 
 LOCALS = frozenset(
@@ -62,6 +64,7 @@ class CellCode:
     registrations: tuple[str, ...]
     scans: bool
     chunks: bool
+    ranks: bool
     operators: tuple[str, ...]
     """Names of the operators that it registers, the shared scan excepted."""
     helpers: frozenset[str]
@@ -83,15 +86,22 @@ class CellCoder:
         self.reserved = reserved | LOCALS
         self.helpers: set[str] = {"_Cell"}
         self.loops: dict[int, LoopCode] = {}
-        for step in (s for s in plan.steps if isinstance(s, Loop)):
+        on_gpu = self.on_gpu()
+        for step in (s for s in plan.steps if isinstance(s, Loop) and self.ranks(s) is None):
             names = "_".join(s.name for s in step.streams)
             name = f"_{self.cell.name}_{names}"
-            coder = LoopCoder(self.system, step, name, self.system.names, plan.projections, self.reserved)
+            coder = LoopCoder(
+                self.system, step, name, self.system.names, plan.projections, self.reserved, id(step) in on_gpu
+            )
             self.loops[id(step)] = coder.code()
             self.helpers |= {*self.loops[id(step)].helpers, "_steps", "_loop_operator"}
             if not self.loops[id(step)].packs:
                 self.helpers.add("_nothing")
         self.first = first
+
+    def on_gpu(self) -> set[int]:
+        """The loops that have kernels of their own on a GPU, by `id`."""
+        return set()
 
     def code(self) -> CellCode:
         cell = self.cell
@@ -120,8 +130,9 @@ class CellCoder:
             tuple((", ".join(n), k) for n, k in self.kernels()),
             loops,
             tuple(self.registrations(loops)),
-            any(isinstance(s, Scan) for s in self.plan.steps),
-            any(isinstance(s, Scan) and s.chunks is not None for s in self.plan.steps),
+            any(isinstance(s, Scan) or _by_column(self.ranks(s)) for s in self.plan.steps),
+            any(self.chunks(s) is not None or _by_column(self.ranks(s)) for s in self.plan.steps),
+            any(self.ranks(s) is not None for s in self.plan.steps),
             tuple(f"loop_{i}" for i, _ in enumerate(loops, self.first)),
             frozenset(self.helpers),
         )
@@ -409,7 +420,9 @@ class CellCoder:
         self.finals: dict[str, str] = {}
         # What contractions read is never computed from the state.
         for step in self.plan.steps:
-            for read in chunks.reads if (chunks := self.chunks(step)) else ():
+            reads = list(chunks.reads) if (chunks := self.chunks(step)) else []
+            reads += [r.read for r in ranks.reads] if (ranks := self.ranks(step)) else []
+            for read in reads:
                 block.variables[read.node] = table.new(self.system.names.get(read.node) or "read")
         roots = [e for step in self.plan.steps for e in self.roots(step)]
         block.expect(*roots, *(e for _, e in self.system.outputs))
@@ -439,6 +452,10 @@ class CellCoder:
         """The parts of a step that PyTorch computes by chunks."""
         return step.chunks if isinstance(step, Scan) else None
 
+    def ranks(self, step: Step) -> RankChunks | None:
+        """The same of states with low-rank transitions."""
+        return step.chunks if isinstance(step, Loop) else None
+
     def parameter(self, ref: Ref, block: Block, table: NameTable) -> str:
         """A parameter in the computing dtype; a tap is one slice of a convolution's weight."""
         p = self.cell.param(ref.name)
@@ -463,7 +480,10 @@ class CellCoder:
         return self.queues[stream.name]
 
     def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
-        for name in step.closure.group.states:
+        if step.closure.group.states[0] in self.finals:
+            return  # a column of another state
+        beside = self.columns(step.closure.group.states[0], table) if self.chunks(step) else []
+        for name in (*step.closure.group.states, *(s.stream.name for s, _, _ in beside)):
             if any(s.name == name for s in self.cell.states):
                 text = expr_text(self.cell.state(name).expr)
                 over = f" over {step_over}" if (step_over := self.cell.state(name).over) else ""
@@ -475,17 +495,21 @@ class CellCoder:
                 else:
                     values[s.name] = block.variable(s.expr)
             case Scan(stream=s, chunks=Chunks() as chunks):
-                if s.name in self.finals:
-                    return
                 self.helpers |= {"_chunked", "_chunks_operator", "_scan_operator"}
                 last = self.finals[s.name] = table.new(f"{s.name}_last")
-                block.assign(*chunk_line(step, chunks, block, last, self.columns(s.name, table)))
+                block.assign(*chunk_line(step, chunks, block, last, beside))
             case Scan(stream=s, closure=c):
                 a = block.aligned_code(c.a, s.type.dims)
                 b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)
                 name = values[s.name] = table.new(s.name)
                 self.helpers |= {"_affine", "_scan_operator"}
                 block.assign(name, f"_affine(run, _scan, {a}, {b}, state.{s.name}, {step.contracting})")
+            case Loop(chunks=RankChunks() as ranks, streams=streams):
+                self.helpers |= {"_low_rank", "_low_rank_operator"}
+                if ranks.by_column:
+                    self.helpers |= {"_low_rank_columns", "_chunks_operator", "_scan_operator"}
+                self.finals |= {s.name: table.new(f"{s.name}_last") for s in streams}
+                block.assign(*rank_line(step, ranks, block, [self.finals[s.name] for s in streams]))
             case Loop():
                 self.loop_lines(step, block, table, values)
 
@@ -523,6 +547,19 @@ class CellCoder:
         hoisted = [block.aligned_code(n, n.dims) for n in step.hoisted]
         fixed = [block.aligned_code(n, n.dims) for n in step.fixed]
         fixed += [f"self.{w}.to(dtype)" for w in code.weights]
+        self.loop_call(step, code.name, hoisted, fixed, block, table, values)
+
+    def loop_call(
+        self,
+        step: Loop,
+        operator: str,
+        hoisted: list[str],
+        fixed: list[str],
+        block: Block,
+        table: NameTable,
+        values: dict[str, str],
+    ) -> None:
+        code = self.loops[id(step)]
         history = [self.queue(s, block, table) for s in step.streams]
         args = [f"[{', '.join(hoisted)}]", f"[{', '.join(fixed)}]", f"[{', '.join(history)}]"]
         if code.sizes or code.consts:
@@ -533,7 +570,7 @@ class CellCoder:
             values[s.name] = table.new(s.name)
         names = ", ".join(values[s.name] for s in step.streams)
         target = names if len(step.streams) > 1 else f"({names},)"
-        block.assign(target, f"_steps(run, {code.name}, {', '.join(args)})")
+        block.assign(target, f"_steps(run, {operator}, {', '.join(args)})")
 
     def computed(self, field: StateField) -> str | None:
         """Code of a part of the final state that something has computed already."""
@@ -580,6 +617,10 @@ class CellCoder:
             functions = f"{code.name}_step, {code.name}_back, {pack}, {products}, {code.run}, {code.sweep}"
             line = f'{code.name} = _loop_operator(_OPERATORS, "loop_{i}", {functions})'
             lines.extend(wrap([line]))
+            if (k := code.kernels) is not None:
+                functions = f"{code.name}_step, {code.name}_back, {pack}, {products}, {k.run}, {k.sweep}"
+                line = f'{code.name}_kernels = _loop_operator(_OPERATORS, "loop_{i}_cuda", {functions})'
+                lines.extend(wrap([line]))
         return lines
 
     # --- documentation ---
@@ -604,6 +645,10 @@ class CellCoder:
             taps = f", {p.taps}" if p.taps else ""
             lines.append(f"    {p.name}: [{', '.join(p.shape)}{taps}]{'' if p.learned else ', not learned'}")
         return "\n".join(lines)
+
+
+def _by_column(ranks: RankChunks | None) -> bool:
+    return ranks is not None and ranks.by_column
 
 
 def _shares_memory(node: Expr) -> bool:

@@ -44,13 +44,14 @@ def tracking(env: Environment, s: Spectrum, *, fed: bool) -> Tracking:
     cannot: list[str] = []
     alone = " by itself" if fed else ""
     if real is not None and real.lo >= 0 and real.hi <= 1:
-        cannot.append(f"parity{alone}, as all eigenvalues lie in [0, 1] ({GRAZZI})")
+        cannot.append(f"parity{alone}, as all eigenvalues lie in [0, 1] ({GRAZZI}, Theorem 1)")
     elif s.elementwise and not _driven(s):
         cannot.append(f"parity{alone}, as the transition is the same at every token ({KHAVARI})")
     if s.elementwise and real is not None:
-        cannot.append(f"counting modulo 3{alone}, as the transition is diagonal with real eigenvalues ({GRAZZI})")
+        why = "as the transition is diagonal with real eigenvalues"
+        cannot.append(f"counting modulo 3{alone}, {why} ({GRAZZI}, Theorem 2)")
     elif real is not None:
-        cannot.append(f"counting modulo 3 in one layer, as all eigenvalues are real ({GRAZZI})")
+        cannot.append(f"counting modulo 3 in one layer, as all eigenvalues are real ({GRAZZI}, Theorem 2)")
     if s.elementwise:
         cannot.append(f"permutations of three things in one layer, as the transition is diagonal ({SHAKERINAVA})")
     return Tracking(tuple(_can(env, s)), tuple(cannot))
@@ -72,11 +73,15 @@ def _can(env: Environment, s: Spectrum) -> Iterator[str]:
             yield "parity, as its factors come near 1 and -1"
     if s.reflects and reached(env, factor.re, (-1, 1)):
         over = env.model.cell.state(s.states[0]).over
-        if over is None:
+        if over is None and s.factors == 1:
             yield "parity and swaps of two things, as its factor comes near a reflection"
+        elif over is None:
+            which = f"permutations of {s.factors + 1} things by its {s.factors} factors a token"
+            yield f"parity, and {which}, each near a reflection that swaps two ({GRAZZI}, Theorem 3)"
         else:
-            yield "parity, and permutations of n + 1 things by n factors a token, each near a reflection that swaps two"
-            yield f"any regular language, in enough factors (`{over}`) and layers ({GRAZZI})"
+            which = "permutations of n + 1 things by n factors a token"
+            yield f"parity, and {which}, each near a reflection that swaps two ({GRAZZI}, Theorem 3)"
+            yield f"any regular language, in enough factors (`{over}`) and layers ({GRAZZI}, Theorem 4)"
 
 
 def _driven(s: Spectrum) -> bool:

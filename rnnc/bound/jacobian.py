@@ -142,7 +142,7 @@ class _Maker:
         free = [d for d in own if d not in term.over]
         along = tuple(d for d in node.over if d in free)
         outer = [d for d in node.over if d not in free]
-        if outer and term.inner is not None and set(term.inner.dims) & set(outer):
+        if outer and term.inner is not None and (set(term.inner.dims) - set(term.over)) & set(outer):
             raise Dense(node)
         if outer:
             term = replace(term, out=self.graph.reduce("sum", outer, term.out))

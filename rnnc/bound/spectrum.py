@@ -15,6 +15,7 @@ from typing import Literal
 import networkx as nx
 
 from rnnc.bound import functions
+from rnnc.bound.chain import chain
 from rnnc.bound.interval import INF, ONE, ZERO, Interval, hull, point
 from rnnc.bound.invariants import Environment
 from rnnc.bound.jacobian import Block, Dense, Term, derivative
@@ -24,7 +25,7 @@ from rnnc.bound.pair import Pair
 from rnnc.bound.parts import Arithmetic
 from rnnc.bound.poly import Mono, Poly, Rat, TooLarge, add, divide, freeze, mul, product
 from rnnc.derive import pull_back
-from rnnc.ir import Conv, Expr, Grad, Ref
+from rnnc.ir import Conv, Expr, Grad, Linear, Normalize, Reduce, Ref, Solve
 from rnnc.ir import walk as walk_all
 from rnnc.show import expr_text
 
@@ -47,7 +48,7 @@ class Spectrum:
     `matrix` is the Jacobian of one entry of each state, where these do not mix; else `small` is the one where all dims
     have size 1, if it has three or more rows. `shrinking` says that one norm of `matrix`, the same at all steps, is at
     most 1. `method` says what the enclosure of states that need each other comes from. `reflects`: one factor can come
-    near the reflection that swaps two entries.
+    near the reflection that swaps two entries, each of the `factors` whose product a token's transition is.
     """
 
     states: tuple[str, ...]
@@ -66,6 +67,7 @@ class Spectrum:
     shrinking: bool = False
     method: str = ""
     reflects: bool = False
+    factors: int = 1
 
     @property
     def bounded(self) -> bool:
@@ -279,6 +281,11 @@ class _Analysis:
             return replace(values, modulus=modulus, real=real, missing=missing, beyond=(diagonal,), exact=True)
         modulus = self._norm(block)
         if more:
+            values = self._product(values) if linear else values
+            factors, real = values.modulus, self._symmetric_sum(block)
+            modulus = modulus.meet(Interval(ZERO, factors.hi, False, factors.hi_open, factors.undefined)) or modulus
+            if real is not None:
+                return replace(values, form="coupled", modulus=modulus.meet(abs(real)) or modulus, real=real)
             missing = "" if modulus.hi <= 1 else "a sum of several rank-one terms is bounded by their norms alone"
             return replace(values, form="coupled", modulus=modulus, missing=missing)
         real = self._symmetric(d, rank)
@@ -337,6 +344,38 @@ class _Analysis:
                     better = size * (inner + point(1)).hull(point(1))
                     found = better if found is None else found.meet(better) or found
         return found
+
+    def _symmetric_sum(self, block: Block) -> Interval | None:
+        """A diagonal plus several `c v v'`: by Weyl its eigenvalues lie in the range of the diagonal, widened by the
+        eigenvalue of each."""
+        graph, found = self.graph, self.real(block.diagonal)
+        for rank in block.ranks:
+            assert rank.inner is not None
+            if found is None or rank.out.kind == "complex" or rank.inner.kind == "complex":
+                return None
+            total = self.real(self._along(Block(graph.lit(0), (rank,))))
+            if total is None or not total.real or not self._proportional(rank.out, rank.inner, rank.over):
+                return None
+            found = found + total.hull(point(0))
+        return found
+
+    def _product(self, known: Spectrum) -> Spectrum:
+        """With the modulus that the norms of a product of maps allow, if the update is one."""
+        (name,) = self.states
+        (ref,) = self._reads(name)
+        maps = chain(self.graph, self.updates[name], ref)
+        blocks = [derivative(self.graph, m, ref) for m in maps] if len(maps) > 1 else []
+        total, ranked = point(1), [b for b in blocks if b is not None and b.ranks]
+        for block in blocks:
+            if block is None:
+                return known
+            total = total * (self._factor_norm(block) if block.ranks else self.modulus(block.diagonal))
+        if not blocks or total.undefined:
+            return known
+        known = replace(known, shrinking=known.shrinking or _keeps_within(total))
+        if len(ranked) > 1 and all(map(self._reflects, ranked)) and _apart(ranked):
+            known = replace(known, reflects=True, factors=len(ranked))
+        return replace(known, modulus=Interval(ZERO, total.hi, False, total.hi_open))
 
     def _rat(self, node: Expr) -> Rat | None:
         if node.kind == "complex":
@@ -417,14 +456,23 @@ class _Analysis:
         return replace(known, at_one=at_one, terms=(Term(d), *block.ranks))
 
     def _reflects(self, block: Block) -> bool:
-        """Whether a number plus `u v'`, `u` along `v`, can be 1 across `v` and -1 along it, as near as one likes."""
+        """Whether a factor plus `u v'`, `u` along `v`, can be 1 across `v` and -1 along it, as near as one likes.
+
+        A factor for each entry, that nothing ties to those of the others, can be 1 in all of them.
+        """
         rank, *more = block.ranks
-        if more or rank.inner is None or set(block.diagonal.dims) & set(rank.over):
+        if more or rank.inner is None:
             return False
         across, along = self.real(block.diagonal), self.real(self._along(block))
         if across is None or along is None or across.hi < 1 or along.lo > -1:
             return False
-        return self._proportional(rank.out, rank.inner, rank.over)
+        if not set(block.diagonal.dims) & set(rank.over):
+            return self._proportional(rank.out, rank.inner, rank.over)
+        if any(isinstance(n, Normalize | Reduce | Solve | Linear) for n in walk_all(block.diagonal)):
+            return False
+        sides = ((rank.out, rank.inner), (rank.inner, rank.out))
+        quotients = [(self._quotient(whole, block.diagonal), rest) for whole, rest in sides]
+        return any(q is not None and self._proportional(q, rest, rank.over) for q, rest in quotients)
 
     def _factor_norm(self, block: Block) -> Interval:
         """The operator norm of one factor."""
@@ -525,6 +573,24 @@ class _Analysis:
         by_rows, by_columns = hull([*rows.values(), *shifts]), hull(columns.values())
         best = by_rows if (by_rows.hi, not by_rows.hi_open) <= (by_columns.hi, not by_columns.hi_open) else by_columns
         return Interval(ZERO, best.hi, False, best.hi_open, by_rows.undefined)
+
+
+def _apart(blocks: Sequence[Block]) -> bool:
+    """Whether the vectors of each can be chosen whatever those of the others are: one after another has an input or a
+    learned map that those left do not read."""
+    left = [_sources(*(t.inner for t in b.ranks if t.inner is not None)) for b in blocks]
+    while left:
+        free = next((i for i, own in enumerate(left) if own.difference(*left[:i], *left[i + 1 :])), None)
+        if free is None:
+            return False
+        del left[free]
+    return True
+
+
+def _sources(*roots: Expr) -> set[str]:
+    nodes = list(walk_all(*roots))
+    refs = {f"{n.role} {n.name}" for n in nodes if isinstance(n, Ref) and n.role in ("input", "param")}
+    return refs | {f"param {n.weight}" for n in nodes if isinstance(n, Linear | Conv)}
 
 
 def _keeps_within(norm: Interval) -> bool:

@@ -7,9 +7,10 @@ is a worded reason, and the choice is always said. What a family rests on that o
 
 from __future__ import annotations
 
-from rnnc.closure import affine, block, moebius, tropical, variable
+from rnnc.closure import affine, block, lowrank, moebius, tropical, variable
 from rnnc.closure.base import Affine, Closure, Composable, Obligation, Prove, Refusal, Sequential, Still
 from rnnc.closure.block import Block
+from rnnc.closure.lowrank import LowRank
 from rnnc.closure.moebius import Moebius
 from rnnc.closure.nearest import nearest
 from rnnc.closure.tropical import Tropical
@@ -24,6 +25,7 @@ __all__ = [
     "Block",
     "Closure",
     "Composable",
+    "LowRank",
     "Moebius",
     "Obligation",
     "Refusal",
@@ -34,8 +36,8 @@ __all__ = [
     "close",
 ]
 
-_MATCHES = (affine.match, tropical.match, variable.match, moebius.match, block.match)
-FAMILIES = (affine.FAMILY, tropical.FAMILY, variable.FAMILY, moebius.FAMILY, block.FAMILY)
+_MATCHES = (affine.match, tropical.match, variable.match, moebius.match, block.match, lowrank.match)
+FAMILIES = (affine.FAMILY, tropical.FAMILY, variable.FAMILY, moebius.FAMILY, block.FAMILY, lowrank.FAMILY)
 
 
 def close(system: System, group: Group, prove: Prove | None = None) -> Closure:

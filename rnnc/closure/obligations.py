@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from rnnc.closure import close
 from rnnc.closure.base import Closure, Composable, Obligation
-from rnnc.ir import Expr, Ref, Region, walk
+from rnnc.ir import Disc, Expr, Interval, Ref, Region, walk
 from rnnc.lower import System
 
 Always = Callable[[Expr, Region], bool]
@@ -21,6 +21,19 @@ def settle(system: System, closures: Iterable[Closure], always: Always) -> tuple
         return expr is not None and always(expr, o.what)
 
     return tuple(close(system, c.group, prove) if isinstance(c, Composable) and c.obligations else c for c in closures)
+
+
+def bounded(system: System, factors: Iterable[Expr], always: Always) -> bool:
+    """Whether it was proved that none of these ever exceeds 1 in modulus."""
+    graph = system.graph
+    one = graph.lit(1.0)
+
+    def proved(factor: Expr) -> bool:
+        expr = as_written(system, factor)
+        region = Disc(one) if factor.kind == "complex" else Interval(graph.lit(-1.0), one)
+        return expr is not None and always(expr, region)
+
+    return all(proved(f) for f in factors)
 
 
 def as_written(system: System, root: Expr) -> Expr | None:
