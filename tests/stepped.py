@@ -12,7 +12,7 @@ from tests.modules import checked, draw_for, gradients, load, some_state, tensor
 from tests.oracles import CASES
 
 STEPPED = ("Elman", "GRU", "GRUD", "GRUv1", "IRNN", "LSTM", "MGU", "PeepholeLSTM", "PVRNN", "RateNetwork", "SLSTM")
-STEPPED += ("SparseRNN", "UGRNN", "GatedDeltaNet", "RWKV7", "TitansLinear")
+STEPPED += ("SparseRNN", "TTTLinear", "UGRNN")
 TEXTS = {n: (EXAMPLES / f"{CASES[n].file}.rnn").read_text(encoding="utf-8") for n in STEPPED}
 
 NORM = (
@@ -78,7 +78,25 @@ state h[H, P]
 h[t] = tanh(linear[P](h[t-1]) + w * h[t-1] + x)
 output h[t]
 """
-CELLS = {"norm": NORM, "lags": LAGS, "mixed": MIXED, "two": TWO, "soft": SOFT, "complex": COMPLEX, "shared": SHARED}
+MATRIX = """\
+cell Matrix
+dim H = 3, K = 4, V = 5
+input k[H, K], v[H, V], b[H]
+state S[H, K, V]
+u = sum[K](S[t-1] * k)
+S[t] = tanh(S[t-1] + b * k * (v - u))
+output sum[K](S[t] * k)
+"""
+CELLS = {
+    "matrix": MATRIX,
+    "norm": NORM,
+    "lags": LAGS,
+    "mixed": MIXED,
+    "two": TWO,
+    "soft": SOFT,
+    "complex": COMPLEX,
+    "shared": SHARED,
+}
 PACKED = (2, 0, 5, 1, 3, 1, 1, 4, 2, 0)
 
 

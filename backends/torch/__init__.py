@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
@@ -72,8 +73,7 @@ def _head(names: list[str], text: str, digest: str, needs: str, native: bool) ->
             f"{', '.join(names)}, compiled by rnnc {rnnc.__version__} from the recurrence below.",
             "",
             f"Its source has the sha256 {digest}.",
-            f"This file needs {needs}",
-            "and is yours: edit it, ship it, license it as you like.",
+            *textwrap.wrap(f"This file needs {needs} and is yours: edit it, ship it, license it as you like.", 118),
             *loops,
             "",
             *(f"    {line}" for line in text.rstrip().split("\n")),

@@ -17,6 +17,7 @@ class _CudaCell(_KernelCell):
         return self.backend == "cuda"
 
     def _runs_kernels(self, device: torch.device) -> bool:
-        if self.backend == "cuda" and device.type != "cuda":
-            raise RuntimeError(f'backend="cuda": the inputs are on {device}')
-        return self.backend in ("auto", "cuda") and device.type == "cuda"
+        runs = device.type == "cuda" and torch.version.hip is None
+        if self.backend == "cuda" and not runs:
+            raise RuntimeError(f'backend="cuda": the kernels are for NVIDIA\'s GPUs, and the inputs are on {device}')
+        return self.backend in ("auto", "cuda") and runs

@@ -136,8 +136,8 @@ def _cuda_layout(
 
 
 def _cuda_here(*tensors: Tensor) -> bool:
-    """Whether kernels run on these."""
-    return all(x.device.type == "cuda" for x in tensors)
+    """Whether kernels run on these: PyTorch calls AMD's chips "cuda" too."""
+    return torch.version.hip is None and all(x.device.type == "cuda" for x in tensors)
 
 
 def _cuda_limit(device: torch.device) -> int:

@@ -21,13 +21,13 @@ from torch import Tensor
 
 
 def _native_compiler() -> list[str]:
-    """The command of the host compiler, `$CC` or `cc`; empty where there is none, or $RNNC_LOOPS is `python`."""
+    """The command of the host compiler, `$CC` or `cc`; empty where there is none."""
     command = shlex.split(os.environ.get("CC") or "cc")
-    wanted = os.environ.get("RNNC_LOOPS", "compiled") != "python" and os.name == "posix"
+    found = os.name == "posix" and command and shutil.which(command[0])
     # Products and sums are rounded one by one (GCC would fuse them, and differently where a value is computed twice);
     # the last two options only spare checks of what no number depends on.
     flags = "-std=c11 -O3 -march=native -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math"
-    return [*command, "-shared", "-fPIC", *flags.split()] if wanted and command and shutil.which(command[0]) else []
+    return [*command, "-shared", "-fPIC", *flags.split()] if found else []
 
 
 def _native_cache() -> str:
@@ -132,23 +132,27 @@ class _NativeCall:
         history: Sequence[Tensor],
         numbers: Sequence[float],
         lead: tuple[int, int],
-        sequence: Tensor | None,
     ) -> None:
         self.native, self.lead = native, lead
         self.dtype = history[0].real.dtype
         self.sizes = {d: int(n) for d, n in zip(native.sizes, numbers)}
-        given = {"hoisted": hoisted, "fixed": fixed, "history": history}
+        self.given = given = {"hoisted": hoisted, "fixed": fixed, "history": history}
         for part in native.inputs:
             shape = given[part.role][part.place].shape[0 if part.role == "fixed" else 2 :]
             for dim, n in zip(part.dims, shape):
                 self.sizes[dim] = max(n, self.sizes.get(dim, 1))
-        self.history = [_plain(h).contiguous() for h in history]
+        self.consts = (ctypes.c_double * max(len(native.consts), 1))(*(numbers[i] for i in native.consts))
+
+    def lay_out(self, sequence: Tensor | None) -> None:
+        """Bring the operands into the order that the text has them in."""
+        lead = self.lead
+        self.history = [_plain(h).contiguous() for h in self.given["history"]]
         self.operands: list[Tensor] = []
         strides: list[int] = []
-        for part in native.inputs:
-            x, shape = given[part.role][part.place], self.shape(part)
+        for part in self.native.inputs:
+            x, shape = self.given[part.role][part.place], self.shape(part)
             if part.role == "hoisted":
-                x = _plain(x).to(self.kind(part)).expand(*lead, *shape)
+                x = _plain(x).to(self.kind(part)).expand([*lead, *shape])
                 # Of several maps that were one product each is a stretch of every token's numbers.
                 apart, step = x.stride()[:2] if lead[1] > 1 else (0, max(x.stride(0), 1))
                 if not x[0, 0].is_contiguous() or (lead[0] > 1 < lead[1] and apart != step * lead[1]) or not step:
@@ -159,7 +163,6 @@ class _NativeCall:
             if part.role != "history":
                 self.operands.append(x)
         self.strides = (ctypes.c_long * max(len(strides), 1))(*strides)
-        self.consts = (ctypes.c_double * max(len(native.consts), 1))(*(numbers[i] for i in native.consts))
         self.rows(sequence)
 
     def kind(self, part: _NativePart) -> torch.dtype:
@@ -186,7 +189,7 @@ class _NativeCall:
 
     def library(self) -> Any:
         """The compiled text, from the first use on; None where there is none."""
-        key = (self.dtype, *self.sizes.items(), os.environ.get("RNNC_LOOPS"))
+        key = (self.dtype, *self.sizes.items())
         with self.native.lock:
             if key not in self.native.libraries:
                 head = ["#define DOUBLE"] if self.dtype == torch.float64 else []
@@ -254,9 +257,14 @@ def _native_call(
     batch = history[0].shape[0] if sequence is None else 1
     if not here or history[0].real.dtype not in (torch.float32, torch.float64) or not batch * steps:
         return None
-    call = _NativeCall(native, hoisted, fixed, history, numbers, (batch, steps), sequence)
+    if os.environ.get("RNNC_LOOPS") == "python":
+        return None
+    call = _NativeCall(native, hoisted, fixed, history, numbers, (batch, steps))
     library = call.library()
-    return None if library is None else (call, library)
+    if library is None:
+        return None
+    call.lay_out(sequence)
+    return call, library
 
 
 def _native_run(native: _Native, other: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
