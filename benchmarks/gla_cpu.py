@@ -81,11 +81,18 @@ def main() -> None:
     assert cell.plan["S"].startswith("torch: chunks") and scanned.plan["S"] == "torch: affine scan"
     x = torch.randn(B, T, D, requires_grad=True)
     want = loop(cell, x)
-    for got in (cell(x)[0], scanned(x)[0][0], stepped(x)[0]):
+    two, many = torch.arange(0, B * T + 1, T), torch.arange(0, B * T + 1, 16)
+
+    def packed(ends: Tensor) -> Tensor:
+        return cell(x.reshape(1, B * T, D), cu_seqlens=ends)[0].reshape(B, T, D)
+
+    for got in (cell(x)[0], scanned(x)[0][0], stepped(x)[0], packed(two)):
         assert torch.allclose(got, want, atol=1e-4)
     found = times(
         {
             "chunks": lambda: cell(x)[0],
+            "packed": lambda: packed(two),
+            "packed, 16 tokens each": lambda: packed(many),
             "scan": lambda: scanned(x)[0][0],
             "interpreter": lambda: stepped(x)[0],
             "python loop": lambda: loop(cell, x),
@@ -94,7 +101,7 @@ def main() -> None:
         args.repeats,
     )
     for name, ms in found.items():
-        print(f"{name:12} {ms:8.2f} ms   {ms / found['chunks']:5.1f} x")
+        print(f"{name:22} {ms:8.2f} ms   {ms / found['chunks']:5.1f} x")
     if args.json:
         machine = {"cpu": cpu(), "threads": torch.get_num_threads()}
         shape = {"B": B, "T": T, "D": D, "H": H, "K": K, "V": V, "dtype": "float32"}

@@ -58,7 +58,7 @@ main() {
     tests=$(grep -ls 'mark\.gpu' tests/test_*.py)
     if [[ -n $tests ]]; then
         # shellcheck disable=SC2086
-        step 'GPU tests' 170 "$PYTHON" -m pytest -q -m gpu -n 8 --dist worksteal -p no:cacheprovider $tests
+        step 'GPU tests' 150 "$PYTHON" -m pytest -q -m gpu -n 8 --dist worksteal -p no:cacheprovider $tests
     else
         failed+=('GPU tests (there are none)')
     fi
@@ -72,12 +72,13 @@ main() {
         fi
     done
 
-    compare mingru 105 "$@"
-    compare mamba 80 "$@"
-    compare hgrn 80 "$@"
-    compare lru 45 "$@"
-    compare families 60 "$@"
-    "$PYTHON" benchmarks/report.py "$OUT"/{mingru,mamba,hgrn,lru,families}.json >"$OUT/tables.md" || failed+=('report')
+    compare mingru 90 "$@"
+    compare matrix 100 "$@"
+    compare mamba 65 "$@"
+    compare hgrn 60 "$@"
+    compare lru 40 "$@"
+    compare families 50 "$@"
+    "$PYTHON" benchmarks/report.py "$OUT"/{mingru,matrix,mamba,hgrn,lru,families}.json >"$OUT/tables.md" || failed+=('report')
     local device=cuda lengths=1024,4096,16384
     [[ " $* " != *' cpu '* ]] || device=cpu lengths=16,64
     step 'rnnc bench' 45 "$PYTHON" -m rnnc bench benchmarks/cells/mingru.rnn --device "$device" --lengths "$lengths" \

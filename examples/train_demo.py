@@ -51,8 +51,9 @@ def load_cell(path: Path) -> MakeCell:
 class Block(nn.Module):
     """A cell that mixes along time, then an MLP that mixes along channels, each on a normalised residual stream."""
 
-    def __init__(self, width: int, cell: nn.Module, hidden: int) -> None:
+    def __init__(self, width: int, cell: nn.Module, hidden: int | None = None) -> None:
         super().__init__()
+        hidden = hidden or 3 * width
         self.cell = cell
         self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
@@ -69,7 +70,7 @@ class Block(nn.Module):
 
 
 class ByteModel(nn.Module):
-    def __init__(self, width: int, cells: Sequence[nn.Module], hidden: int) -> None:
+    def __init__(self, width: int, cells: Sequence[nn.Module], hidden: int | None = None) -> None:
         super().__init__()
         self.embedding = nn.Embedding(256, width)
         self.blocks = nn.ModuleList(Block(width, cell, hidden) for cell in cells)
@@ -231,8 +232,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     make, dims = load_cell(arguments.cell), dict(arguments.dims)
-    width = next(iter(dims.values()))
-    model = ByteModel(width, [make(**dims) for _ in range(arguments.layers)], 3 * width)
+    model = ByteModel(next(iter(dims.values())), [make(**dims) for _ in range(arguments.layers)])
     text = read_text(arguments.text)
     split = len(text) * 19 // 20
     print(f"{arguments.cell}: {sum(p.numel() for p in model.parameters()):,} parameters, {split:,} bytes of text")

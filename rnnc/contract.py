@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rnnc.derive import depends
-from rnnc.ir import Apply, Expr, Reduce, Ref, walk
+from rnnc.ir import Apply, Expr, Graph, Reduce, Ref, walk
 from rnnc.lower import System
 from rnnc.products import product, split
 
@@ -20,18 +20,34 @@ MOST_TERMS = 8
 
 @dataclass(frozen=True)
 class _Term:
-    """A product of what is free of states and, but for one that is free of all, of a state: of which the `part` (real
-    or imag) is taken in the end."""
+    """A product of what is free of states and, but for one that is free of all, of a state; divided by what is `below`,
+    and of which the `part` (real or imag) is taken in the end."""
 
     factors: tuple[Expr, ...] = ()
+    below: tuple[Expr, ...] = ()
     negative: bool = False
     state: Ref | None = None
     part: str | None = None
 
     def times(self, factor: Expr) -> _Term | None:
-        if self.part is not None and factor.kind == "complex":
-            return None
-        return replace(self, factors=(*self.factors, factor))
+        ours = self.part is None or factor.kind != "complex"
+        return replace(self, factors=(*self.factors, factor)) if ours else None
+
+    def over(self, divisor: Expr) -> _Term | None:
+        ours = self.part is None or divisor.kind != "complex"
+        return replace(self, below=(*self.below, divisor)) if ours else None
+
+    def split(self, dims: set[str]) -> tuple[_Term, tuple[Expr, ...]]:
+        """Without the divisors that lack `dims`, and these: they may as well divide the sum over them."""
+        outside = tuple(e for e in self.below if not set(e.dims) & dims)
+        return replace(self, below=tuple(e for e in self.below if e not in outside)), outside
+
+    def product(self, graph: Graph) -> Expr:
+        """Without the state."""
+        made = product(graph, list(self.factors))
+        for e in self.below:
+            made = graph.apply("div", made, e)
+        return made
 
 
 def contracted(system: System) -> System:
@@ -97,13 +113,16 @@ class _Rewriter:
             return None
         if any(t.part and t.state and not self.values(t, node) for t in found):
             return None  # no matrix is read: a complex sum is more work than that of real parts
-        table: dict[tuple[Ref | None, str | None], list[_Term]] = {}
+        table: dict[tuple[Ref | None, str | None, tuple[Expr, ...]], list[_Term]] = {}
         for term in found:
-            table.setdefault((term.state, term.part), []).append(term)
+            inside, outside = term.split(set(node.over)) if term.state else (term, ())
+            table.setdefault((term.state, term.part, outside), []).append(inside)
         parts: list[tuple[Expr, bool]] = []
-        for (state, part), same in table.items():
-            made = self.rest(node, same) if state is None else [self.read(node, state, same)]
-            parts += [(e if part is None else self.graph.apply(part, e), negative) for e, negative in made]
+        for (state, part, below), same in table.items():
+            for made, negative in self.rest(node, same) if state is None else [self.read(node, state, same)]:
+                for e in below:
+                    made = self.graph.apply("div", made, e)
+                parts.append((made if part is None else self.graph.apply(part, made), negative))
         total = self.sum(parts)
         assert total is not None
         for dim in node.over if node.op == "mean" else ():
@@ -113,7 +132,7 @@ class _Rewriter:
     def values(self, term: _Term, node: Reduce) -> set[str]:
         """The dims of a term's state that are neither summed nor its query's."""
         dims = set(term.state.dims) if term.state else set[str]()
-        return dims.difference(node.over, *(f.dims for f in term.factors))
+        return dims.difference(node.over, *(f.dims for f in (*term.factors, *term.below)))
 
     def linear(self, node: Expr, reach: set[Expr]) -> list[_Term] | None:
         """The terms of a sum of products that hold one state each; None where it is no such sum."""
@@ -127,10 +146,9 @@ class _Rewriter:
             inside, outside = node.args if node.args[0] in reach else node.args[::-1]
             if outside in reach or (node.op == "div" and inside is not node.args[0]):
                 return None
-            factor = outside if node.op == "mul" else self.graph.apply("div", self.graph.lit(1.0), outside)
             inner = self.linear(inside, reach)
-            times = [t.times(factor) for t in inner] if inner is not None else [None]
-            return None if None in times else [t for t in times if t is not None]
+            made = [t.times(outside) if node.op == "mul" else t.over(outside) for t in inner or ()]
+            return None if inner is None or None in made else [t for t in made if t is not None]
         parts = [self.linear(a, reach) for a in node.args]
         if None in parts:
             return None
@@ -147,8 +165,9 @@ class _Rewriter:
     def read(self, node: Reduce, state: Ref, same: list[_Term]) -> tuple[Expr, bool]:
         """`sum[over](query * state)`, and whether it is subtracted."""
         turned = all(t.negative for t in same)
-        query = self.sum([(product(self.graph, list(t.factors)), t.negative != turned) for t in same if t.factors])
-        plain = sum(1 if t.negative == turned else -1 for t in same if not t.factors)
+        made = [t for t in same if t.factors or t.below]
+        query = self.sum([(t.product(self.graph), t.negative != turned) for t in made])
+        plain = sum(1 if t.negative == turned else -1 for t in same if t not in made)
         if query is None and plain == 1:
             return self.graph.reduce("sum", node.over, state), turned
         number = self.graph.lit(float(plain))
@@ -159,7 +178,7 @@ class _Rewriter:
         """What needs no state, summed: what lacks the summed dims is taken out of the sum."""
         over, parts = set(node.over), list[tuple[Expr, bool]]()
         for term in same:
-            whole = product(self.graph, list(term.factors))
+            whole = term.product(self.graph)
             apart = split(self.graph, whole, over, set(whole.dims) - over)
             for factors, negative in apart[0] if apart is not None else [([whole], False)]:
                 inside = product(self.graph, [f for f in factors if set(f.dims) & over])

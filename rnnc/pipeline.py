@@ -22,8 +22,8 @@ from rnnc.plan import Plan, plan
 from rnnc.source import Source
 from rnnc.target import backend
 
-Stage = Literal["tree", "ir", "groups", "analysis", "plan", "module"]
-STAGES: tuple[Stage, ...] = ("tree", "ir", "groups", "analysis", "plan", "module")
+Stage = Literal["tree", "ir", "groups", "analysis", "plan", "cuda", "module"]
+STAGES: tuple[Stage, ...] = ("tree", "ir", "groups", "analysis", "plan", "cuda", "module")
 
 
 @dataclass(frozen=True)

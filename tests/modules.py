@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backends.reference import Interpreter
 from rnnc.ir import Cell, Interval, Lit
 from rnnc.loading import load_module
 from rnnc.pipeline import compile_source, module_text
@@ -113,6 +114,32 @@ def make(name: str, **options: Any) -> Any:
     """An instance of a program of the table."""
     program = PROGRAMS[name]
     return build(program.text, **{"dtype": torch.float64, **program.sizes, **options})
+
+
+class Interpreted(nn.Module):
+    """The interpreter of a text's only cell, called as the generated module is, with the same parameters.
+
+    Unlike a module with `backend="reference"`, which steps its own equations, nothing of it is generated.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.inner = build(text, dtype=torch.float64)
+        cell = checked(text)
+        sizes = {name: getattr(self.inner, name) for name in (d.name for d in cell.dims)}
+        self.interpreter = Interpreter(cell, sizes)
+        for name, size in sizes.items():
+            setattr(self, name, size)
+
+    def initial_state(self, batch: int, **options: Any) -> Any:
+        return self.inner.initial_state(batch, **options)
+
+    def forward(self, *inputs: Tensor, state: Any = None, cu_seqlens: Tensor | None = None) -> tuple[Any, Any]:
+        params = {**dict(self.inner.named_parameters()), **dict(self.inner.named_buffers())}
+        outputs, last = self.interpreter.run(inputs, params, state and state._asdict(), cu_seqlens)
+        kind = type(self.initial_state(1))
+        single, *more = outputs
+        return (outputs if more else single), kind(*(last[n] for n in kind._fields))
 
 
 def draw(

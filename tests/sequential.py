@@ -26,6 +26,7 @@ MIXED = (
     "linear(@ -> P, bias=true)",
     "linear[P](% * @)",
     "linear[H](linear[P](@))",
+    "linear(mean[H, P](@) -> P) + linear(@ > 0.1 -> P)",
     "linear[P](tanh(linear[P](@)) * w)",
     "sum[Q](U * @[P -> Q])",
     "sum[Q](V * (w * @)[P -> Q])",

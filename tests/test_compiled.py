@@ -170,6 +170,20 @@ def test_complex_operations(dtype: torch.dtype) -> None:
         assert close.all(), (label, got[~close], want[~close])
 
 
+def test_marked_conjugates() -> None:
+    """PyTorch conjugates, and takes parts, by a mark on a tensor whose memory stays as it is."""
+    text = (
+        "cell C\ndim D = 3\ninput z[D]: complex, y[D]\nstate h[D]: complex\nh[t] = tanh(h[t-1] * z + y)\noutput h[t]\n"
+    )
+    cell = build(text)
+    z = torch.randn(2, 4, 3, dtype=torch.complex64)
+    y, state = z.conj().imag, cell.initial_state(2)._replace(h=torch.randn(2, 3, dtype=torch.complex64).conj())
+    assert z.conj().is_conj() and y.is_neg()
+    plain = state._replace(h=state.h.resolve_conj())
+    agree([cell(z.conj(), y, state=state)[0]], [cell(z.conj().resolve_conj(), y.resolve_neg(), state=plain)[0]], 0, 0)
+    assert all(libraries(load(text)))
+
+
 SLSTM = (EXAMPLES / "slstm.rnn").read_text(encoding="utf-8")
 
 
@@ -368,6 +382,19 @@ c[t] = f * c[t-1] + i * g
 h[t] = o * tanh(layernorm[D](c[t], weight=true, bias=true))
 output h[t]
 """,
+    "kinds": """\
+cell Kinds
+\"""Maps of a state without dims, of a complex and of a boolean value.\"""
+dim D = 6, N = 3
+input x[D], z[N]: complex, done: bool
+state s, h[N]: complex, g[D]
+s[t] = 0.5 * s[t-1] + mean[D](g[t-1])
+h[t] = tanh(linear(h[t-1] -> N) + linear(g[t-1] -> N) + z)
+above = g[t-1] > 0.1
+g[t] = tanh(linear(s[t-1] -> D) + linear(real(h[t-1]) -> D) + linear(above -> D) + where(done and above, x, 0.5))
+output g[t]
+output h[t]
+""",
 }
 
 
@@ -375,9 +402,9 @@ output h[t]
 def test_within_the_step(name: str) -> None:
     made, module = compiled_module(IN_THE_STEP[name])
     assert made.cell is not None
-    kinds = {"x": "real", "kept": "unit"}
+    kinds = {"x": "real", "kept": "unit", "z": "complex", "done": "bool"}
     inputs = {i.name: (i.type.dims, kinds[i.name]) for i in made.cell.inputs}
-    program = RandomProgram(IN_THE_STEP[name], {"D": 6}, inputs)
+    program = RandomProgram(IN_THE_STEP[name], {"D": 6} | ({"N": 3} if name == "kinds" else {}), inputs)
     for dtype in (torch.float32, torch.float64):
         assert not disagreeing(made.cell, module, program, 9, 1, dtype)
     assert libraries(module) and all(libraries(module))

@@ -220,7 +220,7 @@ def test_a_wrong_split_has_no_certificate(monkeypatch: pytest.MonkeyPatch) -> No
     right = lowrank.taken_apart
 
     def wrong(graph: Graph, update: Expr, *more: Any) -> Any:
-        found = right(graph, update, *more)
+        found: Any = right(graph, update, *more)
         return replace(found, reads={c: graph.apply("neg", e) for c, e in found.reads.items()})
 
     monkeypatch.setattr(lowrank, "taken_apart", wrong)

@@ -33,13 +33,15 @@ pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWar
 
 TEXTS = {n: (EXAMPLES / f"{c.file}.rnn").read_text(encoding="utf-8") for n, c in CASES.items()}
 FUSED = [n for n in CASES if "triton" in getattr(load(TEXTS[n]), n)._backends]
-# Kernels like those of GLA, Mamba, Mamba-2 and mLSTM, that take long to interpret.
+# Kernels that take long to interpret; those of GLA, Mamba, Mamba-2, mLSTM and RWKV-6 stand for them in `make test`.
 LIKE_OTHERS = {
     "LinearAttention",
+    "RetNet",
     "TransNormerLLM",
     "Mamba2Block",
     "HGRN2",
     "MLSTMBlock",
+    "GSA",
     "JRT",
     "MesaNet",
     "MambaSigned",

@@ -42,10 +42,10 @@ def host_file(step: Step) -> File:
     packed = _Packed([p for f in frames for p in f.half.stages.products])
     parts = [f.text(packed) for f in frames]
     body = "\n\n".join([packed.text(step), *parts])
-    body = "\n".join(part for line in body.split("\n") for part in _wrapped(line))
+    body = "\n".join(part for line in body.split("\n") for part in wrapped(line))
     tools = [_template("product.h")] if packed.matrices else []
     tools += [_template("system.h")] if any(isinstance(s, System) for f in frames for s in f.half.stages.order) else []
-    used = _library("".join([*tools, body]))
+    used = library("".join([*tools, body]))
     cplx = "typedef struct {\n  real re, im;\n} cplx;\n" if "cplx" in body + "".join(used) else ""
     text = "\n\n".join(p.rstrip() for p in [_template("host.h") + cplx, *used, *tools, body]) + "\n"
     return File(text, tuple(frames[1].extra), bool(packed.matrices))
@@ -68,7 +68,7 @@ def _functions() -> dict[str, str]:
     return out
 
 
-def _library(text: str) -> list[str]:
+def library(text: str) -> list[str]:
     """The functions that a text uses, and all that they use."""
     wanted, stack = set[str](), list(functions(text))
     while stack:
@@ -313,7 +313,7 @@ def _operand(stage: Stage) -> tuple[object, ...] | None:
     return (stage.arg, stage.kept) if isinstance(stage, Product) else None
 
 
-def _wrapped(line: str) -> list[str]:
+def wrapped(line: str) -> list[str]:
     """A line of C cut where it may be."""
     indent = line[: len(line) - len(line.lstrip())]
     out: list[str] = []

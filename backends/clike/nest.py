@@ -103,11 +103,15 @@ class Body:
         self.sums = [(s, self._converted(self.value(s.node.children[0]), s.array)) for s in nest.sums]
         self.stores = [self._store(s) for s in nest.stores]
 
+    def entry(self, array: Array, env: Mapping[str, str]) -> str:
+        """Code of an entry of an array; a frame whose memory is not row-major has its own."""
+        return self.place.at(array, index(array, env))
+
     def _converted(self, code: Code, array: Array) -> str:
         return as_complex(code) if array.kind == "complex" else code.text
 
     def _store(self, store: Store) -> str:
-        target = self.place.at(store.array, index(store.array, self.env))
+        target = self.entry(store.array, self.env)
         text = self._converted(self.value(store.node), store.array)
         if not store.add:
             return f"{target} = {text};"
@@ -159,7 +163,7 @@ class Body:
         return self._read(node, env)
 
     def _load(self, array: Array, env: Mapping[str, str]) -> Code:
-        text = self.place.at(array, index(array, env))
+        text = self.entry(array, env)
         if text not in self.loads:
             self.loads[text] = self.names.new(array.name)
             kind = TYPES[array.kind]

@@ -8,7 +8,7 @@ Non-goals: text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -124,6 +124,12 @@ def _primitive(graph: Graph, node: Expr) -> Expr:
                 if d not in arg.dims:
                     value = graph.apply("mul", graph.ref("size", d), value)
             return value
+        case Linear(arg=arg) if arg.kind == "complex":
+            # The matrix is real.
+            parts = [graph.rebuild(node, (graph.apply(part, arg),)) for part in ("real", "imag")]
+            return graph.apply("add", parts[0], graph.apply("mul", graph.lit(1j), parts[1]))
+        case Linear(arg=arg) if arg.kind == "bool":
+            return graph.rebuild(node, (graph.apply("mul", arg, graph.lit(1.0)),))
         case Reduce(op="mean", over=over, arg=arg):
             return _mean(graph, [d for d in over if d in arg.dims], arg)
         case Reduce(op="max" | "min" as op, over=over, arg=arg):
@@ -220,6 +226,8 @@ class Stager:
                 out.append(node)
             elif node not in seen and node not in self.given and not is_number(node):
                 seen.add(node)
+                if not isinstance(node, Apply | Reduce | Rename | Split | Merge | Linear | Solve):
+                    raise NotImplementedError(type(node).__name__)
                 if (found := self._matrix(node)) is not None:
                     self.matrices[node] = found
                 below = operands(node) if found is None else (found.operand,)
@@ -237,7 +245,7 @@ class Stager:
             return _Matrix(self.weight[node.weight], node.arg, node.kept, outs, ins, tuple(axes))
         if not isinstance(node, Reduce) or node.op != "sum" or node.kind != "real":
             return None
-        factors = list(_factors(node.arg))
+        factors = list(_factors(node.arg, self.given))
         still = [f for f in factors if base(f) in self.fixed and f.kind == "real" and self.renamed(f)]
         for f in still:
             rest = [x for x in factors if x is not f]
@@ -246,7 +254,7 @@ class Stager:
             kept = tuple(d for d in node.dims if d in dims)
             if outs and set(f.dims) == {*node.dims, *node.over} and dims == {*kept, *node.over}:
                 operand = rest[0]
-                for x in rest[1:]:
+                for x in rest[1:] or ([self.graph.lit(1.0)] if operand.kind == "bool" else []):
                     operand = self.graph.apply("mul", operand, x)
                 array, names = self.renamed(f) or (self.values[base(f)], ())
                 axes = tuple(("in" if d in node.over else "kept" if d in kept else "out", d) for d in names)
@@ -471,11 +479,12 @@ class _Matrix:
     axes: tuple[tuple[str, str], ...]
 
 
-def _factors(node: Expr) -> Iterable[Expr]:
+def _factors(node: Expr, whole: Container[Expr]) -> Iterable[Expr]:
+    """The factors of a product; those of `whole` are not taken apart."""
     stack = [node]
     while stack:
         e = stack.pop()
-        if isinstance(e, Apply) and e.op == "mul" and e.kind == "real":
+        if isinstance(e, Apply) and e.op == "mul" and e.kind == "real" and e not in whole:
             stack.extend(e.args[::-1])
         else:
             yield e

@@ -46,8 +46,10 @@ def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_fil
         ranks=any(c.ranks for c in cells),
         cells=[_view(c) for c in cells],
     )
-    needs = "torch, and triton for its kernels on a GPU," if any(c.parts for c in cells) else "torch alone"
-    head = docstring(_head([c.name for c in cells], text, digest, needs))
+    tools = ["triton"] if any(c.parts for c in cells) else []
+    tools += ["cuda-core"] if any(loop.kernels for c in cells for loop in c.loops) else []
+    needs = f"torch, and {' and '.join(tools)} for its kernels on a GPU," if tools else "torch alone"
+    head = docstring(_head([c.name for c in cells], text, digest, needs, "_native" in wanted))
     return f"{head}\n\nfrom __future__ import annotations\n\n{_imports(body)}\n\n{body}"
 
 
@@ -63,13 +65,15 @@ def _view(cell: CellCode) -> dict[str, object]:
     }
 
 
-def _head(names: list[str], text: str, digest: str, needs: str) -> str:
+def _head(names: list[str], text: str, digest: str, needs: str, native: bool) -> str:
+    loops = ["Where a C compiler is found, `cc` or $CC, its loops over tokens run in C on a CPU."] if native else []
     return "\n".join(
         [
             f"{', '.join(names)}, compiled by rnnc {rnnc.__version__} from the recurrence below.",
             "",
             f"Its source has the sha256 {digest}.",
             f"This file needs {needs} and is yours: edit it, ship it, license it as you like.",
+            *loops,
             "",
             *(f"    {line}" for line in text.rstrip().split("\n")),
         ]
@@ -140,7 +144,7 @@ def _closure(wanted: Iterable[str], runtime: dict[str, str]) -> list[str]:
 
 
 _MODULES = (
-    *("cmath", "contextlib", "ctypes", "hashlib", "itertools", "math", "os"),
+    *("cmath", "contextlib", "ctypes", "functools", "hashlib", "importlib", "itertools", "math", "os"),
     *("shlex", "shutil", "subprocess", "tempfile", "threading", "warnings"),
 )
 

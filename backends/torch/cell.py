@@ -86,15 +86,22 @@ class CellCoder:
         self.reserved = reserved | LOCALS
         self.helpers: set[str] = {"_Cell"}
         self.loops: dict[int, LoopCode] = {}
+        on_gpu = self.on_gpu()
         for step in (s for s in plan.steps if isinstance(s, Loop) and self.ranks(s) is None):
             names = "_".join(s.name for s in step.streams)
             name = f"_{self.cell.name}_{names}"
-            coder = LoopCoder(self.system, step, name, self.system.names, plan.projections, self.reserved)
+            coder = LoopCoder(
+                self.system, step, name, self.system.names, plan.projections, self.reserved, id(step) in on_gpu
+            )
             self.loops[id(step)] = coder.code()
             self.helpers |= {*self.loops[id(step)].helpers, "_steps", "_loop_operator"}
             if not self.loops[id(step)].packs:
                 self.helpers.add("_nothing")
         self.first = first
+
+    def on_gpu(self) -> set[int]:
+        """The loops that have kernels of their own on a GPU, by `id`."""
+        return set()
 
     def code(self) -> CellCode:
         cell = self.cell
@@ -473,7 +480,10 @@ class CellCoder:
         return self.queues[stream.name]
 
     def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
-        for name in step.closure.group.states:
+        if step.closure.group.states[0] in self.finals:
+            return  # a column of another state
+        beside = self.columns(step.closure.group.states[0], table) if self.chunks(step) else []
+        for name in (*step.closure.group.states, *(s.stream.name for s, _, _ in beside)):
             if any(s.name == name for s in self.cell.states):
                 text = expr_text(self.cell.state(name).expr)
                 over = f" over {step_over}" if (step_over := self.cell.state(name).over) else ""
@@ -485,11 +495,9 @@ class CellCoder:
                 else:
                     values[s.name] = block.variable(s.expr)
             case Scan(stream=s, chunks=Chunks() as chunks):
-                if s.name in self.finals:
-                    return
                 self.helpers |= {"_chunked", "_chunks_operator", "_scan_operator"}
                 last = self.finals[s.name] = table.new(f"{s.name}_last")
-                block.assign(*chunk_line(step, chunks, block, last, self.columns(s.name, table)))
+                block.assign(*chunk_line(step, chunks, block, last, beside))
             case Scan(stream=s, closure=c):
                 a = block.aligned_code(c.a, s.type.dims)
                 b = "0.0" if c.b is None else block.aligned_code(c.b, s.type.dims)
@@ -539,6 +547,19 @@ class CellCoder:
         hoisted = [block.aligned_code(n, n.dims) for n in step.hoisted]
         fixed = [block.aligned_code(n, n.dims) for n in step.fixed]
         fixed += [f"self.{w}.to(dtype)" for w in code.weights]
+        self.loop_call(step, code.name, hoisted, fixed, block, table, values)
+
+    def loop_call(
+        self,
+        step: Loop,
+        operator: str,
+        hoisted: list[str],
+        fixed: list[str],
+        block: Block,
+        table: NameTable,
+        values: dict[str, str],
+    ) -> None:
+        code = self.loops[id(step)]
         history = [self.queue(s, block, table) for s in step.streams]
         args = [f"[{', '.join(hoisted)}]", f"[{', '.join(fixed)}]", f"[{', '.join(history)}]"]
         if code.sizes or code.consts:
@@ -549,7 +570,7 @@ class CellCoder:
             values[s.name] = table.new(s.name)
         names = ", ".join(values[s.name] for s in step.streams)
         target = names if len(step.streams) > 1 else f"({names},)"
-        block.assign(target, f"_steps(run, {code.name}, {', '.join(args)})")
+        block.assign(target, f"_steps(run, {operator}, {', '.join(args)})")
 
     def computed(self, field: StateField) -> str | None:
         """Code of a part of the final state that something has computed already."""
@@ -596,6 +617,10 @@ class CellCoder:
             functions = f"{code.name}_step, {code.name}_back, {pack}, {products}, {code.run}, {code.sweep}"
             line = f'{code.name} = _loop_operator(_OPERATORS, "loop_{i}", {functions})'
             lines.extend(wrap([line]))
+            if (k := code.kernels) is not None:
+                functions = f"{code.name}_step, {code.name}_back, {pack}, {products}, {k.run}, {k.sweep}"
+                line = f'{code.name}_kernels = _loop_operator(_OPERATORS, "loop_{i}_cuda", {functions})'
+                lines.extend(wrap([line]))
         return lines
 
     # --- documentation ---

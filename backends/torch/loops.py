@@ -11,6 +11,10 @@ from rnnc.ir import Conv, Expr, Linear, Ref, Type, walk
 from rnnc.lower import Stream, System
 from rnnc.plan import Loop, Projection, inside, is_number
 
+from ..cuda.code import definitions as cuda_definitions
+from ..cuda.code import kernels as cuda_kernels
+from ..cuda.code import matrices as cuda_matrices
+from ..cuda.code import text as cuda_text
 from .block import Block, NameTable
 from .compiled import native_code, native_step
 from .maps import MapsCoder
@@ -37,6 +41,18 @@ class LoopCode:
     sweep: str
     """and of what takes its backward."""
     helpers: frozenset[str]
+    kernels: LoopKernels | None = None
+
+
+@dataclass(frozen=True)
+class LoopKernels:
+    """What runs a loop on a GPU: code of both ways through time, the fixed values that are operands of products and
+    nothing else, and the kernels themselves."""
+
+    run: str
+    sweep: str
+    matrices: tuple[int, ...]
+    text: str
 
 
 def past_name(stream: str, lag: int) -> str:
@@ -54,8 +70,9 @@ class LoopCoder:
         hints: Mapping[Expr, str],
         projections: Mapping[Expr, Projection],
         reserved: frozenset[str],
+        on_gpu: bool = False,
     ) -> None:
-        self.system, self.loop, self.name = system, loop, name
+        self.system, self.loop, self.name, self.on_gpu = system, loop, name, on_gpu
         self.graph = system.graph
         self.body = inside(loop)
         self.all_hints, self.reserved = hints, reserved
@@ -129,6 +146,17 @@ class LoopCoder:
             parts.append(code.text)
             run, sweep = f"_native_run({code.name}, {run})", f"_native_sweep({code.name}, {sweep})"
             self.helpers |= {"_native", "_NativePart", "_native_run", "_native_sweep"}
+        kernels = None
+        if native and self.on_gpu and (found := cuda_kernels(native.step)):
+            parts.append(cuda_definitions(native.step, found, self.name, tuple(self.sizes), tuple(self.consts)))
+            made = f"{self.name}_cuda"
+            kernels = LoopKernels(
+                f"_cuda_run({made}, {run})",
+                f"_cuda_sweep({made}, {sweep})",
+                cuda_matrices(found),
+                cuda_text(native.step, found),
+            )
+            self.helpers |= {"_Cuda", "_CudaKernel", "_NativePart", "_cuda_run", "_cuda_sweep"}
         self.helpers |= {"_composed" if maps else "_stepped", "_sweep_scan" if flow else "_sweep_tokens"}
         return LoopCode(
             self.name,
@@ -141,6 +169,7 @@ class LoopCoder:
             run,
             sweep,
             frozenset(self.helpers),
+            kernels,
         )
 
     def named(self, node: Expr) -> str:

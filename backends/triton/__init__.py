@@ -12,9 +12,11 @@ from .cell import FusedCellCoder
 
 RUNTIME = (
     *TORCH[:-1],
+    "cuda/sequential.py",
     *(f"triton/{name}.py" for name in ("numbers", "complex", "span", "scan", "pairs", "fused", "chunked")),
     TORCH[-1],
     "triton/module.py",
+    "cuda/module.py",
 )
 
 

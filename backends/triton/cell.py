@@ -15,7 +15,7 @@ from rnnc.chunks import Chunks
 from rnnc.fields import StateField
 from rnnc.fuse import Kernel, delay, fuse, paired, streams_of
 from rnnc.ir import Expr, Linear, Ref, walk
-from rnnc.plan import Plan, Scan, Step, needs
+from rnnc.plan import Loop, Plan, Scan, Step, needs
 from rnnc.show import expr_text
 
 from ..torch.block import Block, NameTable
@@ -29,6 +29,9 @@ from .forward import ForwardCoder
 from .kernel import KernelCoder, Leaf
 from .maptext import map_text
 from .prune import pruned
+
+SEQUENTIAL = "cuda: one step after the other in a kernel"
+"""The kernel of what neither composes nor is elementwise, in words."""
 
 
 class FusedBlock(Block):
@@ -103,9 +106,14 @@ class FusedCellCoder(CellCoder):
                 ]
                 self.pairs[id(step)] = PairsCoder(step, step.chunks, beside, f"_{self.cell.name}_{step.stream.name}")
 
+    def on_gpu(self) -> set[int]:
+        taken = {id(step) for k in fuse(self.plan) for step in k.steps}
+        return {id(step) for step in self.plan.steps if isinstance(step, Loop)} - taken
+
     def code(self) -> CellCode:
         code = super().code()
-        if not self.kernels_of and not self.pairs:
+        sequential = {id(s): c for s in self.plan.steps if (c := self.loops.get(id(s))) is not None and c.kernels}
+        if not self.kernels_of and not self.pairs and not sequential:
             return code
         self.fusing = {id(step): k for k in self.kernels_of for step in k.steps}
         self.block_class = FusedBlock
@@ -117,13 +125,15 @@ class FusedCellCoder(CellCoder):
         self.helpers |= {name for text in pair_texts for name in re.findall(r"\b_tl_\w+", text)}
         parts = (*(self.kernel_text(b) for b in self.backwards), *pair_texts)
         first = self.first + len(code.operators)
+        steps = [s for s in self.plan.steps if id(s) in sequential]
         operators = [f"fused_{i}" for i, _ in enumerate(self.coders, first)]
         registrations = [self.registration(b, name) for b, name in zip(self.backwards, operators, strict=True)]
         for p in pairs:
             operators.append(f"chunks_{first + len(operators)}")
             registrations.append(p.registration(operators[-1]))
-        base = "_FusedCell" if code.base == "_Cell" else f"_FusedCell, {code.base}"
-        self.helpers |= {"_FusedCell"}
+        kind = "_FusedCell" if self.coders or pairs else "_CudaCell"
+        base = kind if code.base == "_Cell" else f"{kind}, {code.base}"
+        self.helpers |= {kind}
         self.helpers |= {"_fused_operator", "_kernel"} if self.coders else set()
         self.helpers |= {"_pairs_operator", "_by_kernels"} if pairs else set()
         return replace(
@@ -134,6 +144,7 @@ class FusedCellCoder(CellCoder):
             fused_kernels=(
                 *((", ".join(_names(c.kernel)), c.kernel.form) for c in self.coders),
                 *((", ".join(p.states), p.form) for p in pairs),
+                *((", ".join(s.name for s in streams_of(step)), SEQUENTIAL) for step in steps),
             ),
             registrations=(*code.registrations, *(line for r in registrations for line in r)),
             operators=(*code.operators, *operators),
@@ -189,6 +200,17 @@ class FusedCellCoder(CellCoder):
             made.append(table.new(f"{s.name.replace(' ', '_past')}_last"))
             self.lasts[s.name] = made[-1]
         block.assign(", ".join(made), f"_kernel(run, {coder.name}_kernel, {', '.join(args)})")
+
+    def loop_lines(self, step: Loop, block: Block, table: NameTable, values: dict[str, str]) -> None:
+        kernels = self.loops[id(step)].kernels
+        if kernels is None or not isinstance(block, FusedBlock):
+            super().loop_lines(step, block, table, values)
+            return
+        hoisted = [block.given(n, n.dims) for n in step.hoisted]
+        fixed = [block.aligned_code(n, n.dims) for n in step.fixed]
+        fixed = [f"({x}).to(low)" if i in kernels.matrices else x for i, x in enumerate(fixed)]
+        fixed += [f"self.{w}.to(low)" for w in self.loops[id(step)].weights]
+        self.loop_call(step, f"{self.loops[id(step)].name}_kernels", hoisted, fixed, block, table, values)
 
     def pair_lines(self, pairs: PairsCoder, block: FusedBlock, table: NameTable) -> None:
         """The call of the kernels of a step in chunks."""

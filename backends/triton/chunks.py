@@ -57,18 +57,18 @@ class PairsCoder:
         decayed = "; and queries with the decay since the chunk's start, keys with that until its end"
         decayed = decayed if self.decay == "keys" else ""
         walk_text = {
-            "forward": "A program has one segment of one sequence of one head and BV of its values, and goes from chunk "
-            "to chunk, C tokens, with the state [BK, BV] in registers. If there are several segments, it first applies "
-            "those before its own. Where KEEP, the states that enter chunks are written for the backward.",
+            "forward": "A program has one segment of one sequence of one head and BV of its values, and goes from "
+            "chunk to chunk, C tokens, with the state [BK, BV] in registers. If there are several segments, it first "
+            "applies those before its own. Where KEEP, the states that enter chunks are written for the backward.",
             "backward": "The same programs, from the last chunk to the first, with the gradient of the state in "
             "registers. If there are several segments, it first applies those after its own.",
             "carry": "What a segment of a sequence writes into the state that enters it, and its decay over all of it.",
-            "pairs": f"What tokens of a chunk read of each other: scores [C, C] of queries and keys, decayed{decayed}. A "
-            "program has one segment of one sequence of one head, and goes through its keys, BK at a time.",
+            "pairs": f"What tokens of a chunk read of each other: scores [C, C] of queries and keys, decayed{decayed}. "
+            "A program has one segment of one sequence of one head, and goes through its keys, BK at a time.",
             "pairs_back": "Gradients of queries and keys, and of the factors, from those of the scores and of what is "
             "read of and written to the state, which are sums over TILES of values.",
-            "carry_back": "What a segment of a sequence adds to the gradient of the state that leaves it, and its decay "
-            "over all of it.",
+            "carry_back": "What a segment of a sequence adds to the gradient of the state that leaves it, and its "
+            "decay over all of it.",
         }
         first = {
             "forward": equations,

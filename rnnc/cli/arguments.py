@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from rnnc import __version__
 
-STAGES = ("tree", "ir", "groups", "analysis", "plan", "module")
+STAGES = ("tree", "ir", "groups", "analysis", "plan", "cuda", "module")
 """What `--emit` can print, in the order of the stages."""
 
 _STATUS = """\

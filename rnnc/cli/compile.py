@@ -142,6 +142,11 @@ def product(stage: Stage, made: Compilation, source: Source, target: str) -> str
 
             assert made.plan is not None
             return plan_text(made.plan)
+        case "cuda":
+            from rnnc.target import backend
+
+            assert made.plan is not None
+            return backend("cuda").emit((made.plan,), source.text)
         case "module":
             from rnnc.pipeline import module_text
 

@@ -418,6 +418,7 @@ def _chunked(
     sizes = state.shape[1:]
     heads, keys, values = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
     lead = run.lead
+    before = sum(torch.Size(shape).numel() for _, shape in queries[:before])
     wide = state.reshape(state.shape[0], heads.numel(), keys.numel(), values.numel())
     columns = [x.permute(0, *(i + 1 for i in own)).reshape(*wide.shape[:3], 1) for x, own, _ in beside]
 

@@ -116,6 +116,11 @@ def _native(
     return _Native(text, inputs, results, products, cut, packs, sizes, consts, {}, threading.Lock())
 
 
+def _plain(x: Tensor) -> Tensor:
+    """Numbers as they lie in memory: PyTorch marks a conjugate, or a negative part of one, and leaves it as it is."""
+    return x.resolve_conj().resolve_neg()
+
+
 class _NativeCall:
     """One use of a loop in C: its operands, laid out as the text has them."""
 
@@ -137,20 +142,20 @@ class _NativeCall:
             shape = given[part.role][part.place].shape[0 if part.role == "fixed" else 2 :]
             for dim, n in zip(part.dims, shape):
                 self.sizes[dim] = max(n, self.sizes.get(dim, 1))
-        self.history = [h.contiguous() for h in history]
+        self.history = [_plain(h).contiguous() for h in history]
         self.operands: list[Tensor] = []
         strides: list[int] = []
         for part in native.inputs:
             x, shape = given[part.role][part.place], self.shape(part)
             if part.role == "hoisted":
-                x = x.to(self.kind(part)).expand(*lead, *shape)
+                x = _plain(x).to(self.kind(part)).expand(*lead, *shape)
                 # Of several maps that were one product each is a stretch of every token's numbers.
                 apart, step = x.stride()[:2] if lead[1] > 1 else (0, max(x.stride(0), 1))
                 if not x[0, 0].is_contiguous() or (lead[0] > 1 < lead[1] and apart != step * lead[1]) or not step:
                     x, step = x.contiguous(), math.prod(shape)
                 strides.append(step)
             elif part.role == "fixed":
-                x = x.to(self.kind(part)).expand(*shape).contiguous()
+                x = _plain(x).to(self.kind(part)).expand(shape).contiguous()
             if part.role != "history":
                 self.operands.append(x)
         self.strides = (ctypes.c_long * max(len(strides), 1))(*strides)
@@ -300,7 +305,7 @@ def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callab
             call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position)
             return other(back, products, *call)
         call, library = found
-        d_values = [g.clone(memory_format=torch.contiguous_format) for g in grads]
+        d_values = [_plain(g).clone(memory_format=torch.contiguous_format) for g in grads]
         d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
         made: list[Tensor] = []
         for part in native.results:
@@ -308,7 +313,7 @@ def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callab
             shape, kind = call.shape(part), call.kind(part)
             lead = (history[0].shape[0],) if each else call.lead
             made.append((torch.zeros if each else torch.empty)(*lead, *shape, dtype=kind))
-        after = (*(v.contiguous() for v in values), *d_values, *d_history, *made)
+        after = (*(_plain(v).contiguous() for v in values), *d_values, *d_history, *made)
         call.run(library, "backward", native.cut[1], *after)
         d_hoisted: dict[int, Tensor] = {}
         d_fixed: dict[int, Tensor] = {}

@@ -357,7 +357,7 @@ def _low_rank_steps(
 def _low_rank_columns(
     run: _Run,
     scan: Callable[..., Tensor],
-    chunks: Callable[..., tuple[Tensor, ...]],
+    chunks: Callable[..., tuple[Tensor, Tensor]],
     operator: Callable[..., tuple[Tensor, Tensor]],
     factors: Sequence[Sequence[Any]],
     terms: Sequence[tuple[int, Any, Sequence[Any], tuple[int, ...]]],

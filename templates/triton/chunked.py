@@ -203,9 +203,9 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
 def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., Any]:
     """Registers `reads, last, states = op(a, q, k, v, initial, cu_seqlens, before, keep, out)` and its backward.
 
-    a: [B, T, H], or with K or V; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`; k, v: [B, T, H, K or V];
-    initial: [N, H, K, V], float32. Reads are [B, T, H, R, V] in the dtype `out`. Where `keep`, the states that enter
-    chunks are written, which the backward needs beside what it is given.
+    a: [B, T, H], or with K or V; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`; k: [B, T, H, K]; v: [B,
+    T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have the dtype `out`. Where `keep`, the states
+    that enter chunks are written, which the backward needs beside what it is given.
     """
     operands = "Tensor? a, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens, int before"
 
@@ -278,6 +278,7 @@ def _by_kernels(
         factor, keyed = 1.0 if a is None else a, decay != "values"
         return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, keyed, beside)
     lead, width = run.lead, values.numel()
+    before = sum(torch.Size(shape).numel() for _, shape in queries[:before])
     state = state.reshape(state.shape[0], heads.numel(), keys.numel(), width)
 
     def laid(x: Any, dtype: torch.dtype | None, *groups: tuple[int, ...]) -> Tensor:

@@ -25,15 +25,16 @@ def _product_dtype(out: torch.dtype, device: torch.device) -> torch.dtype:
     return out
 
 
-class _FusedCell(_Cell):
-    """A cell with Triton kernels for some or all of its recurrences, over sequences; one token is PyTorch's.
+class _KernelCell(_Cell):
+    """A cell with kernels for some or all of its recurrences, over sequences; one token is PyTorch's.
 
     A subclass has `_fused(run, dtype, low, out, inputs, state)`: the equations by kernels, with learned maps in `low`
     and what kernels write in `out`.
     """
 
-    _backends = ("auto", "triton", "torch", "reference")
     _fused_kernels: dict[str, str]
+    _kernels_of: str
+    """Whose kernels are those that say nothing else."""
 
     @property
     def plan(self) -> dict[str, str]:
@@ -42,21 +43,19 @@ class _FusedCell(_Cell):
         if self.backend in ("torch", "reference"):
             return plain
         kernels = {name: kernel for states, kernel in self._fused_kernels.items() for name in states.split(", ")}
-        fused = {states: kernels.get(states.split(", ")[0]) for states in plain}
-        sure = self.backend == "triton" or _interpreted()
-        return {
-            states: other if kernel is None else f"triton: {kernel}" if sure else f"triton: {kernel}, on a GPU; {other}"
-            for (states, other), kernel in zip(plain.items(), fused.values())
-        }
+        out = dict(plain)
+        for states, other in plain.items():
+            if (kernel := kernels.get(states.split(", ")[0])) is not None:
+                named = kernel if ": " in kernel else f"{self._kernels_of}: {kernel}"
+                out[states] = named if self._sure(kernel) else f"{named}, on a GPU; {other}"
+        return out
+
+    def _sure(self, kernel: str) -> bool:
+        """Whether a kernel runs, whatever the inputs are."""
+        raise NotImplementedError
 
     def _runs_kernels(self, device: torch.device) -> bool:
-        if self.backend in ("torch", "reference"):
-            return False
-        runs = tl is not None and (device.type == "cuda" or _interpreted())
-        if self.backend == "triton" and not runs:
-            why = "Triton is not installed" if tl is None else f"Triton runs on a GPU, and the inputs are on {device}"
-            raise RuntimeError(f'backend="triton": {why} (TRITON_INTERPRET=1 runs its interpreter anywhere)')
-        return runs
+        raise NotImplementedError
 
     def _sequences(self, values: tuple[Tensor, ...], state: Any, cu_seqlens: Tensor | None) -> tuple[Any, Any]:
         if not isinstance(values[0], Tensor) or not self._runs_kernels(values[0].device):
@@ -77,3 +76,22 @@ class _FusedCell(_Cell):
 
     def _fused(self, run: _Run, *inputs: Any) -> tuple[tuple[Tensor, ...], Any]:
         raise NotImplementedError
+
+
+class _FusedCell(_KernelCell):
+    """A cell with Triton kernels for some or all of its recurrences; it may have CUDA kernels for others."""
+
+    _backends = ("auto", "triton", "torch", "reference")
+    _kernels_of = "triton"
+
+    def _sure(self, kernel: str) -> bool:
+        return self.backend == "triton" or (_interpreted() and not kernel.startswith("cuda: "))
+
+    def _runs_kernels(self, device: torch.device) -> bool:
+        if self.backend in ("torch", "reference"):
+            return False
+        runs = tl is not None and (device.type == "cuda" or _interpreted())
+        if self.backend == "triton" and not runs:
+            why = "Triton is not installed" if tl is None else f"Triton runs on a GPU, and the inputs are on {device}"
+            raise RuntimeError(f'backend="triton": {why} (TRITON_INTERPRET=1 runs its interpreter anywhere)')
+        return runs

@@ -8,7 +8,7 @@ dtype of products' operands; they are summed in float32.
 """
 
 # Triton's `dot` and scans have no types that say what they return.
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 from __future__ import annotations
 

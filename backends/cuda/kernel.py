@@ -1,0 +1,600 @@
+"""A step, or its backward, as a CUDA kernel: tokens inside, a few sequences and an entry of the free dim per block.
+
+Goals: one text for the chip and for a host that plays a block's threads; as few barriers as the step allows. Threads
+own entries: a unit (an entry of a nest's dims) of a sequence is always the same thread's, in all stages of one space,
+and comes out of a product in that thread's registers.
+Non-goals: sizes, and what lies where. Who compiles the text knows the sizes and defines the macros (`templates/cuda/
+sequential.py`): COUNT, TILES, EACH, KEEP of each space, `s_`, `l_` of each slot, HELD, AT, PITCH of each matrix.
+
+States lie in rings, a slot for each token that is looked back at and one that is written. The backward's rings hold
+what has flowed back to a token so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_lowercase
+
+from rnnc.ir import Expr, Reduce
+
+from ..clike.nest import Body, gathered, length, neutral, size
+from ..clike.scalar import TYPES, identifier
+from ..clike.stages import Array, Nest, Product, Store, System
+from ..clike.step import Half, Step, Unsupported
+from .hazards import Access, Item
+
+KINDS = {"real": "real", "complex": "cplx", "bool": "unsigned char"}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An array of a block: for each of its sequences, and for each token of a ring."""
+
+    name: str
+    dims: tuple[str, ...]
+    kind: str
+    ring: int
+    space: int | None
+    """The space whose threads each touch only their own entries: it may lie in registers."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Learned numbers of products: which fixed value, in which space the products are, and the dims of both sides."""
+
+    place: int
+    space: int
+    outs: tuple[str, ...]
+    ins: tuple[str, ...]
+    whole: bool
+    """Whether a block needs one matrix only."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A product of states that are known before the backward begins: made for all tokens at once."""
+
+    out: Array
+    stream: int
+    lag: int
+    place: int
+    equation: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    text: str
+    free: str | None
+    spaces: tuple[tuple[str, ...], ...]
+    slots: tuple[Slot, ...]
+    matrices: tuple[Matrix, ...]
+    made: tuple[Made, ...]
+    extra: tuple[Array, ...]
+    """Results besides the cotangents of states, in the order of the kernel's arguments."""
+    tiled: bool
+    """Whether sequences go in tiles, for products; else each block has one."""
+    numbers: frozenset[int]
+    """The fixed values that are read number by number."""
+    registers: tuple[int, ...]
+    """For each space, how many numbers of an entry a thread holds from token to token."""
+
+
+def flat(names: Mapping[str, str], dims: Sequence[str]) -> str:
+    """The place of an entry, row-major."""
+    text = ""
+    for d in dims:
+        text = f"({text}) * {size(d)} + {names[d]}" if text else names[d]
+    return text or "0"
+
+
+class _Unit(Body):
+    """The lines of a nest, for one entry. Remembers what they touch."""
+
+    def __init__(self, coder: KernelCoder, nest: Nest, owner: int | None) -> None:
+        self.coder, self.owner = coder, owner
+        self.accesses: list[Access] = []
+        self.reads_tokens = False
+        super().__init__(nest, coder.stages, coder, coder.half.hints)
+
+    def entry(self, array: Array, env: Mapping[str, str]) -> str:
+        return self.coder.read(array, env, self)
+
+    def owned_by(self, array: Array, env: Mapping[str, str]) -> int | None:
+        """The space by which an entry is the thread's own."""
+        same = env is self.env and len(array.dims) == len(self.nest.dims) and set(array.dims) == set(self.nest.dims)
+        return self.owner if same else None
+
+    def _store(self, store: Store) -> str:
+        return self.coder.write(store, self._converted(self.value(store.node), store.array), self)
+
+
+class KernelCoder:
+    """Writes one kernel."""
+
+    def __init__(self, step: Step, half: Half, back: bool) -> None:
+        self.step, self.half, self.back, self.stages = step, half, back, half.stages
+        self.name = "backward" if back else "forward"
+        self.free = half.free
+        self.extra = tuple(r.array for r in half.results if r.array.role not in ("new", "d_past"))
+        self.made: dict[Array, Made] = {}
+        if back:
+            self.made = {p.out: _made(p) for p in self.stages.products if p.arg.role in ("past", "new")}
+        self.order = [s for s in self.stages.order if not (isinstance(s, Product) and s.out in self.made)]
+        products = [s for s in self.order if isinstance(s, Product)]
+        self.tiled = bool(products)
+        given = {a for a in self.stages.values.values() if a.role in ("d_new", "past")}
+        self.arriving = {a.index: a for a in sorted(given, key=lambda a: a.index) if a.role == "d_new"}
+        # How many tokens back a cotangent flows at most.
+        self.reach = {
+            i: max((r.array.lag for r in half.results if r.array.role == "d_past" and r.array.index == i), default=0)
+            for i in self.arriving
+        }
+        self.new = {r.array.index: r.array for r in half.results if r.array.role == "new"}
+        self.shadows = {
+            a
+            for s in self.order
+            for a in ([s.arg] if isinstance(s, Product) else [s.matrix, s.rhs] if isinstance(s, System) else [])
+            if a in self.extra
+        }
+        self.operands = {p.arg for p in products if p.arg.role == "scratch" or p.arg in self.shadows}
+        for p in products:
+            if not self.slotted(p.arg):
+                raise Unsupported(f"a product of {p.arg.name}")
+        self.spaces: dict[tuple[str, ...], int] = {}
+        self.matrices: dict[tuple[object, ...], Matrix] = {}
+        self.registers: dict[Array, int] = {}
+        self.numbers: set[int] = set()
+        self.fetched: dict[tuple[int, Array], str] = {}
+        first = self._items()
+        self.registers = self._own(first)
+        self.items = self._items()
+
+    # --- what lies where ---
+
+    def slotted(self, array: Array) -> bool:
+        """Whether a block has an array of its own for this one."""
+        if array in self.made:
+            return False
+        rings = ("d_new", "d_past") if self.back else ("new", "past")
+        return array.role in ("scratch", *rings) or array in self.shadows
+
+    def ring(self, array: Array) -> tuple[str, int, int] | None:
+        """The name of the ring that an array is part of, its length, and how many tokens ago."""
+        if not self.back and array.role in ("new", "past"):
+            return self.new[array.index].name, self.step.streams[array.index].depth + 1, array.lag
+        if self.back and array.role in ("d_new", "d_past"):
+            return self.arriving[array.index].name, self.reach[array.index] + 1, array.lag
+        # Of what all threads read of others there are two: the next token's is written while this one's is read.
+        return (array.name, 2, 0) if array in self.operands else None
+
+    def place(self, array: Array) -> tuple[str, int | None]:
+        ring = self.ring(array)
+        return (array.name, None) if ring is None else (ring[0], ring[2])
+
+    def row(self, array: Array, row: str) -> str:
+        """Where the entries of a sequence begin, in memory of the block."""
+        ring = self.ring(array)
+        if ring is None:
+            return f"{row} * l_{array.name}"
+        name, count, lag = ring
+        slot = f"(b_t + {count - lag}) % {count}" if count > 1 else "0"
+        return f"({slot} * ROWS + {row}) * l_{name}"
+
+    def slot(self, array: Array) -> str:
+        ring = self.ring(array)
+        return f"s_{array.name if ring is None else ring[0]}"
+
+    def local(self, array: Array, env: Mapping[str, str]) -> str:
+        """The place of an entry among those of the block."""
+        text = ""
+        for d in array.dims:
+            i, n = (f"({env[d]} - lo)", "PART") if d == self.free else (env[d], size(d))
+            text = f"({text}) * {n} + {i}" if text else i
+        return text or "0"
+
+    def space(self, dims: tuple[str, ...]) -> int:
+        return self.spaces.setdefault(dims, len(self.spaces))
+
+    def slots(self) -> list[Slot]:
+        out: list[Slot] = []
+        arrays = list(self.arriving.values()) if self.back else list(self.new.values())
+        for a in arrays:
+            found = self.ring(a)
+            assert found is not None
+            out.append(Slot(a.name, a.dims, a.kind, found[1], None))
+        others = [a for a in self.stages.scratch if a not in self.made]
+        for a in [*others, *(x for x in self.extra if x in self.shadows)]:
+            out.append(Slot(a.name, a.dims, a.kind, 2 if a in self.operands else 1, self.registers.get(a)))
+        return out
+
+    # --- Place, for the parts of a nest that ask it ---
+
+    def at(self, array: Array, index: str) -> str:
+        raise AssertionError("entries are asked for by their dims")
+
+    def bounds(self, dim: str) -> tuple[str, str]:
+        raise AssertionError("threads hold the loops")
+
+    # --- entries ---
+
+    def read(self, array: Array, env: Mapping[str, str], body: _Unit) -> str:
+        if self.slotted(array):
+            own = body.owned_by(array, env)
+            body.accesses.append(Access(self.place(array), False, own))
+            memory = f"{self.slot(array)}[{self.row(array, 'b_row')} + {self.local(array, env)}]"
+            if array in self.registers:
+                return f"(KEEP_{self.registers[array]} ? y_{array.name}[b_e] : {memory})"
+            return memory
+        load = self.load(array, flat(env, array.dims), "b_t")
+        if body.owner is None or env is not body.env:
+            return load
+        body.reads_tokens = True
+        name = self.fetched.setdefault((body.owner, array), f"f_{array.name}_{body.owner}")
+        return f"(KEEP_{body.owner} ? {name}[b_e] : {load})"
+
+    def write(self, store: Store, text: str, body: _Unit) -> str:
+        array = store.array
+        lines: list[str] = []
+        if self.slotted(array):
+            own = body.owned_by(array, body.env)
+            body.accesses.append(Access(self.place(array), True, own))
+            memory = f"{self.slot(array)}[{self.row(array, 'b_row')} + {self.local(array, body.env)}]"
+            if array in self.registers:
+                memory = f"(KEEP_{self.registers[array]} ? y_{array.name}[b_e] : {memory})"
+            # The first cotangent that reaches a token comes from the farthest.
+            added = store.add and array.lag < self.reach.get(array.index, 0)
+            lines.append(f"{memory} = {f'plus({memory}, {text})' if added else text};")
+        if array.role == "new" or array in self.extra:
+            n = length(array.dims)
+            role = "values" if array.role == "new" else array.role
+            place = f"p_values_{array.index}" if role == "values" else f"p_{array.name}"
+            kind = self.stored(array)
+            token = "b_id[b_row]" if role == "d_fixed" else "(b_start[b_row] + b_t)"
+            where = f"{token} * ({n}) + {flat(body.env, array.dims)}"
+            if store.add:
+                text = f"plus(get(({kind} *){place}, {where}), {text})"
+            lines.append(f"put(({kind} *){place}, {where}, {text});")
+        return " ".join(lines)
+
+    def stored(self, array: Array) -> str:
+        """The type of an array's numbers outside the block."""
+        if array.role in ("hoisted", "fixed"):
+            return f"t_{array.role}_{array.index}"
+        return KINDS[array.kind]
+
+    def load(self, array: Array, entry: str, at: str) -> str:
+        """Code of an entry of an array outside the block, at a token."""
+        if array.role == "fixed":
+            self.numbers.add(array.index)
+        if array.role != "past":
+            return f"get({', '.join(self.address(array, entry, at))})"
+        n, kind = length(array.dims), self.stored(array)
+        depth = self.step.streams[array.index].depth
+        slot = f"(b_id[b_row] * {depth} + {array.lag - 1} - {at}) * ({n}) + {entry}"
+        now = f"get({', '.join(self.address(array, entry, at))})"
+        return f"({at} >= {array.lag} ? {now} : get(({kind} *)p_history_{array.index}, {slot}))"
+
+    def address(self, array: Array, entry: str, at: str) -> tuple[str, str]:
+        """Where an entry of an array outside the block is at a token that its sequence has."""
+        n, kind = length(array.dims), self.stored(array)
+        if array.role == "fixed":
+            return f"({kind} *)p_fixed_{array.index}", entry
+        names = {"hoisted": f"hoisted_{array.index}", "d_new": f"grad_{array.index}"}
+        name = array.name if array in self.made else names.get(array.role, f"values_{array.index}")
+        token = f"(b_start[b_row] + {at}{f' - {array.lag}' if array.role == 'past' else ''})"
+        return f"({kind} *)p_{name}", f"{token} * ({n}) + {entry}"
+
+    # --- loops of threads ---
+
+    def decoded(self, dims: Sequence[str], unit: str) -> list[str]:
+        lines: list[str] = []
+        for i, d in enumerate(dims):
+            rest = " * ".join("PART" if x == self.free else size(x) for x in dims[i + 1 :])
+            text = f"{unit} / ({rest})" if rest else unit
+            text = f"{text} % {'PART' if d == self.free else size(d)}" if i else text
+            lines.append(f"const int i_{identifier(d)} = {f'lo + {text}' if d == self.free else text};")
+        return lines
+
+    def guarded(self, dims: Sequence[str], lines: list[str]) -> list[str]:
+        """Only entries of the free dim that there are."""
+        if self.free is None or self.free not in dims:
+            return lines
+        return [f"if (i_{identifier(self.free)} < hi) {{", *indented(lines), "}"]
+
+    def owned(
+        self, space: int, dims: Sequence[str], lines: list[str], live: str = "b_t < b_length[b_row]"
+    ) -> list[str]:
+        """Each thread's own entries."""
+        inner = [*self.decoded(dims, "b_unit"), *self.guarded(dims, lines)]
+        return [
+            f"#pragma unroll UNROLL_{space}",
+            f"for (int b_e = 0; b_e < EACH_{space}; ++b_e) {{",
+            "  const int b_unit = UNIT(b_e), b_row = ROW(b_e);",
+            f"  if (b_unit < COUNT_{space} && {live}) {{",
+            *indented(indented(inner)),
+            "  }",
+            "}",
+        ]
+
+    def any(self, count: str, dims: Sequence[str], lines: list[str], live: str = "b_t < b_length[b_row]") -> list[str]:
+        """Entries of all sequences of the block, wherever."""
+        inner = [*self.decoded(dims, "b_unit"), *self.guarded(dims, lines)]
+        return [
+            f"for (int b_i = b_tid; b_i < ROWS * ({count}); b_i += THREADS) {{",
+            f"  const int b_row = b_i / ({count}), b_unit = b_i % ({count});",
+            f"  if ({live}) {{",
+            *indented(indented(inner)),
+            "  }",
+            "}",
+        ]
+
+    def count(self, dims: Iterable[str]) -> str:
+        return " * ".join("PART" if d == self.free else size(d) for d in dims) or "1"
+
+    # --- stages ---
+
+    def _items(self) -> list[Item]:
+        items = [self._arrive(a) for a in self.arriving.values()]
+        for group in _grouped(self.order):
+            stage = group[0]
+            match stage:
+                case Nest():
+                    items += self._nest(stage)
+                case Product():
+                    items.append(self._products([p for p in group if isinstance(p, Product)]))
+                case System():
+                    items.append(self._system(stage))
+        return items
+
+    def _arrive(self, array: Array) -> Item:
+        """The cotangent of a state at this token: what flowed back, and what comes from outside."""
+        space = self.space(array.dims)
+        env = {d: f"i_{identifier(d)}" for d in array.dims}
+        memory = f"{self.slot(array)}[{self.row(array, 'b_row')} + {self.local(array, env)}]"
+        name = self.fetched.setdefault((space, array), f"f_{array.name}_{space}")
+        load = self.load(array, flat(env, array.dims), "b_t")
+        text = f"(KEEP_{space} ? {name}[b_e] : {load})"
+        line = f"{memory} = plus({memory}, {text});" if self.reach[array.index] else f"{memory} = {text};"
+        lines = self.owned(space, array.dims, [line])
+        return Item(tuple(lines), (Access(self.place(array), True, space),), True)
+
+    def _nest(self, nest: Nest) -> list[Item]:
+        items: list[Item] = []
+        space = self.space(nest.dims)
+        if nest.stores:
+            body = _Unit(self, Nest(nest.dims, nest.nodes, nest.stores, ()), space)
+            lines = self.owned(space, nest.dims, [*body.lines, *body.stores])
+            items.append(Item(tuple(lines), tuple(dict.fromkeys(body.accesses)), body.reads_tokens))
+        return [*items, *(self._sum(nest, s) for s in nest.sums)]
+
+    def _sum(self, nest: Nest, store: Store) -> Item:
+        """A warp for each entry of the sum."""
+        needed = _below(store.node.children[0], nest.nodes)
+        body = _Unit(self, Nest(nest.dims, needed, (), (store,)), None)
+        outs = store.array.dims
+        ins = [d for d in nest.dims if d not in outs]
+        ((_, text),) = body.sums
+        total = body.names.new(store.array.name)
+        op = {"sum": 0, "max": 1, "min": 2}[store.node.op] if isinstance(store.node, Reduce) else 0
+        inner = [*self.decoded(ins, "b_in"), *body.lines, gathered(store, total, text)]
+        target = f"{self.slot(store.array)}[{self.row(store.array, 'b_row')} + {self.local(store.array, body.env)}]"
+        loop = [
+            f"{TYPES[store.array.kind]} {total} = {neutral(store)};",
+            f"for (int b_in = b_tid % 32; b_in < {self.count(ins)}; b_in += 32) {{",
+            *indented(inner),
+            "}",
+            f"{total} = over_lanes({total}, {op});",
+            f"if (b_tid % 32 == 0) {target} = {total};",
+        ]
+        lines = [
+            f"for (int b_i = b_warp; b_i < ROWS * ({self.count(outs)}); b_i += WARPS) {{",
+            f"  const int b_row = b_i / ({self.count(outs)}), b_unit = b_i % ({self.count(outs)});",
+            "  if (b_t < b_length[b_row]) {",
+            *indented(indented([*self.decoded(outs, "b_unit"), *self.guarded(outs, loop)])),
+            "  }",
+            "}",
+        ]
+        written = Access(self.place(store.array), True, None)
+        return Item(tuple(lines), (*dict.fromkeys(body.accesses), written))
+
+    def _system(self, s: System) -> Item:
+        n = size(s.row)
+        lead = tuple(d for d in s.out.dims if d != s.row)
+        env = {d: f"i_{identifier(d)}" for d in lead}
+
+        def entry(array: Array, more: Mapping[str, str]) -> str:
+            at = {**env, **more}
+            if self.slotted(array):
+                return f"{self.slot(array)}[{self.row(array, 'b_row')} + {self.local(array, at)}]"
+            return self.load(array, flat(at, array.dims), "b_t")
+
+        lines = [
+            f"real system[{n} * {n}], y[{n}];",
+            f"for (int i = 0; i < {n}; ++i) {{",
+            f"  y[i] = {entry(s.rhs, {s.row: 'i'})};",
+            f"  for (int j = 0; j < {n}; ++j) system[i * {n} + j] = {entry(s.matrix, {s.row: 'i', s.col: 'j'})};",
+            "}",
+            f"solve(system, y, {n});",
+            f"for (int i = 0; i < {n}; ++i) {entry(s.out, {s.row: 'i'})} = y[i];",
+        ]
+        accesses = [Access(self.place(a), a is s.out, None) for a in (s.matrix, s.rhs, s.out) if self.slotted(a)]
+        return Item(tuple(self.any(self.count(lead), lead, lines)), tuple(accesses))
+
+    # --- products ---
+
+    def matrix(self, p: Product) -> int:
+        inner = [d for d in p.kept if d != self.free]
+        key = p.matrix, p.axes, p.kept, p.outs, p.ins
+        space = self.space((*p.kept, *p.outs))
+        self.matrices.setdefault(key, Matrix(p.matrix.index, space, p.outs, p.ins, not inner))
+        return list(self.matrices).index(key)
+
+    def _products(self, group: list[Product]) -> Item:
+        """Products of one operand: 16 units by 8 sequences a warp, as the fragments of `mma` lie."""
+        p = group[0]
+        space = self.space((*p.kept, *p.outs))
+        inner = tuple(d for d in p.kept if d != self.free)
+        n, depth = length(p.outs), length(p.ins)
+        outs = [(self.matrix(x), x.out) for x in group]
+        arg = self.slot(p.arg)
+        lines = [f"for (int b_tile = 0; b_tile < TILES_{space}; ++b_tile) {{", "  const int b_u = UNIT(4 * b_tile);"]
+        lines.append(f"  real {', '.join(f'b_sum{m}[4] = {{0, 0, 0, 0}}' for m, _ in outs)};")
+        if not inner:
+            lines.append("#if LOW")
+            lines += indented(
+                [
+                    f"const real *const b_x = {arg} + {self.row(p.arg, 'b_group')};",
+                    "#pragma unroll",
+                    f"for (int b_k = 0; b_k < ({depth} + 15) / 16; ++b_k) {{",
+                    f"  const unsigned b_0 = of_vector(b_x, 16 * b_k + 2 * b_quad, {depth});",
+                    f"  const unsigned b_1 = of_vector(b_x, 16 * b_k + 2 * b_quad + 8, {depth});",
+                    *(line for m, _ in outs for line in indented(self._tile(m, n, depth))),
+                    "}",
+                ]
+            )
+            lines.append("#else")
+        lines += indented(self._plain(group, outs, inner, n, depth))
+        if not inner:
+            lines.append("#endif")
+        stores: list[str] = []
+        accesses = [Access(self.place(p.arg), False, None)]
+        for m, out in outs:
+            memory = f"s_{out.name}[b_row * l_{out.name} + b_unit]"
+            if out in self.registers:
+                memory = f"(KEEP_{space} ? y_{out.name}[b_e] : {memory})"
+            stores.append(f"{memory} = b_sum{m}[b_part];")
+            accesses.append(Access(self.place(out), True, space))
+        lines += [
+            "  #pragma unroll",
+            "  for (int b_part = 0; b_part < 4; ++b_part) {",
+            "    const int b_e = 4 * b_tile + b_part, b_unit = UNIT(b_e), b_row = ROW(b_e);",
+            f"    if (b_unit < COUNT_{space}) {{",
+            *indented(indented(indented(stores))),
+            "    }",
+            "  }",
+            "}",
+        ]
+        return Item((f"#pragma unroll UNROLL_{space}", *lines), tuple(accesses))
+
+    def _tile(self, m: int, n: str, depth: str) -> list[str]:
+        tile = f"w_{m}, b_u, 16 * b_k + 2 * b_quad, {n}, {depth}, o_{m}, d_{m}"
+        return [
+            f"if (HELD_{m} == 2) {{",
+            f"  mma(b_sum{m}, a_{m} + 4 * (b_tile * (({depth} + 15) / 16) + b_k), b_0, b_1);",
+            "} else {",
+            "  unsigned b_a[4];",
+            f"  if (HELD_{m} == 1)",
+            f"    of_copy(b_a, w_{m}, b_u < ({n} + 15) / 16 * 16 ? b_u : b_group, 16 * b_k + 2 * b_quad, PITCH_{m});",
+            "  else",
+            f"    of_tile(b_a, {tile});",
+            f"  mma(b_sum{m}, b_a, b_0, b_1);",
+            "}",
+        ]
+
+    def _plain(
+        self, group: list[Product], outs: list[tuple[int, Array]], inner: tuple[str, ...], n: str, depth: str
+    ) -> list[str]:
+        """Sums of products, one after the other."""
+        p = group[0]
+        arg = self.slot(p.arg)
+        space = self.space((*p.kept, *p.outs))
+        lines: list[str] = []
+        for h in (0, 1):
+            lines.append(f"const int b_u{h} = b_u + {8 * h} < COUNT_{space} ? b_u + {8 * h} : COUNT_{space} - 1;")
+            if inner:
+                lines.append(f"const int b_g{h} = b_u{h} / ({n}), b_n{h} = b_u{h} % ({n});")
+            else:
+                lines.append(f"const int b_n{h} = b_u{h};")
+            for r in (0, 1):
+                entry = f" + b_g{h} * ({depth})" if inner else ""
+                start = f"{arg} + {self.row(p.arg, f'(2 * b_quad + {r})')}{entry}"
+                lines.append(f"const real *const b_x{h}{r} = {start if inner or not h else f'b_x0{r}'};")
+        for (m, _), x in zip(outs, group, strict=True):
+            for h in (0, 1):
+                at = f" + b_g{h} * ({stride(x, 'kept')})" if inner else ""
+                lines.append(f"const ELEMENT *const b_w{m}{h} = w_{m}{at} + b_n{h} * o_{m};")
+        sides = [(h, r) for h in (0, 1) for r in (0, 1)]
+        terms = [f"const real b_a{h}{r} = b_x{h}{r}[b_k];" for h, r in sides]
+        fours = [f"const four b_a{h}{r} = *(const four *)(b_x{h}{r} + b_k);" for h, r in sides]
+        for m, _ in outs:
+            for h in (0, 1):
+                terms.append(f"const real b_m{m}{h} = get(b_w{m}{h}, b_k * d_{m});")
+                fours.append(f"const four b_m{m}{h} = *(const four *)(b_w{m}{h} + b_k);")
+                for r in (0, 1):
+                    total = f"b_sum{m}[{2 * h + r}]"
+                    terms.append(f"{total} = fused(b_m{m}{h}, b_a{h}{r}, {total});")
+                    fours.append(f"{total} = fused(b_m{m}{h}, b_a{h}{r}, {total});")
+        lines.append("int b_k = 0;")
+        if not inner:
+            held = " && ".join(f"HELD_{m} == 1" for m, _ in outs)
+            lines += [
+                "#if !LOW",
+                f"if ({held}) {{",
+                "  #pragma unroll 4",
+                f"  for (; b_k + 4 <= {depth}; b_k += 4) {{",
+                *indented(indented(fours)),
+                "  }",
+                "}",
+                "#endif",
+            ]
+        return [*lines, f"for (; b_k < {depth}; ++b_k) {{", *indented(terms), "}"]
+
+    def _own(self, items: Sequence[Item]) -> dict[Array, int]:
+        """The arrays between stages of which each thread only touches entries of its own."""
+        owners: dict[str, set[int | None]] = {}
+        for a in (a for item in items for a in item.accesses):
+            owners.setdefault(a.place[0], set()).add(a.owner)
+        out: dict[Array, int] = {}
+        for array in self.stages.scratch:
+            found = owners.get(array.name, set())
+            if len(found) == 1 and (owner := next(iter(found))) is not None:
+                out[array] = owner
+        return out
+
+
+def indented(lines: Iterable[str]) -> list[str]:
+    return [line if line.startswith(("#if", "#e")) else f"  {line}" for line in lines]
+
+
+def _grouped(order: Sequence[Nest | Product | System]) -> list[list[Nest | Product | System]]:
+    """Stages, products of one operand into as many numbers together."""
+    out: list[list[Nest | Product | System]] = []
+    for stage in order:
+        last = out[-1][0] if out else None
+        together = (
+            isinstance(stage, Product)
+            and isinstance(last, Product)
+            and (last.arg, last.kept, last.outs, last.ins) == (stage.arg, stage.kept, stage.outs, stage.ins)
+        )
+        if together:
+            out[-1].append(stage)
+        else:
+            out.append([stage])
+    return out
+
+
+def _below(node: Expr, nodes: Sequence[Expr]) -> tuple[Expr, ...]:
+    """Those of a nest's nodes that a node is made of."""
+    wanted, stack, own = set[Expr](), [node], set(nodes)
+    while stack:
+        n = stack.pop()
+        if n in own and n not in wanted:
+            wanted.add(n)
+            stack.extend(n.children)
+    return tuple(n for n in nodes if n in wanted)
+
+
+def stride(p: Product, role: str) -> str:
+    """How far apart the entries of a stretch of the matrix's axes lie."""
+    last = max((i for i, (r, _) in enumerate(p.axes) if r == role), default=len(p.axes) - 1)
+    return f"({length([d for _, d in p.axes[last + 1 :]])})"
+
+
+def _made(p: Product) -> Made:
+    # A dim may be on both sides.
+    keys = [(role, d) for role, dims in (("kept", p.kept), ("out", p.outs), ("in", p.ins)) for d in dims]
+    letters = dict(zip(keys, ascii_lowercase, strict=False))
+    matrix = "".join(letters[axis] for axis in p.axes)
+    kept, outs, ins = ("".join(letters[k] for k in keys if k[0] == role) for role in ("kept", "out", "in"))
+    return Made(p.out, p.arg.index, p.arg.lag, p.matrix.index, f"z{kept}{ins},{matrix}->z{kept}{outs}")

@@ -1,0 +1,202 @@
+"""Matrix states in chunks by kernels, under Triton's interpreter: random cells, strong decays, packed sequences.
+
+Run with `TRITON_INTERPRET=1 pytest -m triton`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1 from the start of the process", allow_module_level=True)
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rnnc.loading import load_module
+from tests.interpreted import install
+from tests.modules import Interpreted, build, generate, load, some_state, with_gradients
+from tests.test_chunks import BY_VALUE, CHAINED, MANY, MIXED, cell, cells, inputs_of
+
+install()
+pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+BY_ONE = cell("s * S[t-1] + k * (v - w)", "sum[K](q * S[t]); sum[K](p * S[t-1])", "S[V, H, K] = 0.5")
+BY_KEY = cell("g * S[t-1] + k * (v - w)", "sum[K](q * S[t]); sum[K](p * S[t-1])", "S[V, H, K] = 0.5")
+ALONG_VALUES = cell("r * S[t-1] + k * (v - w)", "sum[K](q * S[t]); sum[K](p * S[t-1])", "S[V, H, K] = 0.5")
+FREE = cell("S[t-1] + k * (v - w)", "sum[K](p * S[t])")
+NORMALISED = """cell C
+dim H = 2, K = 3, V = 4
+input q[H, K], k[H, K], v[H, V], s[H] in [0, 1]
+state S[H, K, V]
+state n[H, K]
+S[t] = s * S[t-1] + k * v
+n[t] = s * n[t-1] + k
+output sum[K](q * S[t]) / max(abs(sum[K](q * n[t])), 1)
+"""
+FORMS = {"one": BY_ONE, "keys": BY_KEY, "values": ALONG_VALUES, "none": FREE, "normalised": NORMALISED}
+forms = pytest.mark.parametrize("form", FORMS)
+
+
+def apart(got: list[Tensor], want: list[Tensor]) -> float:
+    """The largest distance, in parts of what is wanted."""
+    assert [x.shape for x in got] == [x.shape for x in want]
+    pairs = [(x.double(), y.double()) for x, y in zip(got, want, strict=True) if y.numel()]
+    return max((((x - y).norm() / y.norm().clamp_min(1e-3)).item() for x, y in pairs), default=0.0)
+
+
+def compared(
+    text: str,
+    length: int,
+    *,
+    batch: int = 2,
+    seed: int = 0,
+    segments: int = 1,
+    ends: list[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    module: Any = None,
+) -> float:
+    """How far outputs, final states and all gradients are from the interpreter's in float64."""
+    made: Any = module or load(text)
+    before, made._segments = made._segments, lambda *_: segments
+    try:
+        ours = made.C(backend="triton")
+        stepped = Interpreted(text)
+        stepped.inner.load_state_dict({n: x.double() for n, x in ours.state_dict().items()})
+        lead = (batch, length) if ends is None else (1, ends[-1])
+        inputs = [
+            x.detach() if x.dtype == torch.bool else x.detach().to(dtype).requires_grad_()
+            for x in inputs_of(text, stepped, *lead, seed=seed)
+        ]
+        state = [
+            x.detach().float().requires_grad_() for x in some_state(ours, batch if ends is None else len(ends) - 1)
+        ]
+        cu_seqlens = None if ends is None else torch.tensor(ends)
+        results: list[list[Tensor]] = []
+        for each, kind in ((ours, None), (stepped, torch.float64)):
+            xs = [x if x.dtype == torch.bool else x.detach().to(kind or x.dtype).requires_grad_() for x in inputs]
+            start = type(each.initial_state(1))(*(x.detach().to(kind or x.dtype).requires_grad_() for x in state))
+            results.append(with_gradients(each, each(*xs, state=start, cu_seqlens=cu_seqlens), *xs, *start))
+        return apart(*results)
+    finally:
+        made._segments = before
+
+
+@forms
+def test_the_kernels_are_used(form: str) -> None:
+    assert "tensor cores" in load(FORMS[form]).C(backend="triton").plan["S"]
+
+
+@forms
+@pytest.mark.parametrize(
+    ("length", "segments"),
+    [(0, 1), (1, 1), (65, 2), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((63, 1), (130, 3)))],
+)
+def test_lengths_and_segments(form: str, length: int, segments: int) -> None:
+    assert compared(FORMS[form], length, segments=segments) < 2e-6
+
+
+@forms
+def test_packed(form: str) -> None:
+    """Sequences of one token, none, and more than a chunk, in segments."""
+    assert compared(FORMS[form], 0, ends=[0, 1, 1, 34, 35], segments=2) < 2e-6
+
+
+@pytest.mark.slow
+@forms
+def test_long_packed(form: str) -> None:
+    assert compared(FORMS[form], 0, ends=[0, 1, 1, 34, 35, 120]) < 2e-6
+
+
+@settings(
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(cells(), st.sampled_from((1, 2, 33)), st.integers(1, 3), st.integers(0, 3))
+def test_random_cells(text: str, length: int, segments: int, seed: int) -> None:
+    assert compared(text, length, seed=seed, segments=segments) < 2e-6
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cells(), st.sampled_from((0, 1, 2, 15, 33, 64, 70, 130)), st.integers(1, 3), st.integers(0, 99))
+def test_many_random_cells(text: str, length: int, segments: int, seed: int) -> None:
+    assert compared(text, length, seed=seed, segments=segments) < 2e-6
+
+
+@pytest.mark.parametrize("text", [MIXED, BY_VALUE], ids=["keys", "values"])
+def test_two_writes_are_pytorchs(text: str) -> None:
+    assert compared(text, 40) < 2e-6
+
+
+@pytest.mark.slow
+def test_several_dims_of_each_part_and_chained_states() -> None:
+    assert compared(MANY, 70, segments=2) < 2e-6
+    chained = CHAINED.replace("FIRST", "R[H, M, K]").replace("SECOND", "S[H, M, V]")
+    assert compared(chained, 70, segments=2) < 2e-6
+
+
+@pytest.mark.parametrize("form", ["one", "keys"])
+def test_sixteen_bits(form: str) -> None:
+    """float16: with products of float32 operands, only what comes in and goes out is rounded."""
+    assert compared(FORMS[form], 70, dtype=torch.float16) < 1e-3
+
+
+STRONG = """cell C
+dim H = 2, K = 3, V = 4
+input q[H, K], p[H, K], k[H, K], v[H, V], a[FORM] in [-1, 1]
+state S[H, K, V]
+S[t] = a * S[t-1] + k * v
+output sum[K](q * S[t])
+output sum[K](p * S[t-1])
+"""
+
+
+@pytest.mark.parametrize("form", ["H", "H, K", "H, V"])
+@pytest.mark.parametrize("strong", [1e-9, 1e-30, 0.0])
+def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -> None:
+    """Each by itself, in units of what its neighbours have: nothing cancels."""
+    text = STRONG.replace("FORM", form)
+    ours, stepped = build(text, backend="triton"), Interpreted(text)
+    inputs = inputs_of(text, stepped, 1, 40)
+    with torch.no_grad():
+        rare = torch.rand(inputs[4].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        inputs[4].copy_(torch.where(rare < 0.3, strong, 1 - 1e-3 * rare).float().double())
+    grads: list[Tensor] = []
+    for each, dtype in ((ours, torch.float32), (stepped, torch.float64)):
+        xs = [x.detach().float().to(dtype).requires_grad_() for x in inputs]
+        total = torch.cat([y.flatten() for y in each(*xs)[0]]).square().sum()
+        grads.append(torch.autograd.grad(total, xs[4])[0].double())
+    got, want = grads
+    assert ((got - want).abs() <= 1e-5 * want.abs() + 1e-5).all()
+
+
+MUTANTS = {
+    "one": (
+        "steps = tl.where(row[:, None] > row[None, :] + 1, a_previous",
+        "steps = tl.where(row[:, None] > row[None, :], a_previous",
+    ),
+    "keys": ("(half[None, :] == half[:, None] - 1)", "(half[None, :] == half[:, None])"),
+    "values": ("tl.sum(d_state * state, 0)", "tl.sum(d_state, 0)"),
+    "none": ("row[:, None] >= row[None, :] + LAG", "row[:, None] >= row[None, :]"),
+    "normalised": ("segment_ptr + place * K * V", "segment_ptr + owner * K * V"),
+}
+
+
+@forms
+def test_mutants_disagree(form: str) -> None:
+    text = FORMS[form] if form != "none" else FREE.replace("S[t])", "S[t-1])")
+    whole, broken = MUTANTS[form]
+    code = generate(text)
+    assert whole in code
+    module = load_module(code.replace(whole, broken), "test.rnn")
+    assert not compared(text, 70, segments=3, module=module) < 1e-3
