@@ -27,7 +27,7 @@ from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
 from rnnc.plan import Loop, Plan, Scan, Step
-from rnnc.rank import RankChunks
+from rnnc.rank import SMALLEST, RankChunks
 from rnnc.show import expr_text, region_text
 from rnnc.source import Source
 
@@ -135,8 +135,9 @@ def _kept(step: Step) -> str:
             return told if step.contracting else told + lacking
         case Loop(closure=LowRank()):
             return (
-                "stepped, for something reads or writes it otherwise than by products: sums over the same dims, of "
-                "what is free of it times the state"
+                "stepped, for something reads or writes it otherwise than by products (sums over the same dims, of "
+                f"what is free of it times the state), or its matrices have fewer than {SMALLEST} entries, for which "
+                "a compiled loop is faster"
             )
         case _:
             return ""

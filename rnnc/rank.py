@@ -7,6 +7,7 @@ as products, and the readers. Non-goals: how chunks are computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from rnnc.closure.lowrank import LowRank
 from rnnc.ir import Expr, Ref, walk
 from rnnc.lower import Stream, System
 from rnnc.products import pair, terms
+
+SMALLEST = 512
+"""Entries of a matrix, at the sizes that are declared, below which a compiled loop is faster: measured on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def rank_chunks(
         if by_column:
             return None
         columns -= writes
-    if writes is None or closure.over in columns:
+    if writes is None or closure.over in columns or _entries(system, {*mixed, *columns}) < SMALLEST:
         return None
     kinds += [e for w in writes for e in (w.right, *w.left) if e is not None]
     if any(e.kind == "complex" != first.type.kind for e in kinds):
@@ -98,6 +102,12 @@ def rank_chunks(
     heads = parts(set(first.type.dims) - set(mixed) - columns)
     ordered = tuple(sorted(reads, key=lambda r: -r.read.lag))
     return RankChunks(heads, parts(set(mixed)), parts(columns), ordered, writes, by_column)
+
+
+def _entries(system: System, dims: set[str]) -> float:
+    """The product of declared sizes; a size that follows from others counts as large."""
+    sizes = [system.cell.dim(d).size for d in dims]
+    return math.prod(s if isinstance(s, int) else SMALLEST for s in sizes)
 
 
 def operands(closure: LowRank, chunks: RankChunks) -> tuple[Expr, ...]:
