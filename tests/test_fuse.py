@@ -46,7 +46,7 @@ def test_a_contracted_state_stays_in_registers() -> None:
 
 
 def test_a_state_that_is_read_otherwise_too_is_kept() -> None:
-    head = "cell C\ndim E = 3, N = 2\ninput x[E], c[N]\nstate S[E, N]\nS[t] = sigmoid(x) * S[t-1] + c\n"
+    head = "cell C\ndim E = 3, N = 2\ninput x[E], c[N]\nstate S[E, N]\nS[t] = sigmoid(x * c) * S[t-1] + c\n"
     (summed,) = kernels(head + "output sum[N](c * S[t])\n")
     assert summed.inner == ("N",) and summed.kept == (False,)
     (both,) = kernels(head + "output sum[N](c * S[t])\noutput S[t]\n")

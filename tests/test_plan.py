@@ -70,7 +70,7 @@ def test_maps_of_one_value_are_one_product() -> None:
     text = (ROOT / "examples" / "lstm.rnn").read_text(encoding="utf-8")
     (made,) = compile_source(Source("lstm.rnn", text))
     module = module_text([made], Source("lstm.rnn", text))
-    equations = module[module.index("    def _equations(\n") :]
+    equations = module[module.index("    def _equations(\n") : module.index("    def _fused(\n")]
     assert equations.count("_project(") == 1
     step = module[module.index("def _LSTM_c_h_step(") : module.index("def _LSTM_c_h_pack(")]
     assert step.count("_project(") == 1 and "_linear(" not in step

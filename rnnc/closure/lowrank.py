@@ -188,8 +188,8 @@ def composes(map: Map, inner: tuple[str, ...], streams: list[Stream]) -> bool:
     """Whether `f2(f1(s)) = compose(f2, f1)(s)` and `identity(s) = s`, for any maps of this form and any states."""
     dims = tuple(dict.fromkeys(d for s in streams for d in s.type.dims))
     extra = dict.fromkeys(d for t in map.terms for d in (*t.right.dims, *t.bound))
-    for m in map.terms:
-        extra.update(dict.fromkeys(d for e in m.left if e is not None for d in e.dims))
+    for row in (*(m.left for m in map.terms), *map.factors, map.rest):
+        extra.update(dict.fromkeys(d for e in row if e is not None for d in e.dims))
     own = [d for d in extra if d not in dims]
     # The two maps' bound dims are their own.
     graph = Graph([*dims, *(f"{d}{i}" for i in "12" for d in own)])

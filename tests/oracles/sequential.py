@@ -156,7 +156,7 @@ SEQUENTIAL: dict[str, Case] = {
     "PeepholeLSTM": Case("peepholelstm", peephole_lstm, {"D": 3}, X),
     "MGU": Case("mgu", mgu, {"D": 3}, X),
     "UGRNN": Case("ugrnn", ugrnn, {"D": 3}, X),
-    "RateNetwork": Case("ratenetwork", rate_network, {"D": 3, "I": 2}, {"u": ("I", "real")}),
+    "RateNetwork": Case("ratenetwork", rate_network, {"D": 3, "M": 2}, {"u": ("M", "real")}),
     "SparseRNN": Case("sparsernn", sparse_rnn, {"D": 11}, X),
     "PVRNN": Case("pvrnn", pv_rnn, {"X": 2, "F": 4, "S": 3, "Z": 2}, dict.fromkeys(("noise", "m", "s"), ("Z", "real"))),
     "GRUD": Case(
