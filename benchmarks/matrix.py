@@ -20,7 +20,7 @@ def chunked(module: str, name: str) -> Callable[[], Callable[..., Tensor]]:
 
     def build() -> Callable[..., Tensor]:
         function: Any = getattr(import_module(module), name)
-        # At a head of 128 its backward refuses Hopper with Triton before 3.7.1; the numbers are right, and checked here.
+        # Its backward refuses Hopper with Triton before 3.7.1; at a head of 128 numbers are right, and checked here.
         chunk_o: Any = import_module("fla.ops.common.chunk_o")
         chunk_o.TRITON_ABOVE_3_7_1 = True
         return lambda q, k, v, g: function(q, k, v, g, scale=1.0)[0]
