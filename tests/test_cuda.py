@@ -313,7 +313,7 @@ HEADS = [
 @pytest.mark.skipif(not nvrtc(), reason="needs NVRTC: pip install cuda-core cuda-bindings nvidia-cuda-nvrtc")
 @pytest.mark.parametrize(("name", "sizes", "dtype"), HEADS)
 def test_compiles_without_spills(name: str, sizes: dict[str, int], dtype: torch.dtype) -> None:
-    from cuda.core import Program, ProgramOptions  # pyright: ignore[reportMissingImports]  # pyright: ignore[reportAttributeAccessIssue]
+    from cuda.core import Program, ProgramOptions  # pyright: ignore[reportAttributeAccessIssue]
 
     for which, text in texts(name, sizes, dtype).items():
         for arch in ("80", "90a", "100") if which == "backward" else ("90a",):
