@@ -22,7 +22,7 @@ from rnnc.closure import Affine, Block, Closure, Composable, LowRank, Moebius, S
 from rnnc.closure.obligations import as_written
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
-from rnnc.fuse import fuse
+from rnnc.fuse import TENSOR, fuse, paired, streams_of
 from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
@@ -51,6 +51,7 @@ def report(source: Source, compilations: Sequence[Compilation]) -> Report:
 def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
     # An output that is just a state or a definition bears its name, and its range.
     fused = {s.name: k.form for k in fuse(plan) for s in k.streams}
+    fused |= {s.name: TENSOR for step in plan.steps if paired(step) for s in streams_of(step)}
     known = {**analysis.outputs, **analysis.inputs, **analysis.definitions, **analysis.states}
     return {
         "name": cell.name,

@@ -88,6 +88,10 @@ class Kernel:
         return _form(self.tiled_back, self.scan_back)
 
 
+TENSOR = "chunks of tokens, on tensor cores"
+"""How kernels compute what is `paired`."""
+
+
 def paired(step: Step) -> bool:
     """Whether kernels compute a step by chunks of tokens: real numbers, and one write a token."""
     if not isinstance(step, Scan) or step.chunks is None or step.stream.type.kind != "real":

@@ -9,6 +9,7 @@ from importlib import resources
 import jinja2
 
 from rnnc.chunks import Chunks
+from rnnc.fuse import TENSOR
 from rnnc.ir import Lit, Ref, walk
 from rnnc.plan import Scan
 from rnnc.show import expr_text
@@ -29,7 +30,7 @@ class PairsCoder:
         self.decay = along if set(a.dims) & set(own) else "free" if isinstance(a, Lit) and a.value == 1 else "one"
         given = any(isinstance(n, Ref) and n.role in ("param", "input", "state") for n in walk(a))
         self.learned = self.decay != "free" and given
-        self.form = "chunks of tokens, on tensor cores"
+        self.form = TENSOR
 
     def text(self) -> str:
         """The kernels."""
