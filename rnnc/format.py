@@ -14,7 +14,8 @@ def tree_text(program: tree.Program) -> str:
 def _cell(cell: tree.Cell) -> Iterator[str]:
     yield f"cell {cell.name.text}"
     if cell.doc is not None:
-        yield f'"""{cell.doc}"""'
+        # A quote at the end would be one of the three that end the string.
+        yield f'"""{cell.doc}{" " * cell.doc.endswith(chr(34))}"""'
     for statement in cell.statements:
         yield _statement(statement)
 

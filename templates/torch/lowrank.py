@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .chunks import _chunked
+from .composed import _true
 from .loop import _without_autocast
 from .scan import _reject_tangents
 from .scores import _into_chunks, _into_tokens, _matrix, _Placed, _placed, _Scores, _scores, _scores_back, _transposed
@@ -188,10 +189,10 @@ def _by_length(
     rows = min(64 // max(1, rank), mixed // max(1, rank), 1 << max(0, d.shape[1] - 1).bit_length())
     length = 1 << max(0, rows.bit_length() - 1)
     recording = d.is_cuda and torch.cuda.is_current_stream_capturing()
-    if not bounded and (recording or bool((d.abs() > 1).any())):
+    if not bounded and (recording or not _true((d.abs() <= 1).all())):
         return call(1)
     found = call(length)
-    if length > 1 and not recording and not all(bool(x.sum().isfinite()) for x in found):
+    if length > 1 and not recording and not _true(torch.stack([x.sum().isfinite() for x in found]).all()):
         found = call(1)
     return found
 
