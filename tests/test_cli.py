@@ -367,14 +367,15 @@ def test_compiling_imports_no_torch(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_compiling_is_fast() -> None:
+@pytest.mark.parametrize("paths", [EXAMPLES[::4], pytest.param(EXAMPLES, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_compiling_is_fast(paths: list[Path]) -> None:
     def seconds(*command: str) -> float:
         start = processor_seconds()
         subprocess.run([sys.executable, *command], env=environment(), check=True, capture_output=True, timeout=60)
         return processor_seconds() - start
 
     imports = min(seconds("-c", "import sympy, lark, networkx, jinja2") for _ in range(5))
-    for path in EXAMPLES:
+    for path in paths:
         command = ("-m", "rnnc", "compile", str(path), "-o", "/dev/null")
         taken = [seconds(*command)]
         while taken[-1] >= 4 * imports and len(taken) < 3:

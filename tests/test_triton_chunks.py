@@ -151,6 +151,25 @@ def test_sixteen_bits(form: str) -> None:
     assert compared(FORMS[form], 70, dtype=torch.float16) < 1e-3
 
 
+@forms
+def test_opcheck(form: str) -> None:
+    cell = load(FORMS[form]).C(backend="triton")
+    inputs = [x if x.dtype == torch.bool else x.detach().float() for x in inputs_of(FORMS[form], cell, 1, 5)]
+    functions = type(cell)._fused.__globals__
+    name = next(n for n in functions if n.endswith("_S_chunks"))
+    calls: list[tuple[Any, ...]] = []
+    operator = functions[name]
+    functions[name] = lambda *args: calls.append(args) or operator(*args)
+    try:
+        cell(*inputs)
+    finally:
+        functions[name] = operator
+    (args,) = calls
+    for keep in (False, True):
+        given = [a.detach().requires_grad_(keep) if isinstance(a, Tensor) else a for a in args]
+        torch.library.opcheck(operator, (*given[:7], keep, given[8]), test_utils=("test_schema", "test_faketensor"))
+
+
 STRONG = """cell C
 dim H = 2, K = 3, V = 4
 input q[H, K], p[H, K], k[H, K], v[H, V], a[FORM] in [-1, 1]

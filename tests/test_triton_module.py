@@ -71,7 +71,8 @@ def test_auto_is_triton_under_its_interpreter(name: str, monkeypatch: pytest.Mon
     seen = Launches(monkeypatch, module_of(cell))
     assert cell.backend == "auto" and "triton" in " ".join(cell.plan.values())
     want = with_gradients(cell, cell(*inputs), *inputs)
-    kernels = len(cell._fused_kernels)
+    # Chunks in float64 are PyTorch's, and CUDA has no interpreter.
+    kernels = sum(form.startswith("fused") for form in cell._fused_kernels.values())
     assert sum(n.endswith("_forward") for n in seen.names) == kernels
     assert sum(n.endswith("_backward") for n in seen.names) == kernels
     for backend in ("torch", "reference"):
@@ -163,7 +164,7 @@ def test_opcheck(name: str, packed: bool) -> None:
     with Calls() as seen:
         with_gradients(cell, cell(*inputs, cu_seqlens=torch.tensor([0, 2, 5]) if packed else None), *inputs)
     own = {f.name(): (f, args) for f, args in seen.calls if f.namespace == module_of(cell)._OPERATORS}
-    assert sum("fused" in n for n in own) == 2 * len(cell._fused_kernels)
+    assert sum("fused" in n for n in own) == 2 * sum(f.startswith("fused") for f in cell._fused_kernels.values())
     for n, (operator, args) in own.items():
         if "fused" in n:
             torch.library.opcheck(operator, tuple(fresh(a, "_backward" not in n) for a in args))

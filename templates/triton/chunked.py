@@ -111,7 +111,7 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     # Decays take operands out of the range of float16; as TF32 they have no less of a mantissa.
     given["OPERAND"] = tl.bfloat16 if call.q.dtype == torch.bfloat16 else tl.float32
     exact = "ieee" if torch.version.hip else "tf32x3"
-    narrow = call.q.dtype in (torch.float16, torch.bfloat16)
+    narrow = all(x.dtype in (torch.float16, torch.bfloat16) for x in (call.q, call.k, call.v))
     given["PRECISION"] = "tf32" if narrow and not torch.version.hip else exact
     return given
 
@@ -276,6 +276,8 @@ def _by_kernels(
     heads, keys, values = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
     if initial.dtype != torch.float32 or keys.numel() > 256:
         factor, keyed = 1.0 if a is None else a, decay != "values"
+        if decay == "one" and isinstance(a, Tensor):
+            factor = a.reshape(*a.shape, *(1 for _ in keys))
         return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, keyed, beside)
     lead, width = run.lead, values.numel()
     before = sum(torch.Size(shape).numel() for _, shape in queries[:before])
@@ -284,6 +286,9 @@ def _by_kernels(
     def laid(x: Any, dtype: torch.dtype | None, *groups: tuple[int, ...]) -> Tensor:
         """With all of its axes, those of each group merged."""
         x = torch.as_tensor(0.0 if x is None else x, device=initial.device)
+        # Products of float16 numbers are computed as those of float32: what has that already keeps it.
+        if dtype is torch.float16 and x.dtype in (torch.float16, torch.float32):
+            dtype = None
         if dtype is not None or not x.is_floating_point():
             x = x.to(dtype or torch.float32)
         x = x.expand(*lead, *(n for g in groups for n in g))
@@ -293,8 +298,8 @@ def _by_kernels(
     if a is not None:
         a = laid(a, None, heads, *own)
     found = [laid(x, low, heads, shape, keys) for x, shape in queries]
-    q = found[0] if len(found) == 1 else torch.cat(found, -2)
     k, v = (laid(x, low, heads, g) for x, g in zip(writes[0], (keys, values)))
+    q = found[0] if len(found) == 1 else torch.cat(found, -2)
     if beside:
         columns = [x.permute(0, *(i + 1 for i in axes)).reshape(*state.shape[:3], 1) for x, axes, _ in beside]
         v = torch.cat([v, *(laid(x, low, heads, (1,)) for _, _, (x,) in beside)], -1)
