@@ -18,7 +18,7 @@ from .fused import _flat, _on, _power_of_two, _segments, _units
 class _Pairs(NamedTuple):
     """The kernels of one matrix state. `decay`: along what its factor lies: "free" (there is none), "one" (the same for
     all entries), "keys" or "values"; `learned`: whether the factor has a gradient. `pairs` and `pairs_back` are what
-    tokens of a chunk read of each other, with a factor along keys; else the other kernels do that as well."""
+    tokens of a chunk read of each other; with a factor along values the others do that as well, and they are None."""
 
     carry: Any
     forward: Any
