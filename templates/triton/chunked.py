@@ -52,9 +52,10 @@ def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
 def _pair_chunk(pairs: _Pairs, q: Tensor, v: Tensor, back: bool) -> _Chunk:
     """The configuration of what tokens of a chunk read of each other."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
-    block = 16 if back and pairs.decay == "one" else 32
+    # The gradient of one factor for all entries takes registers for pairs of tokens.
+    block, width = (16, 16) if back and pairs.decay == "one" else (32, 64)
     stages = 1 if torch.version.hip else 2
-    return _Chunk(_chunk(q, v, back).tokens, min(keys, block), min(values, 64), 8, stages)
+    return _Chunk(_chunk(q, v, back).tokens, min(keys, block), min(values, width), 8, stages)
 
 
 def _spaced(x: Tensor) -> tuple[Tensor, list[int]]:
