@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..torch.compiled import _native_cache, _NativePart
+from ..torch.compiled import _native_cache, _native_gathered, _NativePart
 from ..torch.time import _past, _Run
 
 
@@ -368,24 +368,6 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
                 (torch.zeros if each else torch.empty)(*first, *call.shape(part), dtype=kind, device=run.like.device)
             )
         call.run("backward", *values, *(g.contiguous() for g in grads), *d_history, *before, *made)
-        d_hoisted: dict[int, Tensor] = {}
-        d_fixed: dict[int, Tensor] = {}
-        for part, d in zip(cuda.results, made):
-            if part.role == "d_hoisted":
-                d_hoisted[part.place] = d.sum_to_size(hoisted[part.place].shape)
-            elif part.role == "d_fixed":
-                d_fixed[part.place] = d.sum(0)
-        for index, equation, left, right in cuda.products:
-            x, y = (made[i].flatten(0, 1) for i in (left, right))
-            low = call.low if fixed[index].dtype == call.low else None
-            x, y = (x, y) if low is None else (x.to(low), y.to(low))
-            d = torch.einsum(equation, torch.conj_physical(x), y)
-            d_fixed[index] = d_fixed[index] + d if index in d_fixed else d
-        out = [d_hoisted[i].to(x.dtype) if i in d_hoisted else torch.zeros_like(x) for i, x in live]
-        for i in (*free, *weights):
-            x = fixed[i]
-            d = d_fixed[i].sum_to_size(x.shape) if i in d_fixed else torch.zeros_like(x)
-            out.append((d if x.is_complex() else d.real).to(x.dtype).contiguous())
-        return [*out, *d_history]
+        return [*_native_gathered(cuda.results, cuda.products, made, hoisted, fixed, weights, call.low), *d_history]
 
     return sweep

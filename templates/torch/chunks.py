@@ -445,16 +445,36 @@ def _chunked(
         with _without_autocast(wide):
             final = _affine(run, scan, a.unsqueeze(-1 if keyed else -2), k.mT @ v, wide, True)
             reads = torch.cat([q[..., :before, :] @ wide, q[..., before:, :] @ final], -2)
-    found = reads.split([torch.Size(shape).numel() for _, shape in queries], -2)
-    width = values.numel()
+    axes = (heads, keys, values)
+    return _chunk_results(
+        lead, reads, final, [shape for _, shape in queries], axes, order, [own for _, own, _ in beside]
+    )
+
+
+def _chunk_results(
+    lead: Sequence[int],
+    reads: Tensor,
+    final: Tensor,
+    queries: Sequence[tuple[int, ...]],
+    axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+    order: tuple[int, ...],
+    beside: Sequence[tuple[int, ...]],
+) -> tuple[Tensor, ...]:
+    """What each query read, and the last state, with all their axes; then the same of what is `beside` it.
+
+    reads: [lead, H, R, V]; final: [B, H, K, V], those beside it being the last columns; `queries`: their own axes.
+    """
+    heads, keys, values = axes
+    found = reads.split([torch.Size(own).numel() for own in queries], -2)
+    width = torch.Size(values).numel()
 
     def read(end: tuple[int, ...], at: int, size: int) -> list[Tensor]:
-        return [x[..., at : at + size].reshape(*lead, *heads, *s, *end) for x, (_, s) in zip(found, queries)]
+        return [x[..., at : at + size].reshape(*lead, *heads, *own, *end) for x, own in zip(found, queries)]
 
     def last(x: Tensor, axes: Sequence[int], order: tuple[int, ...]) -> Tensor:
         return x.reshape(x.shape[0], *axes).permute(0, *(order.index(i) + 1 for i in range(len(order))))
 
-    results = [*read(values, 0, width), last(final[..., :width], sizes, order)]
-    for i, (_, own, _) in enumerate(beside, width):
+    results = [*read(values, 0, width), last(final[..., :width], (*heads, *keys, *values), order)]
+    for i, own in enumerate(beside, width):
         results += [*read((), i, 1), last(final[..., i], (*heads, *keys), own)]
     return tuple(results)

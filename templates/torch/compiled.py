@@ -292,6 +292,40 @@ def _native_run(native: _Native, other: Callable[..., list[Tensor]]) -> Callable
     return run
 
 
+def _native_gathered(
+    results: Sequence[_NativePart],
+    products: Sequence[tuple[int, str, int, int]],
+    made: Sequence[Tensor],
+    hoisted: Sequence[Tensor],
+    fixed: Sequence[Tensor],
+    weights: Sequence[int],
+    low: torch.dtype | None,
+) -> list[Tensor]:
+    """Gradients of what is hoisted and of what is fixed, `weights` last, from what a sweep `made`: `results` of tokens
+    or sequences, and `products` of two of them, whose operands are rounded to `low` where a weight has that dtype."""
+    d_hoisted: dict[int, Tensor] = {}
+    d_fixed: dict[int, Tensor] = {}
+    for part, d in zip(results, made):
+        if part.role == "d_hoisted":
+            d_hoisted[part.place] = d.sum_to_size(hoisted[part.place].shape)
+        elif part.role == "d_fixed":
+            d_fixed[part.place] = d.sum(0)
+    for index, equation, left, right in products:
+        x, y = (made[i].flatten(0, 1) for i in (left, right))
+        if low is not None and fixed[index].dtype == low:
+            x, y = x.to(low), y.to(low)
+        d = torch.einsum(equation, torch.conj_physical(x), y)
+        d_fixed[index] = d_fixed[index] + d if index in d_fixed else d
+    live = [(i, x) for i, x in enumerate(hoisted) if x.dtype != torch.bool]
+    free = [i for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
+    out = [d_hoisted[i].to(x.dtype) if i in d_hoisted else torch.zeros_like(x) for i, x in live]
+    for i in (*free, *weights):
+        x = fixed[i]
+        d = d_fixed[i].sum_to_size(x.shape) if i in d_fixed else torch.zeros_like(x)
+        out.append((d if x.is_complex() else d.real).to(x.dtype).contiguous())
+    return out
+
+
 def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
     """Runs the backward of a loop in C, or the `other` way where that cannot be."""
 
@@ -323,25 +357,7 @@ def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callab
             made.append((torch.zeros if each else torch.empty)(*lead, *shape, dtype=kind))
         after = (*(_plain(v).contiguous() for v in values), *d_values, *d_history, *made)
         call.run(library, "backward", native.cut[1], *after)
-        d_hoisted: dict[int, Tensor] = {}
-        d_fixed: dict[int, Tensor] = {}
-        for part, d in zip(native.results, made):
-            if part.role == "d_hoisted":
-                d_hoisted[part.place] = d.sum_to_size(hoisted[part.place].shape)
-            elif part.role == "d_fixed":
-                d_fixed[part.place] = d.sum(0)
-        for index, equation, left, right in native.products:
-            x, y = (made[i].flatten(0, 1) for i in (left, right))
-            d = torch.einsum(equation, torch.conj_physical(x), y)
-            d_fixed[index] = d_fixed[index] + d if index in d_fixed else d
         weights = sorted({p[0] for p in products})
-        free = [i for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
-        live = [(i, x) for i, x in enumerate(hoisted) if x.dtype != torch.bool]
-        out = [d_hoisted[i].to(x.dtype) if i in d_hoisted else torch.zeros_like(x) for i, x in live]
-        for i in (*free, *weights):
-            x = fixed[i]
-            d = d_fixed[i].sum_to_size(x.shape) if i in d_fixed else torch.zeros_like(x)
-            out.append((d if x.is_complex() else d.real).to(x.dtype).contiguous())
-        return [*out, *d_history]
+        return [*_native_gathered(native.results, native.products, made, hoisted, fixed, weights, None), *d_history]
 
     return sweep

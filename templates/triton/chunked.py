@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..torch.chunks import _chunked
+from ..torch.chunks import _chunk_results, _chunked
 from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
 from .fused import _flat, _on, _power_of_two, _segments, _units
@@ -308,15 +308,7 @@ def _by_kernels(
     _reject_tangents(*(x for x in (a, q, k, v, state) if x is not None))
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, q, k, v, state))
     reads, final, _ = operator(a, q, k, v, state, run.cu_seqlens, before, keep, out)
-    split = reads.split([torch.Size(shape).numel() for _, shape in queries], -2)
-
-    def read(end: tuple[int, ...], at: int, size: int) -> list[Tensor]:
-        return [x[..., at : at + size].reshape(*lead, *heads, *s, *end) for x, (_, s) in zip(split, queries)]
-
-    def last(x: Tensor, axes: Sequence[int], order: tuple[int, ...]) -> Tensor:
-        return x.reshape(x.shape[0], *axes).permute(0, *(order.index(i) + 1 for i in range(len(order))))
-
-    results = [*read(values, 0, width), last(final[..., :width], sizes, order)]
-    for i, (_, axes, _) in enumerate(beside, width):
-        results += [*read((), i, 1), last(final[..., i], (*heads, *keys), axes)]
-    return tuple(results)
+    axes = (heads, keys, values)
+    return _chunk_results(
+        lead, reads, final, [shape for _, shape in queries], axes, order, [own for _, own, _ in beside]
+    )
