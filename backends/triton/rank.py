@@ -12,7 +12,7 @@ from rnnc.show import expr_text
 from ..torch.text import cut, quoted
 from .chunks import described, kernel_texts
 
-KERNELS = ("pairs", "forward", "backward", "flows", "solve_back", "pairs_back")
+KERNELS = ("system", "solve", "pairs", "forward", "backward", "flows", "solve_back", "pairs_back", "factors_back")
 
 
 class RankCoder:
@@ -56,6 +56,8 @@ class RankCoder:
         ]
         sizes = [f"{n} of {' x '.join(d)}" for n, d in (("HEADS", c.heads), ("K", c.mixed), ("V", c.columns)) if d]
         prose = {
+            "system": "",
+            "solve": "",
             "pairs": "Of each chunk of C tokens, S[t] = a S[t-1] + u c + k v with c = w S[t-1]: what its tokens read "
             "of each other makes a triangular system. With its inverse, all c are `w_in` S + `early` v, S the state "
             "that enters and v the chunk's; reads are `q_in` S + `scores` v; and the state that leaves is `over_chunk` "
@@ -66,7 +68,8 @@ class RankCoder:
             "flows": "Gradients of `w_in`, `u_out`, `k_out` and `q_in`, BK keys a program, from the states that enter "
             "chunks and the gradients of those that leave.",
             "solve_back": "From these the gradients of what the tokens of a chunk read of each other.",
-            "pairs_back": "From these the gradients of w, u, q, k and of the factors.",
+            "pairs_back": "From these the gradients of w, u, q, k and of factors along keys.",
+            "factors_back": "From these the gradients of the factors.",
         }
         head = "\n".join(equations) if what == "pairs" else ""
         return described(text, what, (head, f"{prose[what]} {', '.join(sizes)}."))
@@ -74,6 +77,7 @@ class RankCoder:
     def registration(self, operator: str) -> list[str]:
         """Lines that register the kernels as an operator."""
         fields = {w: f"{self.name}_{w}" for w in KERNELS}
+        fields |= {} if self.learned and self.decay == "one" else {"factors_back": "None"}
         fields |= {"decay": quoted(self.decay), "learned": str(self.learned)}
         lines = [
             f"{self.name}_chunks = _ranked_operator(",

@@ -18,14 +18,18 @@ from .fused import _on, _power_of_two, _units
 
 class _Ranked(NamedTuple):
     """The kernels of one matrix state, `S[t] = a S[t-1] + u (wᵀ S[t-1]) + k vᵀ`. `decay`: along what its factor lies:
-    "free" (there is none), "one" (the same for all entries) or "keys"; `learned`: whether the factor has a gradient."""
+    "free" (there is none), "one" (the same for all entries) or "keys"; `learned`: whether the factor has a gradient,
+    which `factors_back` computes if it is one (else None)."""
 
+    system: Any
+    solve: Any
     pairs: Any
     forward: Any
     backward: Any
     flows: Any
     solve_back: Any
     pairs_back: Any
+    factors_back: Any
     decay: str
     learned: bool
 
@@ -66,11 +70,12 @@ def _rank_memory(call: _RankedCall, decay: str, keep: bool) -> dict[str, Tensor]
     tokens = _rank_chunk("pairs", decay, q, call.v).tokens
     batch, steps, heads, reads, size = q.shape
     chunks = batch * steps // tokens + call.initial.shape[0]
-    pairs = ("scores", *(("inverse", "early", "of_u") if keep else ()))
+    pairs = ("inverse", "reads", "scores", *(("early", "of_u") if keep else ()))
     made: dict[str, Tensor] = {}
     for name in (*pairs, "q_in", "w_in", "u_out", "k_out"):
         own = (reads,) if name in ("scores", "of_u", "q_in") else ()
         made[f"{name}_ptr"] = q.new_empty((chunks, heads, *own, tokens, tokens if name in pairs else size), dtype=dtype)
+    made["system_ptr"] = q.new_empty((chunks, heads, tokens, tokens), dtype=torch.float32)
     if decay != "free":
         along = (size,) if decay == "keys" else ()
         made["over_chunk_ptr"] = q.new_empty((chunks, heads, *along), dtype=torch.float32)
@@ -112,6 +117,11 @@ def _launch_rank(ranked: _Ranked, kind: str, given: dict[str, Any], call: _Ranke
     kernel[owners * tiles, spread](**{name: given[name] for name in kernel.arg_names}, **options)
 
 
+def _launch_pairs_of_rank(ranked: _Ranked, given: dict[str, Any], call: _RankedCall) -> None:
+    for kind in ("system", "solve", "pairs"):
+        _launch_rank(ranked, kind, given, call)
+
+
 def _rank_states(call: _RankedCall, decay: str, keep: bool) -> list[Tensor]:
     """For the backward: the states that enter chunks, and what the tokens of chunks read of them."""
     dtype = _operand_dtype(call.q)
@@ -129,10 +139,8 @@ def _ranked_forward(ranked: _Ranked, call: _RankedCall, keep: bool, out: torch.d
         return reads.zero_(), last.copy_(call.initial), states, c
     with _on(call.q.device):
         given = _rank_arguments(ranked, call, keep) | _rank_memory(call, ranked.decay, False)
-        none = call.initial
-        _launch_rank(
-            ranked, "pairs", given | {"KEEP": False, "inverse_ptr": none, "early_ptr": none, "of_u_ptr": none}, call
-        )
+        none = given["scores_ptr"]
+        _launch_pairs_of_rank(ranked, given | {"KEEP": False, "of_u_ptr": none, "early_ptr": none}, call)
         given |= {"initial_ptr": call.initial, "read_ptr": reads, "last_ptr": last, "states_ptr": states, "c_ptr": c}
         _launch_rank(ranked, "forward", given, call)
     return reads, last, states, c
@@ -149,7 +157,7 @@ def _ranked_backward(
     with _on(call.q.device):
         memory = _rank_memory(call, ranked.decay, True)
         given = _rank_arguments(ranked, call, True) | memory
-        _launch_rank(ranked, "pairs", given, call)
+        _launch_pairs_of_rank(ranked, given, call)
         made = {name: x.new_empty(x.shape) for name, x in owners.items()}
         d_initial = call.initial.new_empty(call.initial.shape)
         given |= {f"d_{name}_ptr": x for name, x in made.items()}
@@ -166,6 +174,8 @@ def _ranked_backward(
         given |= {f"d_{name}_ptr": torch.empty_like(memory["early_ptr"]) for name in ("system", "early")}
         _launch_rank(ranked, "solve_back", given, call)
         _launch_rank(ranked, "pairs_back", given, call)
+        if ranked.factors_back is not None:
+            _launch_rank(ranked, "factors_back", given, call)
     return [*made.values(), d_initial]
 
 
