@@ -290,8 +290,8 @@ class _Frame:
         n = size(s.row)
         lead = tuple(d for d in s.out.dims if d != s.row)
         env = {d: f"i_{identifier(d)}" for d in lead}
-        matrix = index(s.matrix, {**env, s.row: "i", s.col: "j"})
-        rhs, out = index(s.rhs, {**env, s.row: "i"}), index(s.out, {**env, s.row: "i"})
+        matrix, rhs = (index(*operand) for operand in s.operands({**env, s.row: "i", s.col: "j"}))
+        out = index(s.out, {**env, s.row: "i"})
         inner = [
             f"real system[{n} * {n}], y[{n}];",
             f"for (long i = 0; i < {n}; ++i) {{",

@@ -70,13 +70,24 @@ class Product:
 
 @dataclass(frozen=True)
 class System:
-    """`out` solves `sum[col](matrix * out[row -> col]) = rhs` for each entry of the other dims. All are arrays."""
+    """`out` solves `sum[col](matrix * out[row -> col]) = rhs` for each entry of the other dims. All are arrays, of which
+    `matrix` and `rhs` may call their dims by other names than the system does: `matrix_dims`, `rhs_dims`."""
 
     out: Array
     matrix: Array
     rhs: Array
+    matrix_dims: tuple[str, ...]
+    rhs_dims: tuple[str, ...]
     row: str
     col: str
+
+    def operands(self, env: Mapping[str, str]) -> tuple[tuple[Array, dict[str, str]], tuple[Array, dict[str, str]]]:
+        """The matrix and the right-hand side, each with what stands in `env` for its own dims."""
+
+        def own(array: Array, dims: tuple[str, ...]) -> tuple[Array, dict[str, str]]:
+            return array, {name: env[d] for name, d in zip(array.dims, dims, strict=True)}
+
+        return own(self.matrix, self.matrix_dims), own(self.rhs, self.rhs_dims)
 
 
 Stage = Nest | Product | System
@@ -400,7 +411,8 @@ class Stager:
                 matrix = self._operand(node.matrix, matrix_dims, self.level[node])
                 rhs = self._operand(node.rhs, rhs_dims, self.level[node])
                 out = self._array(node, (*(d for d in node.dims if d != node.row), node.row))
-                first.setdefault(self.level[node], []).append(System(out, matrix, rhs, node.row, node.col))
+                made = System(out, matrix, rhs, matrix_dims, rhs_dims, node.row, node.col)
+                first.setdefault(self.level[node], []).append(made)
         self._share()
         order: list[Stage] = []
         keys = {(self.level[n], n.dims) for n in self.nodes if self.pointwise(n)} | {*self._stores, *self._sums}

@@ -403,20 +403,20 @@ class KernelCoder:
         lead = tuple(d for d in s.out.dims if d != s.row)
         env = {d: f"i_{identifier(d)}" for d in lead}
 
-        def entry(array: Array, more: Mapping[str, str]) -> str:
-            at = {**env, **more}
+        def entry(array: Array, at: Mapping[str, str]) -> str:
             if self.slotted(array):
                 return f"{self.slot(array)}[{self.row(array, 'b_row')} + {self.local(array, at)}]"
             return self.load(array, flat(at, array.dims), "b_t")
 
+        matrix, rhs = (entry(*operand) for operand in s.operands({**env, s.row: "i", s.col: "j"}))
         lines = [
             f"real system[{n} * {n}], y[{n}];",
             f"for (int i = 0; i < {n}; ++i) {{",
-            f"  y[i] = {entry(s.rhs, {s.row: 'i'})};",
-            f"  for (int j = 0; j < {n}; ++j) system[i * {n} + j] = {entry(s.matrix, {s.row: 'i', s.col: 'j'})};",
+            f"  y[i] = {rhs};",
+            f"  for (int j = 0; j < {n}; ++j) system[i * {n} + j] = {matrix};",
             "}",
             f"solve(system, y, {n});",
-            f"for (int i = 0; i < {n}; ++i) {entry(s.out, {s.row: 'i'})} = y[i];",
+            f"for (int i = 0; i < {n}; ++i) {entry(s.out, {**env, s.row: 'i'})} = y[i];",
         ]
         accesses = [Access(self.place(a), a is s.out, None) for a in (s.matrix, s.rhs, s.out) if self.slotted(a)]
         return Item(tuple(self.any(self.count(lead), lead, lines)), tuple(accesses))

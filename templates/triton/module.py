@@ -19,10 +19,11 @@ def _interpreted() -> bool:
 
 
 def _product_dtype(out: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of learned maps: that of the outputs, or autocast's."""
+    """The dtype of learned maps and of products in kernels: that of the outputs, or autocast's."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return out
+        out = torch.get_autocast_dtype(device.type)
+    # Triton's interpreter takes the bits of bfloat16 numbers for integers and multiplies those.
+    return torch.float32 if out == torch.bfloat16 and _interpreted() else out
 
 
 class _KernelCell(_Cell):
