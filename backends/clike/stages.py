@@ -70,8 +70,8 @@ class Product:
 
 @dataclass(frozen=True)
 class System:
-    """`out` solves `sum[col](matrix * out[row -> col]) = rhs` for each entry of the other dims. All are arrays, of which
-    `matrix` and `rhs` may call their dims by other names than the system does: `matrix_dims`, `rhs_dims`."""
+    """`out` solves `sum[col](matrix * out[row -> col]) = rhs` for each entry of the other dims. All are arrays, but
+    `matrix` and `rhs` may be views of arrays of other dims, and have here `matrix_dims` and `rhs_dims`."""
 
     out: Array
     matrix: Array
@@ -80,14 +80,6 @@ class System:
     rhs_dims: tuple[str, ...]
     row: str
     col: str
-
-    def operands(self, env: Mapping[str, str]) -> tuple[tuple[Array, dict[str, str]], tuple[Array, dict[str, str]]]:
-        """The matrix and the right-hand side, each with what stands in `env` for its own dims."""
-
-        def own(array: Array, dims: tuple[str, ...]) -> tuple[Array, dict[str, str]]:
-            return array, {name: env[d] for name, d in zip(array.dims, dims, strict=True)}
-
-        return own(self.matrix, self.matrix_dims), own(self.rhs, self.rhs_dims)
 
 
 Stage = Nest | Product | System

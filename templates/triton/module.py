@@ -19,11 +19,16 @@ def _interpreted() -> bool:
 
 
 def _product_dtype(out: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of learned maps and of products in kernels: that of the outputs, or autocast's."""
+    """The dtype of learned maps: that of the outputs, or autocast's."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        out = torch.get_autocast_dtype(device.type)
+        return torch.get_autocast_dtype(device.type)
+    return out
+
+
+def _multiplied_dtype(low: torch.dtype) -> torch.dtype:
+    """In which dtype products in kernels take their operands."""
     # Triton's interpreter takes the bits of bfloat16 numbers for integers and multiplies those.
-    return torch.float32 if out == torch.bfloat16 and _interpreted() else out
+    return torch.float32 if low == torch.bfloat16 and _interpreted() else low
 
 
 class _KernelCell(_Cell):
