@@ -244,6 +244,8 @@ def _hint(line: Sequence[Token], at: int) -> str:
     token = line[at]
     if token.type == "_IN" and any(t.type == "_EQUALS" for t in line[:at]):
         return "a range stands before the `=`: `c in (0, inf) = 8.0`"
+    if token.type in _OPERATORS and line[at + 1 : at + 2] == ["="] and line[0].type == "NAME":
+        return f"an update is written out: `{line[0]}[t] = {line[0]}[t-1] {token} ...`"
     if token.type == "_COLON" and _depth(line[:at]):
         return "nothing is sliced, and a dim is split by `x[D -> H * P]`"
     return "a choice is written `where(condition, a, b)`" if "if" in line[at - 1 : at + 1] else ""
