@@ -22,7 +22,7 @@ from rnnc.closure import Affine, Block, Closure, Composable, LowRank, Moebius, S
 from rnnc.closure.obligations import as_written
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
-from rnnc.fuse import TENSOR, fuse, paired, streams_of
+from rnnc.fuse import SOLVED, TENSOR, fuse, paired, ranked, streams_of, unranked
 from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
@@ -52,6 +52,7 @@ def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
     # An output that is just a state or a definition bears its name, and its range.
     fused = {s.name: k.form for k in fuse(plan) for s in k.streams}
     fused |= {s.name: TENSOR for step in plan.steps if paired(step) for s in streams_of(step)}
+    fused |= {s.name: SOLVED for step in plan.steps if ranked(step) for s in streams_of(step)}
     known = {**analysis.outputs, **analysis.inputs, **analysis.definitions, **analysis.states}
     return {
         "name": cell.name,
@@ -133,7 +134,13 @@ def _kept(step: Step) -> str:
                 "to the roundings of what it held"
             )
             lacking = "; no factor of the state was proved to lie in [-1, 1]: a call in which one does not is stepped"
-            return told if step.contracting else told + lacking
+            told = told if step.contracting else told + lacking
+            if why := unranked(step, ranks):
+                return f"{told}; PyTorch computes it, for Triton has no kernels for {why}"
+            return (
+                f"{told}; Triton's kernels invert what its tokens make of each other in float32: where the product of "
+                "a chunk's transitions leaves its range, as keys that are not normalised can make it, so do results"
+            )
         case Loop(closure=LowRank()):
             return (
                 "stepped, for something reads or writes it otherwise than by products (sums over the same dims, of "

@@ -105,13 +105,23 @@ SOLVED = "chunks of tokens, low-rank transitions solved, on tensor cores"
 
 
 def ranked(step: Step) -> bool:
-    """Whether kernels compute states with low-rank transitions by chunks of tokens: one real state, one sum of it a
-    map, which its reads share, and factors that were proved not to exceed 1."""
-    if not isinstance(step, Loop) or not isinstance(step.chunks, RankChunks) or not isinstance(step.closure, LowRank):
-        return False
-    one = len(step.streams) == 1 and step.streams[0].type.kind == "real" and not step.chunks.by_column
-    terms = step.closure.map.terms
-    return one and step.contracting and len(terms) == 1 and not terms[0].bound
+    """Whether kernels compute states with low-rank transitions by chunks of tokens."""
+    return isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and not unranked(step, step.chunks)
+
+
+def unranked(step: Loop, chunks: RankChunks) -> str:
+    """Why kernels do not compute chunks of low-rank transitions, in words, or nothing."""
+    closure = step.closure
+    assert isinstance(closure, LowRank)
+    if len(step.streams) > 1:
+        return "several states in one map"
+    if step.streams[0].type.kind != "real":
+        return f"{step.streams[0].type.kind} states"
+    if chunks.by_column:
+        return "reads that sum over what is not mixed"
+    if len(closure.map.terms) != 1 or closure.map.terms[0].bound:
+        return "several sums of the state in one map"
+    return "" if step.contracting else "factors that were not proved to lie in [-1, 1]"
 
 
 def streams_of(step: Step) -> tuple[Stream, ...]:

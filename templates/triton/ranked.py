@@ -57,7 +57,8 @@ def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
     tokens, stages = min(64 if narrow else 32, fewest), 1 if torch.version.hip else 2
     if kind in ("forward", "backward"):
         return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, stages)
-    block = 16 if kind == "pairs_back" and decay == "one" else 32
+    # What the gradients of factors take in registers leaves room for fewer keys.
+    block = 16 if kind == ("pairs_back" if decay == "keys" else "factors_back") else 32
     return _Chunk(tokens, min(keys, block), min(values, 32), 8, stages)
 
 
