@@ -26,7 +26,8 @@ from .adjoint import BackwardCoder
 from .chunks import PairsCoder
 from .document import documented, form
 from .forward import ForwardCoder
-from .kernel import KernelCoder, Leaf
+from .frame import Leaf
+from .kernel import KernelCoder
 from .maptext import map_text
 from .prune import pruned
 
