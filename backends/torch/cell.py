@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rnnc.chunks import Chunks
@@ -73,12 +74,17 @@ class CellCode:
     fused: tuple[str, ...] = ()
     """The equations once more, by kernels."""
     fused_kernels: tuple[tuple[str, str], ...] = ()
+    token: tuple[str, ...] = ()
+    """The equations of one token once more, by kernels."""
+    token_kernels: tuple[str, ...] = ()
 
 
 class CellCoder:
     """Turns one plan into `CellCode`. Other backends' coders derive from it."""
 
     block_class: type[Block] = Block
+    one_token = False
+    """Whether the equations are written for a step alone."""
 
     def __init__(self, plan: Plan, reserved: frozenset[str], first: int) -> None:
         self.plan, self.system, self.cell = plan, plan.system, plan.system.cell
@@ -377,8 +383,10 @@ class CellCoder:
             if ref.lag == 0:
                 return values[ref.name]
             key = (ref.name, ref.lag)
+            stream = self.system.stream(ref.name)
+            if self.one_token:
+                return self.earlier(stream, ref.lag)
             if key not in past:
-                stream = self.system.stream(ref.name)
                 name = past[key] = table.new(past_name(ref.name.removesuffix("_past"), ref.lag))
                 value = values.get(ref.name) or block.variable(stream.expr)
                 if ref.lag == 1 and stream.declared:
@@ -409,7 +417,8 @@ class CellCoder:
             leaf,
             lambda d: f"self.{d}",
             hints,
-            self.plan.projections,
+            # One token would copy the weights for a product that reads them once.
+            {} if self.one_token else self.plan.projections,
             lambda w: f"self.{w}",
             packed,
             conv,
@@ -436,6 +445,8 @@ class CellCoder:
             text = block.variable(e) if e in block.hints or block.uses[e] > 1 else block.aligned_code(e, e.dims)
             if not per_token(e):
                 text = self.spread(text, e.dims, e.kind)
+            elif self.one_token and self.shared(e):
+                text = f"{text}.clone()"
             results.append(text)
         fields = self.final(block, table, values, convs)
         outputs = f"({', '.join(results)}{',' if len(results) == 1 else ''})"
@@ -443,6 +454,17 @@ class CellCoder:
         block.assign(name, outputs)
         block.lines.append(f"return {name}, {self.cell.name}State({', '.join(fields)})")
         return wrap(block.lines, 8)
+
+    def earlier(self, stream: Stream, lag: int) -> str:
+        """Code of a past value, as the state has it."""
+        if not stream.declared:
+            return f"state.{stream.name}[:, {lag - 1}]"
+        return f"state.{stream.name}" if lag == 1 else f"state.{stream.name}_past[:, {lag - 2}]"
+
+    def shared(self, node: Expr) -> bool:
+        """Whether an output may have the memory of an input, of a state, or of another output."""
+        outputs = [e for _, e in self.system.outputs]
+        return outputs.count(node) > 1 or node in {s.expr for s in self.system.streams} or _shares_memory(node, outputs)
 
     def roots(self, step: Step) -> tuple[Expr, ...]:
         """What PyTorch computes for a step."""
@@ -651,9 +673,10 @@ def _by_column(ranks: RankChunks | None) -> bool:
     return ranks is not None and ranks.by_column
 
 
-def _shares_memory(node: Expr) -> bool:
-    """Whether a value may be a view of an input, of a state or of a parameter."""
-    while not isinstance(node, Ref):
+def _shares_memory(node: Expr, others: Sequence[Expr] = ()) -> bool:
+    """Whether a value may be a view of an input, of a state or of a parameter, or of one of `others`."""
+    first = node
+    while not isinstance(node, Ref) and (node is first or node not in others):
         views = isinstance(node, Apply) and node.op in ("real", "imag", "only", "like", "stop_gradient")
         if not views and not isinstance(node, Rename | Split | Merge):
             return False

@@ -75,7 +75,7 @@ class Frame:
         self.channels = tuple(d for d in dims if d not in self.inner)
         self.names = NameTable(FRAME)
         self.pointers_of: set[str] = set()
-        self.sizes = {d: self.names.new(d) for d in dims}
+        self.sizes: dict[str, str] = {d: self.names.new(d) for d in dims}
         self.lane = "lane" if self.outer else "channel"
         counts = (("WIDTH", self.block), ("ROWS", self.outer), ("INNER", self.inner))
         self.counts = {name: self.sizes[own[0]] if len(own) == 1 else name for name, own in counts}
@@ -87,6 +87,8 @@ class Frame:
         self.number_names: dict[Expr, tuple[str, ...]] = {}
         self.hints: dict[Expr, str] = {}
         self.functions: set[str] = set()
+        self.counted: dict[str, str] = {}
+        """Other dims that the kernel goes through in loops, and the variables that count."""
 
     def hint(self) -> None:
         """Names of the program for what the kernel computes."""
@@ -188,13 +190,14 @@ class Frame:
 
     def offset(self, dims: tuple[str, ...]) -> tuple[str, str]:
         """Where an entry of something with these dims (`*` for the program's block) stands, and the axes of that."""
-        groups = [("channel", self.channels, "c"), (self.lane, self.block, "c"), ("outer", self.outer, "")]
+        channel = self.channels if self.channels == self.outer + self.block else ()
+        groups = [("channel", channel, "c"), (self.lane, self.block, "c"), ("outer", self.outer, "")]
         groups.append(("inner", self.inner, "n"))
         terms: list[tuple[str, str]] = []
         i = 0
         while i < len(dims):
             name, size, axes = self._coordinate(dims[i]), 1, "n" if dims[i] in self.inner else "c"
-            if dims[i] in self.outer or dims[i] == "*":
+            if dims[i] in self.outer or dims[i] in self.counted or dims[i] == "*":
                 axes = ""
             for group, members, group_axes in groups:
                 if members and dims[i : i + len(members)] == members:
@@ -210,6 +213,8 @@ class Frame:
     def _coordinate(self, dim: str) -> str:
         if dim == "*":
             return "lane_block"
+        if dim in self.counted:
+            return self.counted[dim]
         inner = dim in self.inner
         dims, index = (self.inner, "inner") if inner else (self.block, self.lane)
         if dim in self.outer:
