@@ -11,17 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TypeGuard
 
 from rnnc.check.sizes import size_at_defaults
 from rnnc.derive import depends
 from rnnc.fuse import elementwise, streams_of
-from rnnc.ir import Apply, Conv, Expr, Linear, Normalize, Reduce, Ref, walk
+from rnnc.ir import Apply, Conv, Expr, Graph, Linear, Normalize, Reduce, Ref, Type, walk
 from rnnc.lower import Stream
 from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, needs, per_token
 
-LARGEST = 1 << 14
-"""Entries of a state, at the sizes that are declared, up to which a program has all of it: 128 x 128."""
+LARGEST = 1 << 15
+"""Entries of states, at the sizes that are declared, up to which a program has all of them: 128 x 256."""
 MOST = 4
 """States in one kernel that a program has all dims of."""
 
@@ -75,6 +76,8 @@ class _Shape:
                 return self.sums(over) and (node.op in ("sum", "mean") or node.kind != "complex")
             case Normalize(over=over):
                 return node.kind == "real" and self.sums(over)
+            case Conv():
+                return True
             case _:
                 return elementwise(node)
 
@@ -86,6 +89,14 @@ class _Shape:
 def alone(step: Step) -> Step:
     """The step as one token takes it: a scan is one product and one sum."""
     return replace(step, chunks=None) if isinstance(step, Scan) else step
+
+
+def convolved(graph: Graph, node: Conv) -> Expr:
+    """A convolution at one token: a sum of products with what its history holds."""
+    weights = [graph.ref("param", node.weight, Type(node.arg.dims), j) for j in range(node.width)]
+    values = [node.arg, *(graph.ref("state", node.history, node.arg.type, j) for j in range(1, node.width))]
+    products = [graph.apply("mul", w, x) for w, x in zip(weights, values, strict=True)]
+    return reduce(lambda a, b: graph.apply("add", a, b), products)
 
 
 def decodes(plan: Plan) -> tuple[Decode, ...]:
@@ -181,8 +192,9 @@ class _Decoding:
 
     def whole(self, streams: Sequence[Stream], dims: tuple[str, ...], inner: frozenset[str]) -> frozenset[str]:
         """What a program may have all of besides, so that it can sum over that."""
+        count = sum(set(s.type.dims) == set(dims) for s in streams)
         for over in self.reads(streams, dims):
-            if not over & inner and self.entries([*inner, *over]) <= LARGEST:
+            if not over & inner and count * self.entries([*inner, *over]) <= LARGEST:
                 return over
         return frozenset()
 
@@ -295,7 +307,9 @@ class _Decoding:
             if _is_state(node, own) and node.lag <= 1:
                 continue
             free = node not in self.made and (node not in self.written or node in results)
-            if node in mine or (shape.computes(node) and free):
+            if isinstance(node, Conv) and shape.computes(node) and free:
+                stack.append(convolved(self.system.graph, node))
+            elif node in mine or (shape.computes(node) and free):
                 stack.extend(reversed(node.children))
             else:
                 found[node] = None

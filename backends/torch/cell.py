@@ -383,10 +383,10 @@ class CellCoder:
             if ref.lag == 0:
                 return values[ref.name]
             key = (ref.name, ref.lag)
-            stream = self.system.stream(ref.name)
             if self.one_token:
-                return self.earlier(stream, ref.lag)
+                return self.earlier(ref.name, ref.lag)
             if key not in past:
+                stream = self.system.stream(ref.name)
                 name = past[key] = table.new(past_name(ref.name.removesuffix("_past"), ref.lag))
                 value = values.get(ref.name) or block.variable(stream.expr)
                 if ref.lag == 1 and stream.declared:
@@ -455,11 +455,11 @@ class CellCoder:
         block.lines.append(f"return {name}, {self.cell.name}State({', '.join(fields)})")
         return wrap(block.lines, 8)
 
-    def earlier(self, stream: Stream, lag: int) -> str:
-        """Code of a past value, as the state has it."""
-        if not stream.declared:
-            return f"state.{stream.name}[:, {lag - 1}]"
-        return f"state.{stream.name}" if lag == 1 else f"state.{stream.name}_past[:, {lag - 2}]"
+    def earlier(self, name: str, lag: int) -> str:
+        """Code of a past value of a stream, or of what a convolution reads, as the state has it."""
+        if not any(s.name == name for s in self.cell.states):
+            return f"state.{name}[:, {lag - 1}]"
+        return f"state.{name}" if lag == 1 else f"state.{name}_past[:, {lag - 2}]"
 
     def shared(self, node: Expr) -> bool:
         """Whether an output may have the memory of an input, of a state, or of another output."""

@@ -271,7 +271,7 @@ class FusedCellCoder(CellCoder):
         block.lines += [cut(f"# {s.name}[t] = {expr_text(s.expr, self.system.names)}") for s in k.streams if s.declared]
         tokens = [block.raw(n) for n in k.inputs]
         fixed = [block.aligned_code(n, n.dims) for n in k.fixed]
-        states = [self.earlier(s, 1) for s in k.streams]
+        states = [self.earlier(s.name, 1) for s in k.streams]
         sizes = [f"self.{d}" for d in coder.all_dims]
         args = [f"[{', '.join(x)}]" for x in (tokens, fixed, states, sizes)] + ["out"]
         if coder.number_names:
@@ -333,7 +333,7 @@ class FusedCellCoder(CellCoder):
         """The value of a kernel's state before the first token."""
         lag = kernel.lags[i]
         stream = kernel.streams[i - lag + 1]
-        return self.earlier(stream, lag)
+        return self.earlier(stream.name, lag)
 
     def computed(self, field: StateField) -> str | None:
         streams = {s.name: s for s in self.system.streams}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rnnc.decode import Decode
+from rnnc.decode import Decode, convolved
+from rnnc.derive import depends
 from rnnc.fuse import streams_of
-from rnnc.ir import Expr, Normalize, Reduce, Ref, Type, walk
+from rnnc.ir import Conv, Expr, Normalize, Reduce, Ref, Type, walk
 from rnnc.lower import Stream, System
 from rnnc.plan import is_number
 from rnnc.show import expr_text
@@ -61,6 +62,12 @@ class DecodeCoder(Frame):
             elif waiting := [c for c in node.children if c not in self.done]:
                 stack.extend(waiting)
                 continue
+            elif isinstance(node, Conv):
+                inner = convolved(self.graph, node)
+                if inner not in self.done:
+                    stack.append(inner)
+                    continue
+                self.done[node] = self.done[inner]
             elif isinstance(node, Normalize):
                 self.done[node] = self.normalized(node, self.done[node.arg])
             else:
@@ -99,6 +106,8 @@ class DecodeCoder(Frame):
     def lines(self) -> list[str]:
         tiles = self.tiles()
         tiles.expect(*self.updates.values(), *self.results)
+        if self.inner:
+            self.vectors(tiles)
         for s in self.streams:
             self.read(tiles, [self.updates[s.name], *self.results])
         for step in self.kernel.steps:
@@ -121,6 +130,24 @@ class DecodeCoder(Frame):
             if chosen:
                 self.looped(tiles, d, lambda chosen=chosen: self.write(tiles, chosen))
         return tiles.take()
+
+    def vectors(self, tiles: Tiles) -> None:
+        """Lines for what is free of the states and smaller than they are: operands take registers beside no state."""
+        roots = [*self.updates.values(), *self.results]
+        mine = depends(roots, [n for n in walk(*roots) if isinstance(n, Ref) and n.role == "state"])
+        dims = {n: set(n.dims) for n in walk(*roots)}
+        stack, seen = list(reversed(roots)), set[Expr]()
+        while stack:
+            node = stack.pop()
+            if node in seen or is_number(node) or isinstance(node, Ref):
+                continue
+            seen.add(node)
+            whole = dims[node] & set(self.inner) and dims[node] & set(self.block)
+            if node in mine or whole or any(self.loop_of(n) for n in walk(node)):
+                stack.extend(reversed(node.children))
+                continue
+            self.read(tiles, [node])
+            tiles.name(node)
 
     def loop_of(self, node: Expr) -> str | None:
         """The dim that a value has and no state."""
@@ -225,7 +252,9 @@ class DecodeCoder(Frame):
         has = [f"one entry of {' and '.join(k.outer)}"] if k.outer else []
         has += [f"all of {' and '.join(k.inner)}"] if k.inner else []
         has += [f"all of {block}" if k.whole else f"BC of {block}"]
-        walk_text = f"One token. A program has one sequence, {', '.join(has)}; it reads each number once."
+        walk_text = (
+            f"One token. A program has one sequence, {', '.join(has)}; it reads and writes each entry of a state once."
+        )
         return "\n".join([*equations, "", *textwrap.wrap(walk_text, 112)])
 
     def registration(self, operator: str) -> list[str]:

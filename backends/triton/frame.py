@@ -130,7 +130,8 @@ class Frame:
     def leaf(self, node: Expr, token: bool) -> Leaf:
         wanted = self.system.names.get(node) or "value"
         if isinstance(node, Ref):
-            wanted = node.name if node.lag == 0 else f"{node.name.removesuffix('_past')}_before"
+            before = "before" if node.role == "state" else str(node.lag)
+            wanted = node.name if node.lag == 0 else f"{node.name.removesuffix('_past')}_{before}"
         elif isinstance(node, Linear) and node not in self.system.names:
             wanted = f"{node.weight.removesuffix('_weight')}_in"
         name = self.stem(wanted, READ)
