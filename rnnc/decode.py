@@ -53,6 +53,14 @@ class Decode:
         return tuple(s for step in self.steps for s in streams_of(step))
 
     @property
+    def told(self) -> str:
+        """What it has of its states, in words."""
+        whole = [*self.inner, *(self.block if self.whole else ())]
+        held = f", which has all of {' and '.join(whole)}" if whole else ""
+        names = [s.name for s in self.streams if s.declared]
+        return f"one kernel for {', '.join(names)}{held}" if len(names) > 1 or held else "one kernel"
+
+    @property
     def counted(self) -> tuple[str, ...]:
         """Dims that none of the states has: a loop goes through the entries of each."""
         found = {d for e in (*self.inputs, *self.fixed, *self.results) for d in e.dims if d not in self.dims}
@@ -192,7 +200,7 @@ class _Decoding:
 
     def whole(self, streams: Sequence[Stream], dims: tuple[str, ...], inner: frozenset[str]) -> frozenset[str]:
         """What a program may have all of besides, so that it can sum over that."""
-        count = sum(set(s.type.dims) == set(dims) for s in streams)
+        count = sum(1 + (s.type.kind == "complex") for s in streams if set(s.type.dims) == set(dims))
         for over in self.reads(streams, dims):
             if not over & inner and count * self.entries([*inner, *over]) <= LARGEST:
                 return over

@@ -2,7 +2,8 @@
 prints as it is and keeps stable (fields may be added):
 
     version, file
-    groups       of all cells: states, family, certificate, kernel, triton (the fused kernel on a GPU), reason;
+    groups       of all cells: states, family, certificate, kernel, triton (the fused kernel on a GPU), step (that
+                 of one token), reason;
                  spectrum, spectrum_proved, tracks, cannot_track, half_life, explodes; empty where there is none
     cells        for each: name, doc, dims, consts; inputs, outputs, state, parameters, each with name, shape, kind (and
                  range, learned); groups, as above; claims: claim, status, reason, missing; ranges: name, range;
@@ -20,6 +21,7 @@ from rnnc.bound import Analysis, Spectrum, spectrum_text
 from rnnc.chunks import Chunks
 from rnnc.closure import Affine, Block, Closure, Composable, LowRank, Moebius, Sequential, Tropical, Variable
 from rnnc.closure.obligations import as_written
+from rnnc.decode import decodes
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
 from rnnc.fuse import TENSOR, fuse, paired, streams_of
@@ -52,6 +54,7 @@ def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
     # An output that is just a state or a definition bears its name, and its range.
     fused = {s.name: k.form for k in fuse(plan) for s in k.streams}
     fused |= {s.name: TENSOR for step in plan.steps if paired(step) for s in streams_of(step)}
+    decoded = {s.name: k.told for k in decodes(plan) for s in k.streams}
     known = {**analysis.outputs, **analysis.inputs, **analysis.definitions, **analysis.states}
     return {
         "name": cell.name,
@@ -71,7 +74,7 @@ def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
             {**_value(p.name, (*p.shape, *([str(p.taps)] if p.taps else [])), p.kind), "learned": p.learned}
             for p in cell.params
         ],
-        "groups": [_group(plan.system, analysis, step, names, fused) for step, names in _steps(plan)],
+        "groups": [_group(plan.system, analysis, step, names, fused, decoded) for step, names in _steps(plan)],
         "claims": [
             {"claim": v.claim, "status": v.status, "reason": v.reason, "missing": v.missing} for v in analysis.verdicts
         ],
@@ -148,7 +151,14 @@ def _summed(dims: Sequence[str]) -> str:
     return f"only read by sums over {', '.join(dims)} of products with what is free of it"
 
 
-def _group(system: System, analysis: Analysis, step: Step, names: list[str], fused: Mapping[str, str]) -> Report:
+def _group(
+    system: System,
+    analysis: Analysis,
+    step: Step,
+    names: list[str],
+    fused: Mapping[str, str],
+    decoded: Mapping[str, str],
+) -> Report:
     closure = step.closure
     found = analysis.spectrum(names[0])
     tracking = analysis.tracking(found)
@@ -160,6 +170,7 @@ def _group(system: System, analysis: Analysis, step: Step, names: list[str], fus
         "certificate": closure.certificate if isinstance(closure, Affine | Composable | LowRank) else "",
         "kernel": step.kernel,
         "triton": fused.get(names[0], ""),
+        "step": decoded.get(names[0], ""),
         "reason": f"{why}; {kept}" if kept else why,
         "spectrum": spectrum_text(found),
         "spectrum_proved": found.bounded,

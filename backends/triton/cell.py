@@ -121,7 +121,7 @@ class FusedCellCoder(CellCoder):
         sequential = {id(s): c for s in self.plan.steps if (c := self.loops.get(id(s))) is not None and c.kernels}
         if self.kernels_of or self.pairs or sequential:
             code = self.by_kernels(code, sequential)
-        return code if sequential and not self.kernels_of and not self.pairs else self.by_token(code)
+        return self.by_token(code)
 
     def by_kernels(self, code: CellCode, sequential: Mapping[int, LoopCode]) -> CellCode:
         """With the kernels for sequences."""
@@ -182,7 +182,10 @@ class FusedCellCoder(CellCoder):
             "_decode_operator",
             *(f for c in coders for f in c.functions),
         }
-        bases = [b for b in code.base.split(", ") if b not in ("_Cell", "_FusedCell")]
+        bases = [b for b in code.base.split(", ") if b != "_Cell"]
+        if not code.fused:
+            bases = ["_FusedCell", *bases]
+            self.helpers |= {"_FusedCell"}
         return replace(
             code,
             base=", ".join(["_DecodeCell", *bases]),

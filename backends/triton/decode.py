@@ -279,6 +279,7 @@ class DecodeCoder(Frame):
             "tokens": leaves(self.tokens),
             "fixed": leaves(self.fixed),
             "numbers": several(quoted(n) for names in self.number_names.values() for n in names),
+            "parts": str(sum(1 + (s.type.kind == "complex") for s in k.streams if set(s.type.dims) == {*k.dims})),
             "results": _mapping((n, several([dims(r.dims), quoted(r.kind), str(w)])) for n, r, w in results),
         }
         lines = [f"{self.name}_parts = _Decode("]

@@ -31,6 +31,8 @@ class _Decode(NamedTuple):
     tokens: tuple[str, ...]
     fixed: tuple[str, ...]
     numbers: tuple[str, ...]
+    parts: int
+    """Real numbers of the states at one entry of all dims."""
     results: dict[str, tuple[tuple[str, ...], str, bool]]
     """Dims and kind of what is written beside the states, and whether it keeps the computing dtype."""
 
@@ -40,16 +42,17 @@ def _decode_tile(decode: _Decode, width: int, inner: int) -> tuple[int, int, int
     rows, columns = _power_of_two(max(inner, 1)), _power_of_two(max(width, 1))
     if not decode.whole:
         columns = min(columns, max(16, 4096 // rows) if decode.inner else 256)
-    warps = rows * columns // (64 * 32 if torch.version.hip else 32 * 32)
+    # 32 numbers of states in a thread, and as many others.
+    warps = rows * columns * decode.parts // (64 * 32 if torch.version.hip else 32 * 32)
     return rows, columns, max(1, min(16, _power_of_two(warps)))
 
 
 def _decode_fits(decode: _Decode, sizes: Sequence[int]) -> bool:
     """Whether a program can hold its part of a state in registers."""
     size = dict(zip(decode.dims, sizes))
-    width, inner = (math.prod(size[d] for d in dims) for dims in (decode.block, decode.inner))
+    width, inner = math.prod([size[d] for d in decode.block]), math.prod([size[d] for d in decode.inner])
     rows, columns, _ = _decode_tile(decode, width, inner)
-    return rows * columns <= 1 << 15
+    return rows * columns * decode.parts <= 1 << 15
 
 
 def _decode_operator(namespace: str, name: str, decode: _Decode) -> Callable[..., list[Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ def _product_dtype(out: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 class _KernelCell(_Cell):
-    """A cell with kernels for some or all of its recurrences, over sequences; one token is PyTorch's.
+    """A cell with kernels for some or all of its recurrences, over sequences.
 
     A subclass has `_fused(run, dtype, low, out, inputs, state)`: the equations by kernels, with learned maps in `low`
     and what kernels write in `out`.
@@ -100,7 +99,7 @@ class _FusedCell(_KernelCell):
         return runs
 
 
-class _DecodeCell(_FusedCell):
+class _DecodeCell(_KernelCell):
     """A cell with Triton kernels for one token, which have no gradients: where those may be wanted, in float64, and
     where states are too large for a program, PyTorch steps.
 
@@ -111,8 +110,7 @@ class _DecodeCell(_FusedCell):
     """The kernels, and the dims whose sizes each is given."""
 
     def _token(self, values: tuple[Tensor, ...], state: Any) -> tuple[Any, Any]:
-        runs = isinstance(values[0], Tensor) and self._runs_kernels(values[0].device)
-        if not runs or not self._without_gradients([*values, *(state or ())]):
+        if not self._decodes_on(values[0]) or not self._without_gradients(values, state):
             return super()._token(values, state)
         inputs, dtype, out = self._prepare(values, "B")
         fits = (_decode_fits(decode, [getattr(self, d) for d in dims]) for decode, dims in self._decodes)
@@ -125,9 +123,16 @@ class _DecodeCell(_FusedCell):
         outputs, state = self._token_by_kernels(run, dtype, low, out, *inputs, state)
         return self._result(outputs, out), state
 
-    def _without_gradients(self, values: Sequence[Any]) -> bool:
-        """Whether no derivative can be asked of a call with these inputs and states."""
-        given = [v for v in (*values, *self.parameters()) if isinstance(v, Tensor)]
+    def _decodes_on(self, value: Any) -> bool:
+        """Whether kernels can run on the device of an input."""
+        if self.backend in ("torch", "reference") or not isinstance(value, Tensor) or tl is None:
+            return False
+        return value.device.type == "cuda" or _interpreted()
+
+    def _without_gradients(self, values: tuple[Any, ...], state: Any) -> bool:
+        """Whether no derivative can be asked of a call with these inputs and this state."""
+        held = state if isinstance(state, tuple) else ()
+        given = [v for v in (*values, *held, *self.parameters()) if isinstance(v, Tensor)]
         if torch.is_grad_enabled() and any(v.requires_grad for v in given):
             return False
         return torch.compiler.is_compiling() or not any(_is_dual(v) for v in given)
