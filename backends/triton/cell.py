@@ -191,7 +191,7 @@ class FusedCellCoder(CellCoder):
             base=", ".join(["_DecodeCell", *bases]),
             parts=(*code.parts, *parts),
             token=tuple(lines),
-            token_kernels=tuple(f"({c.name}_parts, {several(map(quoted, c.all_dims))})" for c in coders),
+            token_kernels=tuple(wrap((f"({c.name}_parts, {several(map(quoted, c.all_dims))})," for c in coders), 8)),
             registrations=(
                 *code.registrations,
                 *(line for c, name in zip(coders, operators, strict=True) for line in c.registration(name)),
@@ -288,9 +288,8 @@ class FusedCellCoder(CellCoder):
             values[s.name] = made[-1]
             if s.declared and s.depth == 1:
                 self.finals[s.name] = made[-1]
-        block.assign(
-            f"{', '.join(made)}{',' if len(made) == 1 else ''}", f"_decode({coder.name}_kernel, {', '.join(args)})"
-        )
+        targets = ", ".join(made) if len(made) > 1 else several(made)
+        block.assign(targets, f"_decode({coder.name}_kernel, {', '.join(args)})")
 
     def loop_lines(self, step: Loop, block: Block, table: NameTable, values: dict[str, str]) -> None:
         kernels = self.loops[id(step)].kernels
