@@ -24,7 +24,7 @@ from rnnc.closure.obligations import as_written
 from rnnc.decode import decodes
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
-from rnnc.fuse import TENSOR, fuse, paired, streams_of
+from rnnc.fuse import SOLVED, TENSOR, fuse, paired, ranked, streams_of, unranked
 from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
@@ -54,6 +54,7 @@ def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
     # An output that is just a state or a definition bears its name, and its range.
     fused = {s.name: k.form for k in fuse(plan) for s in k.streams}
     fused |= {s.name: TENSOR for step in plan.steps if paired(step) for s in streams_of(step)}
+    fused |= {s.name: SOLVED for step in plan.steps if ranked(step) for s in streams_of(step)}
     decoded = {s.name: k.told for k in decodes(plan) for s in k.streams}
     known = {**analysis.outputs, **analysis.inputs, **analysis.definitions, **analysis.states}
     return {
@@ -136,7 +137,9 @@ def _kept(step: Step) -> str:
                 "to the roundings of what it held"
             )
             lacking = "; no factor of the state was proved to lie in [-1, 1]: a call in which one does not is stepped"
-            return told if step.contracting else told + lacking
+            told = told if step.contracting else told + lacking
+            lacking = unranked(step, ranks)
+            return f"{told}; PyTorch computes it, for Triton has no kernels for {lacking}" if lacking else told
         case Loop(closure=LowRank()):
             return (
                 "stepped, for something reads or writes it otherwise than by products (sums over the same dims, of "

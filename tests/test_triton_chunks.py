@@ -60,13 +60,14 @@ def compared(
     ends: list[int] | None = None,
     dtype: torch.dtype = torch.float32,
     module: Any = None,
+    **sizes: int,
 ) -> float:
     """How far outputs, final states and all gradients are from the interpreter's in float64."""
     made: Any = module or load(text)
-    before, made._segments = made._segments, lambda *_: segments
+    before, made._segments = getattr(made, "_segments", None), lambda *_: segments
     try:
-        ours = made.C(backend="triton")
-        stepped = Interpreted(text)
+        ours = made.C(backend="triton", **sizes)
+        stepped = Interpreted(text, **sizes)
         stepped.inner.load_state_dict({n: x.double() for n, x in ours.state_dict().items()})
         lead = (batch, length) if ends is None else (1, ends[-1])
         inputs = [
