@@ -127,8 +127,9 @@ def _kept(step: Step) -> str:
     match step:
         case Scan(chunks=Chunks(beside=str() as host)):
             return f"its decays, keys and queries are those of `{host}`, so the same products compute it"
-        case Scan(chunks=Chunks(keys=keys)):
-            return f"it is {_summed(keys)}, so no token's state is kept"
+        case Scan(chunks=Chunks(keys=keys, writes=writes)):
+            several = f"; {len(writes)} products a token are to kernels as many tokens" if len(writes) > 1 else ""
+            return f"it is {_summed(keys)}, so no token's state is kept{several if paired(step) else ''}"
         case Loop(chunks=RankChunks() as ranks, closure=closure):
             held = "it is" if len(closure.group.states) == 1 else "they are"
             told = (
