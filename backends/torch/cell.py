@@ -33,7 +33,7 @@ from .block import Block, NameTable
 from .chunks import Column, chunk_line
 from .loops import LoopCode, LoopCoder, past_name
 from .lowrank import rank_line
-from .text import constant, cut, decimal, docstring, quoted, several, wrap
+from .text import constant, cut, decimal, docstring, quoted, several, together, wrap
 
 LOCALS = frozenset(
     {"self", "run", "dtype", "state", "torch", "F", "math", "cmath", "nn", "batch", "device", "zip", "range"}
@@ -94,8 +94,7 @@ class CellCoder:
         self.loops: dict[int, LoopCode] = {}
         on_gpu = self.on_gpu()
         for step in (s for s in plan.steps if isinstance(s, Loop) and self.ranks(s) is None):
-            names = "_".join(s.name for s in step.streams)
-            name = f"_{self.cell.name}_{names}"
+            name = f"_{self.cell.name}_{together(s.name for s in step.streams)}"
             coder = LoopCoder(
                 self.system, step, name, self.system.names, plan.projections, self.reserved, id(step) in on_gpu
             )

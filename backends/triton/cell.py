@@ -25,7 +25,7 @@ from ..torch.cell import CellCode, CellCoder
 from ..torch.chunks import chunk_arguments, chunk_targets, column_arguments
 from ..torch.loops import LoopCode
 from ..torch.lowrank import rank_arguments, rank_targets
-from ..torch.text import cut, quoted, several, wrap
+from ..torch.text import cut, quoted, several, together, wrap
 from .adjoint import BackwardCoder
 from .chunks import PairsCoder
 from .decode import DecodeCoder
@@ -103,7 +103,7 @@ class FusedCellCoder(CellCoder):
         self.fusing: dict[int, Kernel] = {}
         self.done: set[int] = set()
         self.lasts: dict[str, str] = {}
-        self.coders = [KernelCoder(self.system, k, f"_{self.cell.name}_{'_'.join(_names(k))}") for k in self.kernels_of]
+        self.coders = [KernelCoder(self.system, k, f"_{self.cell.name}_{together(_names(k))}") for k in self.kernels_of]
         self.backwards = [BackwardCoder(c) for c in self.coders]
         self.decoding: dict[int, DecodeCoder] = {}
         self.pairs: dict[int, PairsCoder | RankCoder] = {}
@@ -171,7 +171,7 @@ class FusedCellCoder(CellCoder):
     def by_token(self, code: CellCode) -> CellCode:
         """With the kernels for one token."""
         coders = [
-            DecodeCoder(self.system, k, f"_{self.cell.name}_{'_'.join(s.name for s in k.streams)}_token")
+            DecodeCoder(self.system, k, f"_{self.cell.name}_{together(s.name for s in k.streams)}_token")
             for k in decodes(self.plan)
         ]
         if not coders:
