@@ -94,10 +94,8 @@ TENSOR = "chunks of tokens, on tensor cores"
 
 
 def paired(step: Step) -> bool:
-    """Whether kernels compute a step by chunks of tokens: real numbers, and one write a token."""
-    if not isinstance(step, Scan) or step.chunks is None or step.stream.type.kind != "real":
-        return False
-    return len(step.chunks.writes) == 1
+    """Whether kernels compute a step by chunks of tokens: of real numbers."""
+    return isinstance(step, Scan) and step.chunks is not None and step.stream.type.kind == "real"
 
 
 SOLVED = "chunks of tokens, low-rank transitions solved, on tensor cores"
