@@ -139,8 +139,12 @@ def _kept(step: Step) -> str:
             )
             lacking = "; no factor of the state was proved to lie in [-1, 1]: a call in which one does not is stepped"
             told = told if step.contracting else told + lacking
-            lacking = unranked(step, ranks)
-            return f"{told}; PyTorch computes it, for Triton has no kernels for {lacking}" if lacking else told
+            if why := unranked(step, ranks):
+                return f"{told}; PyTorch computes it, for Triton has no kernels for {why}"
+            return (
+                f"{told}; Triton's kernels invert what its tokens make of each other in float32: where the product of "
+                "a chunk's transitions leaves its range, as keys that are not normalised can make it, so do results"
+            )
         case Loop(closure=LowRank()):
             return (
                 "stepped, for something reads or writes it otherwise than by products (sums over the same dims, of "

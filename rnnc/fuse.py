@@ -113,11 +113,12 @@ def unranked(step: Loop, chunks: RankChunks) -> str:
     assert isinstance(closure, LowRank)
     if len(step.streams) > 1:
         return "several states in one map"
-    if step.streams[0].type.kind != "real":
-        return f"{step.streams[0].type.kind} states"
+    kind = next(s.type.kind for s in step.streams)
+    if kind != "real":
+        return f"{kind} states"
     if chunks.by_column:
         return "reads that sum over what is not mixed"
-    if len(closure.map.terms) != 1 or closure.map.terms[0].bound:
+    if [t.bound for t in closure.map.terms] != [()]:
         return "several sums of the state in one map"
     return "" if step.contracting else "factors that were not proved to lie in [-1, 1]"
 

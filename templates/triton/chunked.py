@@ -13,6 +13,7 @@ from ..torch.chunks import _chunk_results, _chunked
 from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
 from .fused import _flat, _on, _power_of_two, _segments, _units
+from .module import _multiplied_dtype
 
 
 class _Pairs(NamedTuple):
@@ -281,7 +282,7 @@ def _by_kernels(
         if decay == "one" and isinstance(a, Tensor):
             factor = a.reshape(*a.shape, *(1 for _ in keys))
         return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, keyed, beside)
-    lead, width = run.lead, values.numel()
+    lead, width, low = run.lead, values.numel(), _multiplied_dtype(low)
     before = sum(torch.Size(shape).numel() for _, shape in queries[:before])
     state = state.reshape(state.shape[0], heads.numel(), keys.numel(), width)
 

@@ -26,6 +26,12 @@ def _product_dtype(out: torch.dtype, device: torch.device) -> torch.dtype:
     return out
 
 
+def _multiplied_dtype(low: torch.dtype) -> torch.dtype:
+    """In which dtype products in kernels take their operands."""
+    # Triton's interpreter takes the bits of bfloat16 numbers for integers and multiplies those.
+    return torch.float32 if low == torch.bfloat16 and _interpreted() else low
+
+
 class _KernelCell(_Cell):
     """A cell with kernels for some or all of its recurrences, over sequences.
 

@@ -14,6 +14,7 @@ from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
 from .chunked import _Chunk, _spaced
 from .fused import _on, _power_of_two, _units
+from .module import _multiplied_dtype
 
 
 class _Ranked(NamedTuple):
@@ -263,7 +264,7 @@ def _by_rank_kernels(
     if state.dtype != torch.float32 or mixed.numel() > 256 or len(lead) == 1:
         laid_out = (factors, terms, writes, queries, before, initial, orders, counts, over, bounded)
         return _low_rank(run, rank, *laid_out)
-    ((_, w, (u,), _),), width = terms, columns.numel()
+    ((_, w, (u,), _),), width, low = terms, columns.numel(), _multiplied_dtype(low)
     maps, count = over or 1, max(1, len(writes))
     each = maps * count
 
