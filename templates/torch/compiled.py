@@ -59,6 +59,9 @@ def _native_library(text: str) -> Any:
         return None
     # The macros that it predefines tell one compiler, version and processor from another.
     target = _native_output([*command, "-dM", "-E", "-x", "c", os.devnull])
+    if "__AVX512F__" in target:
+        # Products are in whole vectors, and so is the rest: compilers would take half ones.
+        command.append("-mprefer-vector-width=512")
     digest = hashlib.sha256("\0".join([text, *command, target]).encode()).hexdigest()[:32]
     folder = _native_cache()
     path = os.path.join(folder, f"{digest}.so")
