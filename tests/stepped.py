@@ -87,6 +87,73 @@ u = sum[K](S[t-1] * k)
 S[t] = tanh(S[t-1] + b * k * (v - u))
 output sum[K](S[t] * k)
 """
+SEVERAL = """\
+cell Several
+dim J = 3, H = 2, P = 4, Q = P, D = 5
+input x[J, H, P], y[D], z[J]
+param U[J, P, Q] = normal(0.4), w[P] = uniform(0.1, 0.4), v[J, H] = normal(0.5)
+state g[D], S[H, P], h[D]
+g[t] = tanh(linear(h[t-1], g[t-1] -> D) + y)
+e = linear(g[t] -> J, H, P)
+seen = x + e * w + v * mean[D](h[t-1])
+S[t] over J = 0.7 * S[t-1] + tanh(linear[P](S[t-1]) + sum[Q](U * S[t-1][P -> Q]) + seen) * z + 0.1 * S[t-2]
+h[t] = tanh(linear(S[t] -> D)) + 0.2 * h[t-1] * max[H, P](S[t-1])
+output h[t]
+"""
+EACH = """\
+cell Each
+dim J = 2, P = 4
+input x[J, P]
+state S[P], R[P]
+S[t] over J = tanh(linear[P](x * S[t-1])) + 0.2 * R[t-1]
+R[t] over J = 0.5 * R[t-1] + linear[P](layernorm[P](R[t-1] + x)) + S[t] * sigmoid(x)
+output R[t]
+"""
+FORGETS = """\
+cell Forgets
+dim J = 3, P = 4
+input x[J, P], done[J]: bool
+state S[P] = 0.3
+S[t] over J = where(done, x, 0.5) + S[t-2] * 0.5
+output S[t]
+output S[t-1]
+"""
+TURNING = """\
+cell Turning
+dim J = 2, N = 3
+input z[J, N]: complex, x[J]
+state s[N]: complex
+s[t] over J = 0.5 * s[t-1] / (1 + 0.1 * sum[N](real(s[t-1] * conj(s[t-1])))) + z * x
+output s[t]
+"""
+SOLVING = """\
+cell Solving
+dim J = 2, P = 3, Q = P
+input x[J, P], k[J]
+buffer E[P, Q] = eye
+state h[P], q[P]
+h[t] over J = tanh(solve[P, Q](3 * E + 0.1 * h[t-1] * tanh(h[t-1][P -> Q]), x + h[t-1]))
+q[t] over J = max(q[t-1] * k, x) + softmax[P](h[t] + q[t-1])
+output q[t] + h[t]
+"""
+LEARNING = """\
+cell Learning
+dim J = 3, H = 2, K = 3, V = 4
+input k[J, H, K], v[J, H, V], b[J, H]
+state S[H, K, V]
+S[t] over J = tanh(S[t-1] - 0.3 * sigmoid(b) * grad(sum[V](square(sum[K](k * S[t-1]) - v)), S[t-1]))
+output S[t]
+"""
+OVER = {
+    "several": SEVERAL,
+    "each": EACH,
+    "forgets": FORGETS,
+    "turning": TURNING,
+    "solving": SOLVING,
+    "learning": LEARNING,
+}
+"""Updates over a dim: of states that need others, by a matrix for each small step, that forget what was, of complex
+numbers, by small systems, of a matrix by a gradient."""
 CELLS = {
     "matrix": MATRIX,
     "norm": NORM,

@@ -12,7 +12,7 @@ from ..clike.stages import Array, System
 from ..clike.step import Half, Step, Unsupported
 from ..torch.text import quoted, several, wrap
 from .frame import FrameCoder
-from .kernel import Kernel
+from .parts import Kernel
 
 
 def kernels(step: Step) -> tuple[Kernel, Kernel] | None:
@@ -36,7 +36,7 @@ def _kernel(step: Step, half: Half, back: bool) -> Kernel:
 def head(step: Step, found: Sequence[Kernel]) -> str:
     """What both kernels are written in."""
     halves = (step.forward, step.backward)
-    systems = any(isinstance(s, System) for h in halves for s in h.stages.order)
+    systems = any(isinstance(s, System) for h in halves for s in h.stages.all)
     tools = [_template("clike/system.h").replace("static void", "FN void")] if systems else []
     body = "\n".join([*tools, *(k.text for k in found)])
     real = "#ifdef DOUBLE\ntypedef double real;\n#else\ntypedef float real;\n#endif\nstruct cplx {\n  real re, im;\n};"
