@@ -132,7 +132,7 @@ dim J = 2, P = 3, Q = P
 input x[J, P], k[J]
 buffer E[P, Q] = eye
 state h[P], q[P]
-h[t] over J = tanh(solve[P, Q](3 * E + 0.1 * h[t-1] * tanh(h[t-1][P -> Q]), x + h[t-1]))
+h[t] over J = tanh(solve[P, Q](3 * E + 0.1 * h[t-1] * tanh(h[t-1][P -> Q]), x + h[t-1])) + 0.1 * q[t-1]
 q[t] over J = max(q[t-1] * k, x) + softmax[P](h[t] + q[t-1])
 output q[t] + h[t]
 """

@@ -37,7 +37,7 @@ ANYWHERE = (
 POSITIVE = ("sqrt(@)", "rsqrt(@)", "log(@)", "log1p(@)", "@ ** 0.5", "@ ** -1", "@ ** -0.5", "@ ** 1.7", "1 / @")
 BINARY = (
     "@ + $", "@ - $", "@ * $", "@ / $", "max(@, $)", "min(@, $)", "abs(@) ** $", "@ ** 2 - $ * @",
-    "logaddexp(stop_gradient(@), stop_gradient($)) + @",
+    "logaddexp(@, $)",
 )  # fmt: skip
 QUICK = ("several", "each", "forgets")
 OPERATIONS = {"anywhere": ANYWHERE, "positive": POSITIVE, "binary": BINARY}
