@@ -144,6 +144,42 @@ state S[H, K, V]
 S[t] over J = tanh(S[t-1] - 0.3 * sigmoid(b) * grad(sum[V](square(sum[K](k * S[t-1]) - v)), S[t-1]))
 output S[t]
 """
+COMMITTEE = """\
+cell Committee
+dim H = 3, P = 4, Q = P, E = 7, J = 2
+const keep in [0, 1] = 0.9
+input x[E], k[J, H, P], done: bool
+param A[H, P, Q] = normal(0.3), tau[E] = normal(1), bias[J, H] = zeros
+buffer band[P, Q] = eye
+state fast[H, P], slow[E] = param
+gate a = sigmoid(tau)
+hint = linear(slow[t-1] -> H, P, bias=true)
+old = sum[Q]((A - band) * fast[t-1][P -> Q]) + linear[P](rmsnorm[P](fast[t-1]))
+fast[t] over J = where(done, 0, keep * fast[t-1]) + 0.3 * tanh(old + k * hint + bias)
+vote = softmax[H](sum[P](fast[t] * hint))
+said = linear(sum[H](vote * fast[t]) -> E)
+slow[t] = (1 - a) * slow[t-1] + a * tanh(linear(x, slow[t-1] -> E) + said + 0.1 * slow[t-3])
+output slow[t]
+output y = vote
+"""
+SWARM = """\
+cell Swarm
+dim N = 6, D = 5
+const dt in (0, 1] = 0.2, K = 1.5
+input w[N], x[D], z: complex
+param g[D] = uniform(0.1, 0.9), leak[D] = uniform(-1, 1)
+state theta[N] = 0.1, v[D], b[D] = 1, f: complex
+s = sum[N](sin(theta[t-1])) / N
+c = sum[N](cos(theta[t-1])) / N
+theta[t] = theta[t-1] + dt * (w + K * (s * cos(theta[t-1]) - c * sin(theta[t-1])) + 0.1 * max[D](v[t-1]))
+f[t] = 0.9 * f[t-1] / (1 + abs(f[t-1])) + z * (c + 1j * s) + 0.1 * logsumexp[D](v[t-1])
+fire = v[t-1] > b[t-1]
+v[t] = where(fire, 0, sigmoid(leak) * v[t-1]) + g * x + 0.1 * real(f[t]) + 0.05 * mean[D](min(v[t-1], v[t-2]))
+b[t] = 0.9 * b[t-1] + 0.2 * fire + 0.01 * expm1(-square(v[t-1]))
+output v[t]
+output field = abs(f[t])
+output theta[t]
+"""
 OVER = {
     "several": SEVERAL,
     "each": EACH,
@@ -151,11 +187,13 @@ OVER = {
     "turning": TURNING,
     "solving": SOLVING,
     "learning": LEARNING,
+    "committee": COMMITTEE,
 }
 """Updates over a dim: of states that need others, by a matrix for each small step, that forget what was, of complex
-numbers, by small systems, of a matrix by a gradient."""
+numbers, by small systems, of a matrix by a gradient; beside a state of another size."""
 CELLS = {
     "matrix": MATRIX,
+    "swarm": SWARM,
     "norm": NORM,
     "lags": LAGS,
     "mixed": MIXED,

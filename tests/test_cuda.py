@@ -91,9 +91,11 @@ def test_updates_over_a_dim(name: str, emulation: Emulation) -> None:
 
 
 @host
-@pytest.mark.parametrize("name", ["several", pytest.param("each", marks=pytest.mark.slow)])
-def test_updates_over_a_dim_in_16_bits(name: str, emulation: Emulation) -> None:
-    compare(emulation, OVER[name], {}, 3, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("several", torch.bfloat16), pytest.param("each", torch.float16, marks=pytest.mark.slow)]
+)
+def test_updates_over_a_dim_in_16_bits(name: str, dtype: torch.dtype, emulation: Emulation) -> None:
+    compare(emulation, OVER[name], {}, 3, dtype)
     assert all("#define LOW 1" in c.text for c in emulation.calls)
 
 
@@ -270,6 +272,9 @@ def test_emit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", str(EXAMPLES / "lstm.rnn"), "--emit", "cuda"]) == 0
     text = capsys.readouterr().out
     assert text.count('extern "C" __global__') == 2 and "mma.sync" in text and "#include" not in text
+    assert text.startswith("// c, h: 4 matrix products a token, at most 1 of them one after the other.\n")
+    assert main(["compile", str(EXAMPLES / "gruv1.rnn"), "--emit", "cuda"]) == 0
+    assert capsys.readouterr().out.startswith("// h: 3 matrix products a token, at most 2 of them one after")
     assert main(["compile", str(EXAMPLES / "mingru.rnn"), "--emit", "cuda"]) == 0
     assert capsys.readouterr().out == "// MinGRU has no recurrence that is stepped by CUDA kernels.\n"
 

@@ -46,8 +46,12 @@ def head(step: Step, found: Sequence[Kernel]) -> str:
 
 
 def text(step: Step, found: Sequence[Kernel]) -> str:
-    """Both kernels, and what they are written in."""
-    return "\n\n".join([head(step, found), *(k.text for k in found), ""])
+    """Both kernels, what they are written in, and what a token takes."""
+    names = ", ".join(s.name for s in step.streams)
+    stages = step.forward.stages
+    count, deep = len(stages.products), stages.depth
+    said = f"// {names}: {count} matrix products a token, at most {deep} of them one after the other."
+    return "\n\n".join([said, head(step, found), *(k.text for k in found), ""])
 
 
 def _fast(block: str) -> str:
