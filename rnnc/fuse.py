@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from rnnc.closure import Composable
+from rnnc.closure import Composable, LowRank
 from rnnc.derive import depends
 from rnnc.ir import OPS, Apply, Conv, Expr, Graph, Linear, Reduce, Ref, walk
 from rnnc.lower import Stream
 from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, needs, per_token
+from rnnc.rank import RankChunks
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,33 @@ TENSOR = "chunks of tokens, on tensor cores"
 
 
 def paired(step: Step) -> bool:
-    """Whether kernels compute a step by chunks of tokens: real numbers, and one write a token."""
-    if not isinstance(step, Scan) or step.chunks is None or step.stream.type.kind != "real":
-        return False
-    return len(step.chunks.writes) == 1
+    """Whether kernels compute a step by chunks of tokens: of real numbers."""
+    return isinstance(step, Scan) and step.chunks is not None and step.stream.type.kind == "real"
+
+
+SOLVED = "chunks of tokens, low-rank transitions solved, on tensor cores"
+"""How kernels compute what is `ranked`."""
+
+
+def ranked(step: Step) -> bool:
+    """Whether kernels compute states with low-rank transitions by chunks of tokens."""
+    return isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and not unranked(step, step.chunks)
+
+
+def unranked(step: Loop, chunks: RankChunks) -> str:
+    """Why kernels do not compute chunks of low-rank transitions, in words, or nothing."""
+    closure = step.closure
+    assert isinstance(closure, LowRank)
+    if len(step.streams) > 1:
+        return "several states in one map"
+    kind = next(s.type.kind for s in step.streams)
+    if kind != "real":
+        return f"{kind} states"
+    if chunks.by_column:
+        return "reads that sum over what is not mixed"
+    if [t.bound for t in closure.map.terms] != [()]:
+        return "several sums of the state in one map"
+    return "" if step.contracting else "factors that were not proved to lie in [-1, 1]"
 
 
 def streams_of(step: Step) -> tuple[Stream, ...]:

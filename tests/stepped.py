@@ -191,6 +191,17 @@ OVER = {
 }
 """Updates over a dim: of states that need others, by a matrix for each small step, that forget what was, of complex
 numbers, by small systems, of a matrix by a gradient; beside a state of another size."""
+SOLVED = """\
+cell Solved
+dim H = 2, P = 3, N = H * P, M = N
+input u[H, P], g[N] in [0, 1]
+param L[N, M] = normal(0.3)
+buffer I[N, M] = eye
+state x[H, P]
+s = x[t-1][H * P -> N]
+x[t] = (solve[N, M](I + 0.1 * (L + g * I), s) + 0.1 * tanh(linear(s -> N)))[N -> H * P] + u
+output x[t]
+"""
 CELLS = {
     "matrix": MATRIX,
     "swarm": SWARM,
@@ -201,6 +212,7 @@ CELLS = {
     "soft": SOFT,
     "complex": COMPLEX,
     "shared": SHARED,
+    "solved": SOLVED,
 }
 PACKED = (2, 0, 5, 1, 3, 1, 1, 4, 2, 0)
 

@@ -46,6 +46,8 @@ class Made:
     stream: int
     lag: int
     place: int
+    dims: tuple[str, ...]
+    """The states', as they are read here."""
     equation: str
 
 
@@ -125,4 +127,5 @@ def made_of(p: Product) -> Made:
     letters = dict(zip(keys, ascii_lowercase, strict=False))
     matrix = "".join(letters[axis] for axis in p.axes)
     kept, outs, ins = ("".join(letters[k] for k in keys if k[0] == role) for role in ("kept", "out", "in"))
-    return Made(p.out, p.arg.index, p.arg.lag, p.matrix.index, f"z{kept}{ins},{matrix}->z{kept}{outs}")
+    equation = f"z{kept}{ins},{matrix}->z{kept}{outs}"
+    return Made(p.out, p.arg.index, p.arg.lag, p.matrix.index, (*p.kept, *p.ins), equation)
