@@ -123,8 +123,8 @@ def _kept(step: Step) -> str:
     match step:
         case Scan(chunks=Chunks(beside=str() as host)):
             return f"its decays, keys and queries are those of `{host}`, so the same products compute it"
-        case Scan(chunks=Chunks(keys=keys)):
-            return f"it is {_summed(keys)}, so no token's state is kept"
+        case Scan(chunks=Chunks(keys=keys) as chunks):
+            return f"it is {_summed(keys)}, so no token's state is kept" + _together(step, chunks)
         case Loop(chunks=RankChunks() as ranks, closure=closure):
             held = "it is" if len(closure.group.states) == 1 else "they are"
             told = (
@@ -142,6 +142,24 @@ def _kept(step: Step) -> str:
             )
         case _:
             return ""
+
+
+def _together(step: Scan, chunks: Chunks) -> str:
+    """How kernels take the decays between tokens of a chunk."""
+    if not paired(step) or not (dims := chunks.along(step.closure.a)):
+        return ""
+    known = chunks.together
+    if known is None:
+        return (
+            f"; no lower bound of its factors, which differ along {', '.join(dims)}, is known that would let several "
+            "tokens be read in one product, so on a GPU a chunk is read by halves"
+        )
+    given = ", ".join(f"`{c.name} = {c.value}`" for c in known.consts)
+    given = f" with {given}, as declared," if given else ""
+    return (
+        f"; its factors are proved{given} to be at least {known.least:.4g}, so on a GPU {known.tokens} tokens of a "
+        "chunk are read in one product"
+    )
 
 
 def _summed(dims: Sequence[str]) -> str:

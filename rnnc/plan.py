@@ -18,6 +18,7 @@ from rnnc.derive import depends
 from rnnc.ir import Apply, Conv, Expr, Linear, Lit, Reduce, Ref, walk
 from rnnc.lower import Stream, System
 from rnnc.rank import RankChunks, operands, rank_chunks
+from rnnc.together import Lowest, together, unknown
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,10 @@ def plan(
     closures: Iterable[Closure],
     adjoints: Mapping[str, Adjoint],
     contracting: Iterable[str] = (),
+    lowest: Lowest = unknown,
 ) -> Plan:
-    """Choose a kernel for every group. `adjoints` and `contracting` are keyed by the state's name."""
+    """Choose a kernel for every group. `adjoints` and `contracting` are keyed by the state's name; `lowest` says how
+    small an expression of the cell may be."""
     contracting = set(contracting)
     steps: list[Step] = []
     for closure in closures:
@@ -155,7 +158,14 @@ def plan(
     for step in tuple(steps):
         if isinstance(step, Scan) and step.contracting and step.chunks is None:
             _beside(system, steps, steps.index(step))
-    return Plan(system, tuple(steps), projections(system, steps))
+    return Plan(system, tuple(_bounded(system, s, lowest) for s in steps), projections(system, steps))
+
+
+def _bounded(system: System, step: Step, lowest: Lowest) -> Step:
+    """A step in chunks with what is known of its factors from below."""
+    if not isinstance(step, Scan) or step.chunks is None or not step.chunks.along(step.closure.a):
+        return step
+    return replace(step, chunks=replace(step.chunks, together=together(system, step.closure.a, lowest)))
 
 
 def _by_chunks(system: System, steps: list[Step], at: int) -> None:

@@ -49,6 +49,9 @@ def _chunks(chunks: Chunks | None) -> list[str]:
     lines = ["; ".join(f"{part} {', '.join(dims)}" for part, dims in parts.items() if dims)]
     lines += [f"one more column beside {chunks.beside}"] if chunks.beside else []
     lines += [f"writes {expr_text(k)} by {expr_text(v)}" for k, v in chunks.writes]
+    if known := chunks.together:
+        given = "".join(f", with {c.name} = {c.value}" for c in known.consts)
+        lines.append(f"{known.tokens} tokens read in one product: factors of at least {known.least:.4g}{given}")
     when = ("after the write", "before it")
     return lines + [f"read {when[r.lag]} by {expr_text(r.query)}" for r in chunks.reads]
 

@@ -6,6 +6,7 @@ Run with `TRITON_INTERPRET=1 pytest -m triton`.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import pytest
@@ -167,7 +168,7 @@ def test_opcheck(form: str) -> None:
     (args,) = calls
     for keep in (False, True):
         given = [a.detach().requires_grad_(keep) if isinstance(a, Tensor) else a for a in args]
-        torch.library.opcheck(operator, (*given[:7], keep, given[8]), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(operator, (*given[:8], keep, given[9]), test_utils=("test_schema", "test_faketensor"))
 
 
 STRONG = """cell C
@@ -199,7 +200,84 @@ def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -
     assert ((got - want).abs() <= 1e-5 * want.abs() + 1e-5).all()
 
 
+BOUNDED = """cell C
+dim H = 1, K = 2, V = 3
+input q[H, K], p[H, K], k[H, K], v[H, V], e[FORM] in [0, 1]
+state S[H, K, V]
+a = LEAST + (1 - LEAST) * e
+S[t] = a * S[t-1] + k * v
+output sum[K](q * S[t])
+output sum[K](p * S[t-1])
+"""
+
+
+def bounded(form: str, least: float) -> str:
+    return BOUNDED.replace("FORM", form).replace("LEAST", str(least))
+
+
+@pytest.mark.parametrize(
+    ("form", "least"),
+    [("H, K", 0.5), ("H, K", 0.006), ("H, V", 0.5), *(pytest.param("H, V", x, marks=pytest.mark.slow) for x in (0.1,))],
+)
+def test_tokens_read_in_one_product(form: str, least: float) -> None:
+    """Whole chunks, or blocks of them that are joined by halves."""
+    assert compared(bounded(form, least), 40, batch=1, segments=2) < 2e-6
+    assert compared(bounded(form, least), 0, ends=[0, 1, 1, 34, 35]) < 2e-6
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(("H, K", "H, V")),
+    st.floats(0.001, 0.999).map(lambda x: round(x, 4)),
+    st.sampled_from((1, 2, 15, 33, 64, 70)),
+    st.integers(1, 3),
+    st.integers(0, 99),
+)
+def test_many_bounds(form: str, least: float, length: int, segments: int, seed: int) -> None:
+    assert compared(bounded(form, least), length, seed=seed, segments=segments) < 2e-6
+
+
+def at_the_edge(module: Any, form: str, least: float, small: float = 2.0**-30) -> float:
+    """How far gradients, of small queries and small gradients, are where all factors are the least possible, and chunks
+    have 64 tokens; the largest distance of any, in parts of the largest of its tensor."""
+    whole, module._chunk = module._chunk, lambda *args: whole(*args)._replace(tokens=64)
+    found: list[list[Tensor]] = []
+    text = bounded(form, least)
+    ours, stepped = module.C(backend="triton"), Interpreted(text)
+    inputs = [x.detach() * s for x, s in zip(inputs_of(text, stepped, 1, 70), (small, small, 1, 1, 0), strict=True)]
+    try:
+        for each, dtype in ((ours, torch.float32), (stepped, torch.float64)):
+            xs = [x.to(dtype).requires_grad_() for x in inputs]
+            total = sum((y * small).sum() for y in each(*xs)[0])
+            assert isinstance(total, Tensor)
+            found.append([x.double() for x in torch.autograd.grad(total, xs)])
+    finally:
+        module._chunk = whole
+    got, want = found
+    return max(((x - y).abs().max() / y.abs().max()).item() for x, y in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("form", ["H, K", "H, V"])
+def test_small_gradients_of_the_strongest_decays(form: str) -> None:
+    assert at_the_edge(load(bounded(form, 0.274)), form, 0.274) < 1e-5
+
+
+def test_what_the_rules_for_blocks_keep_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more of float32's range, small numbers are lost; a factor's gradient as a difference of sums cancels."""
+    monkeypatch.setattr("rnnc.together.BITS", 120)
+    code = generate(bounded("H, K", 0.08))
+    assert re.search(r'"keys",\s+64,', code)
+    assert not at_the_edge(load_module(code, "test.rnn"), "H, K", 0.08) < 1e-3
+    monkeypatch.undo()
+    code, rule = generate(bounded("H, K", 0.006)), "pairs.learned and call.together < 64"
+    assert rule in code
+    assert at_the_edge(load_module(code, "test.rnn"), "H, K", 0.006) < 1e-5
+    assert not at_the_edge(load_module(code.replace(rule, "False"), "test.rnn"), "H, K", 0.006) < 1e-5
+
+
 MUTANTS = {
+    "bounded": ("size // 2 - 1 + LAG", "size // 2 - 1"),
     "one": (
         "steps = tl.where(row[:, None] > row[None, :] + 1, a_previous",
         "steps = tl.where(row[:, None] > row[None, :], a_previous",
@@ -211,9 +289,9 @@ MUTANTS = {
 }
 
 
-@forms
+@pytest.mark.parametrize("form", MUTANTS)
 def test_mutants_disagree(form: str) -> None:
-    text = FORMS[form] if form != "none" else FREE.replace("S[t])", "S[t-1])")
+    text = FREE.replace("S[t])", "S[t-1])") if form == "none" else (FORMS | {"bounded": bounded("H, K", 0.5)})[form]
     whole, broken = MUTANTS[form]
     code = generate(text)
     assert whole in code

@@ -20,7 +20,7 @@ from rnnc.show import expr_text
 
 from ..torch.block import Block, NameTable
 from ..torch.cell import CellCode, CellCoder
-from ..torch.chunks import chunk_arguments, chunk_targets, column_arguments
+from ..torch.chunks import chunk_arguments, chunk_targets, column_arguments, together_code
 from ..torch.text import cut, quoted, several, wrap
 from .adjoint import BackwardCoder
 from .chunks import PairsCoder
@@ -225,7 +225,7 @@ class FusedCellCoder(CellCoder):
         wide = any(any(c in reads for c in n.children) and not isinstance(n, Linear) for n in walk(*around))
         last = self.finals[stream.name] = table.new(f"{stream.name}_last")
         columns = self.columns(stream.name, table)
-        args += [quoted(pairs.decay), "low", "dtype" if wide else "out"]
+        args += [quoted(pairs.decay), together_code(chunks), "low", "dtype" if wide else "out"]
         args += column_arguments(columns, block, block.given)
         targets = ", ".join(chunk_targets(chunks, block, last, columns))
         block.assign(targets, f"_by_kernels(run, {pairs.name}_chunks, _scan, _chunks, {', '.join(args)})")

@@ -49,15 +49,6 @@ def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
     return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
 
 
-def _pair_chunk(pairs: _Pairs, q: Tensor, v: Tensor, back: bool) -> _Chunk:
-    """The configuration of what tokens of a chunk read of each other."""
-    keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
-    # The gradient of one factor for all entries takes registers for pairs of tokens.
-    block, width = (16, 16) if back and pairs.decay == "one" else (32, 64)
-    stages = 1 if torch.version.hip else 2
-    return _Chunk(_chunk(q, v, back).tokens, min(keys, block), min(values, width), 8, stages)
-
-
 def _spaced(x: Tensor) -> tuple[Tensor, list[int]]:
     """`x` [B, T, ...] with its last axis side by side and its tokens, of all sequences, a fixed distance apart; the
     distances of the axes from the second on."""
@@ -70,7 +61,8 @@ def _spaced(x: Tensor) -> tuple[Tensor, list[int]]:
 
 
 class _PairsCall(NamedTuple):
-    """The operands of one call."""
+    """The operands of one call. `together`: the tokens of a block over half of which factors may be divided by, a power
+    of two; 1 where they have no such bound."""
 
     a: Tensor | None
     q: Tensor
@@ -79,6 +71,26 @@ class _PairsCall(NamedTuple):
     initial: Tensor
     cu_seqlens: Tensor | None
     before: int
+    together: int
+
+
+def _together(pairs: _Pairs, call: _PairsCall, back: bool) -> int:
+    """The tokens of a block that are read in one product.
+
+    A factor's gradient is then what two sums differ by. Where 64 tokens are possible it is at least a quarter of the
+    larger; else halves are taken, as with a factor along values, where the state leaves no registers."""
+    halves = back and (pairs.decay == "values" or (pairs.learned and call.together < 64))
+    return 1 if halves else call.together
+
+
+def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
+    """The configuration of what tokens of a chunk read of each other."""
+    keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (call.q, call.v))
+    # One factor for all entries, whose gradient is made of pairs of tokens, takes registers; and one product for all.
+    block, width = (16, 16) if back and pairs.decay == "one" else (32, 64)
+    block = 16 if back and _together(pairs, call, back) > 1 else block
+    stages = 1 if torch.version.hip else 2
+    return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), 8, stages)
 
 
 def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
@@ -103,7 +115,9 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     given: dict[str, Any] = {"cu_seqlens": call.cu_seqlens, "T": steps, "ROWS": batch * steps * heads, "HEADS": heads}
     given |= {"CHUNKS": batch * steps // chunk.tokens + call.initial.shape[0], "READS": reads, "BEFORE": call.before}
     given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
-    given |= {"LEVELS": chunk.tokens.bit_length() - 1, "PACKED": call.cu_seqlens is not None}
+    together = min(_together(pairs, call, back), chunk.tokens)
+    given |= {"LEVELS": chunk.tokens.bit_length() - 1, "TOGETHER": together.bit_length() - 1}
+    given["PACKED"] = call.cu_seqlens is not None
     for name, x in {"a": call.a, "q": call.q, "k": call.k, "v": call.v}.items():
         if x is not None:
             x, distances = _spaced(x)
@@ -127,7 +141,7 @@ def _launch_pairs(kernel: Any, given: dict[str, Any], chunk: _Chunk, programs: i
 
 def _within_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back: bool) -> None:
     """Launch a kernel for which chunks do not wait for each other."""
-    chunk, programs = _pair_chunk(pairs, call.q, call.v, back), call.initial.shape[0] * call.q.shape[2]
+    chunk, programs = _pair_chunk(pairs, call, back), call.initial.shape[0] * call.q.shape[2]
     chunks = -(-call.q.shape[0] * call.q.shape[1] // (chunk.tokens * call.initial.shape[0]))
     segments = max(1, min(chunks, 65535, 8 * _units(call.q.device) // programs))
     _launch_pairs(pairs.pairs_back if back else pairs.pairs, given, chunk, programs, segments)
@@ -202,50 +216,57 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
 
 
 def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., Any]:
-    """Registers `reads, last, states = op(a, q, k, v, initial, cu_seqlens, before, keep, out)` and its backward.
+    """Registers `reads, last, states = op(a, q, k, v, initial, cu_seqlens, before, together, keep, out)` and its
+    backward.
 
     a: [B, T, H], or with K or V; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`; k: [B, T, H, K]; v: [B,
     T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have the dtype `out`. Where `keep`, the states
     that enter chunks are written, which the backward needs beside what it is given.
     """
-    operands = "Tensor? a, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens, int before"
+    operands = "Tensor? a, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens, int before, int together"
 
     @torch.library.custom_op(
         f"{namespace}::{name}",
         mutates_args=(),
         schema=f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor)",
     )
-    def forward(a, q, k, v, initial, cu_seqlens, before, keep, out):
-        return _pairs_forward(pairs, _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before), keep, out)
+    def forward(a, q, k, v, initial, cu_seqlens, before, together, keep, out):
+        return _pairs_forward(
+            pairs, _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before, together), keep, out
+        )
 
     @forward.register_fake
-    def _(a, q, k, v, initial, cu_seqlens, before, keep, out):
+    def _(a, q, k, v, initial, cu_seqlens, before, together, keep, out):
         reads = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=out)
         last = torch.empty_like(initial, memory_format=torch.contiguous_format)
-        return reads, last, _memory(pairs, _PairsCall(a, q, k, v, initial, cu_seqlens, before), keep)["states_ptr"]
+        return (
+            reads,
+            last,
+            _memory(pairs, _PairsCall(a, q, k, v, initial, cu_seqlens, before, together), keep)["states_ptr"],
+        )
 
     @torch.library.custom_op(
         f"{namespace}::{name}_backward",
         mutates_args=(),
         schema=f"(Tensor grad, Tensor d_last, Tensor states, {operands}) -> Tensor[]",
     )
-    def backward(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before):
-        call = _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before)
+    def backward(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before, together):
+        call = _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before, together)
         return _pairs_backward(pairs, call, grad, d_last, states)
 
     @backward.register_fake
-    def _(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before):
+    def _(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before, together):
         owners = [*([a] if pairs.learned else []), q, k, v, initial]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *operands, ctx.before, _, _ = inputs
+        *operands, ctx.before, ctx.together, _, _ = inputs
         ctx.save_for_backward(output[2], *operands)
         ctx.mark_non_differentiable(output[2])
 
     def gradient(ctx: Any, grad: Tensor, d_last: Tensor, _: Any) -> tuple[Any, ...]:
-        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before)
-        return (*([] if pairs.learned else [None]), *found, None, None, None, None)
+        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together)
+        return (*([] if pairs.learned else [None]), *found, None, None, None, None, None)
 
     forward.register_autograd(gradient, setup_context=save)
     return forward
@@ -264,11 +285,13 @@ def _by_kernels(
     order: tuple[int, ...],
     counts: tuple[int, int],
     decay: str,
+    together: int,
     low: torch.dtype,
     out: torch.dtype,
     beside: Sequence[tuple[Tensor, tuple[int, ...], Sequence[Any]]] = (),
 ) -> tuple[Tensor, ...]:
-    """`_chunked` with one write by the kernels of `operator`, products' operands in `low` and what is read in `out`.
+    """`_chunked` with one write by the kernels of `operator`, products' operands in `low` and what is read in `out`;
+    `together` are the tokens that a product may hold (`_PairsCall`).
 
     PyTorch computes it in float64, and where a key is too long for a program.
     """
@@ -307,7 +330,7 @@ def _by_kernels(
         state = torch.cat([state, *columns], -1)
     _reject_tangents(*(x for x in (a, q, k, v, state) if x is not None))
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, q, k, v, state))
-    reads, final, _ = operator(a, q, k, v, state, run.cu_seqlens, before, keep, out)
+    reads, final, _ = operator(a, q, k, v, state, run.cu_seqlens, before, together, keep, out)
     axes = (heads, keys, values)
     return _chunk_results(
         lead, reads, final, [shape for _, shape in queries], axes, order, [own for _, own, _ in beside]
