@@ -22,7 +22,7 @@ from rnnc.closure import Affine, Block, Closure, Composable, LowRank, Moebius, S
 from rnnc.closure.obligations import as_written
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
-from rnnc.fuse import TENSOR, fuse, paired, streams_of
+from rnnc.fuse import TENSOR, fuse, paired, ranked, streams_of
 from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
@@ -30,6 +30,7 @@ from rnnc.plan import Loop, Plan, Scan, Step
 from rnnc.rank import SMALLEST, RankChunks
 from rnnc.show import expr_text, region_text
 from rnnc.source import Source
+from rnnc.together import Together
 
 Report = dict[str, Any]
 _LONG = 160
@@ -124,7 +125,9 @@ def _kept(step: Step) -> str:
         case Scan(chunks=Chunks(beside=str() as host)):
             return f"its decays, keys and queries are those of `{host}`, so the same products compute it"
         case Scan(chunks=Chunks(keys=keys) as chunks):
-            return f"it is {_summed(keys)}, so no token's state is kept" + _together(step, chunks)
+            return f"it is {_summed(keys)}, so no token's state is kept" + (
+                _together(chunks.along(step.closure.a), chunks.together) if paired(step) else ""
+            )
         case Loop(chunks=RankChunks() as ranks, closure=closure):
             held = "it is" if len(closure.group.states) == 1 else "they are"
             told = (
@@ -133,7 +136,8 @@ def _kept(step: Step) -> str:
                 "to the roundings of what it held"
             )
             lacking = "; no factor of the state was proved to lie in [-1, 1]: a call in which one does not is stepped"
-            return told if step.contracting else told + lacking
+            along = _mixed(closure, ranks) if ranked(step) else []
+            return told + _together(along, ranks.together) if step.contracting else told + lacking
         case Loop(closure=LowRank()):
             return (
                 "stepped, for something reads or writes it otherwise than by products (sums over the same dims, of "
@@ -144,11 +148,17 @@ def _kept(step: Step) -> str:
             return ""
 
 
-def _together(step: Scan, chunks: Chunks) -> str:
-    """How kernels take the decays between tokens of a chunk."""
-    if not paired(step) or not (dims := chunks.along(step.closure.a)):
+def _mixed(closure: Closure, ranks: RankChunks) -> list[str]:
+    """The dims along which the factor of a low-rank transition differs."""
+    assert isinstance(closure, LowRank)
+    factors = [e for row in closure.map.factors for e in row if e is not None]
+    return [d for d in ranks.mixed if any(d in e.dims for e in factors)]
+
+
+def _together(dims: Sequence[str], known: Together | None) -> str:
+    """How kernels take the decays between tokens of a chunk, which differ along these dims."""
+    if not dims:
         return ""
-    known = chunks.together
     if known is None:
         return (
             f"; no lower bound of its factors, which differ along {', '.join(dims)}, is known that would let several "

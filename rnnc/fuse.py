@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from rnnc.closure import Composable
+from rnnc.closure import Composable, LowRank
 from rnnc.derive import depends
 from rnnc.ir import OPS, Apply, Conv, Expr, Graph, Linear, Reduce, Ref, walk
 from rnnc.lower import Stream
 from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, needs, per_token
+from rnnc.rank import RankChunks
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,20 @@ def paired(step: Step) -> bool:
     if not isinstance(step, Scan) or step.chunks is None or step.stream.type.kind != "real":
         return False
     return len(step.chunks.writes) == 1
+
+
+SOLVED = "chunks of tokens, low-rank transitions solved, on tensor cores"
+"""How kernels compute what is `ranked`."""
+
+
+def ranked(step: Step) -> bool:
+    """Whether kernels compute states with low-rank transitions by chunks of tokens: one real state, one sum of it a
+    map, which its reads share, and factors that were proved not to exceed 1."""
+    if not isinstance(step, Loop) or not isinstance(step.chunks, RankChunks) or not isinstance(step.closure, LowRank):
+        return False
+    one = len(step.streams) == 1 and step.streams[0].type.kind == "real" and not step.chunks.by_column
+    terms = step.closure.map.terms
+    return one and step.contracting and len(terms) == 1 and not terms[0].bound
 
 
 def streams_of(step: Step) -> tuple[Stream, ...]:

@@ -163,9 +163,16 @@ def plan(
 
 def _bounded(system: System, step: Step, lowest: Lowest) -> Step:
     """A step in chunks with what is known of its factors from below."""
-    if not isinstance(step, Scan) or step.chunks is None or not step.chunks.along(step.closure.a):
-        return step
-    return replace(step, chunks=replace(step.chunks, together=together(system, step.closure.a, lowest)))
+    match step:
+        case Scan(chunks=Chunks() as chunks, closure=c) if chunks.along(c.a):
+            return replace(step, chunks=replace(chunks, together=together(system, c.a, lowest)))
+        case Loop(closure=LowRank() as c, chunks=RankChunks() as chunks, contracting=True):
+            factors = [e for row in c.map.factors for e in row if e is not None]
+            if len(factors) == 1 and set(factors[0].dims) & set(chunks.mixed):
+                return replace(step, chunks=replace(chunks, together=together(system, factors[0], lowest)))
+        case _:
+            pass
+    return step
 
 
 def _by_chunks(system: System, steps: list[Step], at: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from rnnc.chunks import Chunks, Read
 from rnnc.ir import Expr, Lit
 from rnnc.plan import Scan
+from rnnc.together import Together
 
 from .block import Block
 from .text import constant, several
@@ -43,9 +44,8 @@ def chunk_arguments(
     ]
 
 
-def together_code(chunks: Chunks) -> str:
+def together_code(known: Together | None) -> str:
     """Code of how many tokens can be read in one product."""
-    known = chunks.together
     if known is None or not known.consts:
         return str(known.tokens if known else 1)
     same = " and ".join(f"self.{c.name} == {constant(c.value)}" for c in known.consts)

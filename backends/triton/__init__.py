@@ -13,7 +13,10 @@ from .cell import FusedCellCoder
 RUNTIME = (
     *TORCH[:-1],
     "cuda/sequential.py",
-    *(f"triton/{name}.py" for name in ("numbers", "complex", "span", "scan", "pairs", "fused", "chunked")),
+    *(
+        f"triton/{name}.py"
+        for name in ("numbers", "complex", "span", "scan", "pairs", "solved", "fused", "chunked", "ranked")
+    ),
     TORCH[-1],
     "triton/module.py",
     "cuda/module.py",

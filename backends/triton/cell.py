@@ -13,14 +13,16 @@ import jinja2
 
 from rnnc.chunks import Chunks
 from rnnc.fields import StateField
-from rnnc.fuse import Kernel, delay, fuse, paired, streams_of
+from rnnc.fuse import Kernel, delay, fuse, paired, ranked, streams_of
 from rnnc.ir import Expr, Linear, Ref, walk
 from rnnc.plan import Loop, Plan, Scan, Step, needs
+from rnnc.rank import RankChunks
 from rnnc.show import expr_text
 
 from ..torch.block import Block, NameTable
 from ..torch.cell import CellCode, CellCoder
 from ..torch.chunks import chunk_arguments, chunk_targets, column_arguments, together_code
+from ..torch.lowrank import rank_arguments, rank_targets
 from ..torch.text import cut, quoted, several, wrap
 from .adjoint import BackwardCoder
 from .chunks import PairsCoder
@@ -29,6 +31,7 @@ from .forward import ForwardCoder
 from .kernel import KernelCoder, Leaf
 from .maptext import map_text
 from .prune import pruned
+from .rank import RankCoder
 
 SEQUENTIAL = "cuda: one step after the other in a kernel"
 """The kernel of what neither composes nor is elementwise, in words."""
@@ -98,13 +101,16 @@ class FusedCellCoder(CellCoder):
         self.lasts: dict[str, str] = {}
         self.coders = [KernelCoder(self.system, k, f"_{self.cell.name}_{'_'.join(_names(k))}") for k in self.kernels_of]
         self.backwards = [BackwardCoder(c) for c in self.coders]
-        self.pairs: dict[int, PairsCoder] = {}
+        self.pairs: dict[int, PairsCoder | RankCoder] = {}
         for step in plan.steps:
             if isinstance(step, Scan) and step.chunks is not None and not step.chunks.beside and paired(step):
                 beside = [
                     s for s in plan.steps if isinstance(s, Scan) and s.chunks and s.chunks.beside == step.stream.name
                 ]
                 self.pairs[id(step)] = PairsCoder(step, step.chunks, beside, f"_{self.cell.name}_{step.stream.name}")
+            elif isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and ranked(step):
+                name = f"_{self.cell.name}_{step.streams[0].name}"
+                self.pairs[id(step)] = RankCoder(step, step.chunks, name)
 
     def on_gpu(self) -> set[int]:
         taken = {id(step) for k in fuse(self.plan) for step in k.steps}
@@ -135,7 +141,9 @@ class FusedCellCoder(CellCoder):
         base = kind if code.base == "_Cell" else f"{kind}, {code.base}"
         self.helpers |= {kind}
         self.helpers |= {"_fused_operator", "_kernel"} if self.coders else set()
-        self.helpers |= {"_pairs_operator", "_by_kernels"} if pairs else set()
+        kinds = {type(p) for p in pairs}
+        self.helpers |= {"_pairs_operator", "_by_kernels"} if PairsCoder in kinds else set()
+        self.helpers |= {"_ranked_operator", "_by_rank_kernels"} if RankCoder in kinds else set()
         return replace(
             code,
             base=base,
@@ -164,9 +172,12 @@ class FusedCellCoder(CellCoder):
 
     def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
         kernel = self.fusing.get(id(step))
-        if paired(step) and isinstance(block, FusedBlock):
-            if id(step) in self.pairs:
-                self.pair_lines(self.pairs[id(step)], block, table)
+        if (paired(step) or ranked(step)) and isinstance(block, FusedBlock):
+            coder = self.pairs.get(id(step))
+            if isinstance(coder, PairsCoder):
+                self.pair_lines(coder, block, table)
+            elif coder is not None:
+                self.rank_lines(coder, block, table)
             return
         if kernel is None:
             super().step_lines(step, block, table, values)
@@ -217,18 +228,39 @@ class FusedCellCoder(CellCoder):
         step, chunks, stream = pairs.step, pairs.chunks, pairs.step.stream
         if stream.declared:
             block.lines.append(cut(f"# {stream.name}[t] = {expr_text(self.cell.state(stream.name).expr)}"))
-        around = [e for s in self.plan.steps if s is not step for e in needs(s)] + [e for _, e in self.system.outputs]
         own = {"keys": chunks.keys, "values": chunks.values}.get(pairs.decay, ())
         factor = "None" if pairs.decay == "free" else block.given(step.closure.a, chunks.heads + own)
         args = chunk_arguments(step, chunks, factor, block, block.given)
-        reads = {r.node for r in chunks.reads}
-        wide = any(any(c in reads for c in n.children) and not isinstance(n, Linear) for n in walk(*around))
         last = self.finals[stream.name] = table.new(f"{stream.name}_last")
         columns = self.columns(stream.name, table)
-        args += [quoted(pairs.decay), together_code(chunks), "low", "dtype" if wide else "out"]
+        args += [quoted(pairs.decay), together_code(chunks.together), "low"]
+        args.append(self.read_dtype(step, {r.node for r in chunks.reads}))
         args += column_arguments(columns, block, block.given)
         targets = ", ".join(chunk_targets(chunks, block, last, columns))
         block.assign(targets, f"_by_kernels(run, {pairs.name}_chunks, _scan, _chunks, {', '.join(args)})")
+
+    def rank_lines(self, coder: RankCoder, block: FusedBlock, table: NameTable) -> None:
+        """The call of the kernels of a step with low-rank transitions."""
+        step, chunks, stream = coder.step, coder.chunks, coder.step.streams[0]
+        if stream.declared:
+            block.lines.append(cut(f"# {stream.name}[t] = {expr_text(self.cell.state(stream.name).expr)}"))
+        args = rank_arguments(step, chunks, block, block.given)
+        last = self.finals[stream.name] = table.new(f"{stream.name}_last")
+        args += [
+            quoted(coder.decay),
+            together_code(chunks.together),
+            "low",
+            self.read_dtype(step, {r.read.node for r in chunks.reads}),
+        ]
+        targets = ", ".join(rank_targets(chunks, block, [last]))
+        block.assign(targets, f"_by_rank_kernels(run, {coder.name}_chunks, _rank, {', '.join(args)})")
+
+    def read_dtype(self, step: Step, reads: set[Expr]) -> str:
+        """The dtype that reads are written in: the computing one where they enter anything but outputs and learned
+        maps."""
+        around = [e for s in self.plan.steps if s is not step for e in needs(s)] + [e for _, e in self.system.outputs]
+        wide = any(any(c in reads for c in n.children) and not isinstance(n, Linear) for n in walk(*around))
+        return "dtype" if wide else "out"
 
     def scalars(self, block: Block, coder: KernelCoder) -> list[str]:
         """Code of the numbers that a kernel is given."""

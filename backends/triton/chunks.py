@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 
@@ -43,9 +44,7 @@ class PairsCoder:
             "loops": loops,
             "pad": 12 if loops else 8,
         }
-        functions = _template().render(k=view).strip("\n").split("\n\n\n")
-        made = [self.documented(pruned(f.strip("\n"))) for f in functions]
-        return "\n\n\n".join("\n".join(wrap(f.split("\n"))) for f in made)
+        return kernel_texts("chunks", view, self.documented)
 
     def documented(self, text: str) -> str:
         """A kernel with its docstring in place of the word for what it does."""
@@ -75,11 +74,8 @@ class PairsCoder:
             "forward": equations,
             "backward": f"Gradients, from the last token to the first, of\n\n{textwrap.indent(equations, '    ')}",
         }
-        parts = [first.get(what, ""), walk_text[what] + f" {', '.join(sizes)}."]
-        body = "\n\n".join(_filled(p) if i else p for i, p in enumerate(parts) if p)
-        if not parts[0]:
-            body = _filled(parts[1])
-        return text.replace(f'    """{what}"""', "    " + docstring(body, "    "), 1)
+        parts = first.get(what, ""), walk_text[what] + f" {', '.join(sizes)}."
+        return described(text, what, parts)
 
     def registration(self, operator: str) -> list[str]:
         """Lines that register the kernels as an operator."""
@@ -93,12 +89,22 @@ class PairsCoder:
         return [*lines, *(f"        {name}={value}," for name, value in fields.items()), "    ),", ")"]
 
 
-def _filled(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, 112))
+def kernel_texts(template: str, view: Mapping[str, object], documented: Callable[[str], str]) -> str:
+    """The kernels of a template, each with its docstring and without what it does not use."""
+    functions = _template(template).render(k=view).strip("\n").split("\n\n\n")
+    made = [documented(pruned(f.strip("\n"))) for f in functions]
+    return "\n\n\n".join("\n".join(wrap(f.split("\n"))) for f in made)
+
+
+def described(text: str, what: str, parts: tuple[str, str]) -> str:
+    """A kernel with its docstring, equations and prose, in place of the word for what it does."""
+    equations, prose = parts[0], "\n".join(textwrap.wrap(parts[1], 112))
+    body = f"{equations}\n\n{prose}" if equations else prose
+    return text.replace(f'    """{what}"""', "    " + docstring(body, "    "), 1)
 
 
 @cache
-def _template() -> jinja2.Template:
-    text = (resources.files("rnnc.templates") / "triton" / "chunks.py.jinja").read_text(encoding="utf-8")
+def _template(name: str) -> jinja2.Template:
+    text = (resources.files("rnnc.templates") / "triton" / f"{name}.py.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return environment.from_string(text)

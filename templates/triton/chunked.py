@@ -74,13 +74,12 @@ class _PairsCall(NamedTuple):
     together: int
 
 
-def _together(pairs: _Pairs, call: _PairsCall, back: bool) -> int:
+def _together(decay: str, learned: bool, together: int, back: bool) -> int:
     """The tokens of a block that are read in one product.
 
     A factor's gradient is then what two sums differ by. Where 64 tokens are possible it is at least a quarter of the
     larger; else halves are taken, as with a factor along values, where the state leaves no registers."""
-    halves = back and (pairs.decay == "values" or (pairs.learned and call.together < 64))
-    return 1 if halves else call.together
+    return 1 if back and (decay == "values" or (learned and together < 64)) else together
 
 
 def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
@@ -88,7 +87,7 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (call.q, call.v))
     # One factor for all entries, whose gradient is made of pairs of tokens, takes registers; and one product for all.
     block, width = (16, 16) if back and pairs.decay == "one" else (32, 64)
-    block = 16 if back and _together(pairs, call, back) > 1 else block
+    block = 16 if back and _together(pairs.decay, pairs.learned, call.together, back) > 1 else block
     stages = 1 if torch.version.hip else 2
     return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), 8, stages)
 
@@ -115,9 +114,8 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     given: dict[str, Any] = {"cu_seqlens": call.cu_seqlens, "T": steps, "ROWS": batch * steps * heads, "HEADS": heads}
     given |= {"CHUNKS": batch * steps // chunk.tokens + call.initial.shape[0], "READS": reads, "BEFORE": call.before}
     given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
-    together = min(_together(pairs, call, back), chunk.tokens)
-    given |= {"LEVELS": chunk.tokens.bit_length() - 1, "TOGETHER": together.bit_length() - 1}
-    given["PACKED"] = call.cu_seqlens is not None
+    given |= {"LEVELS": chunk.tokens.bit_length() - 1, "PACKED": call.cu_seqlens is not None}
+    given["TOGETHER"] = min(call.together, chunk.tokens).bit_length() - 1
     for name, x in {"a": call.a, "q": call.q, "k": call.k, "v": call.v}.items():
         if x is not None:
             x, distances = _spaced(x)
@@ -144,6 +142,8 @@ def _within_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back:
     chunk, programs = _pair_chunk(pairs, call, back), call.initial.shape[0] * call.q.shape[2]
     chunks = -(-call.q.shape[0] * call.q.shape[1] // (chunk.tokens * call.initial.shape[0]))
     segments = max(1, min(chunks, 65535, 8 * _units(call.q.device) // programs))
+    together = min(_together(pairs.decay, pairs.learned, call.together, back), chunk.tokens)
+    given = given | {"TOGETHER": together.bit_length() - 1}
     _launch_pairs(pairs.pairs_back if back else pairs.pairs, given, chunk, programs, segments)
 
 

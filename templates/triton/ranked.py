@@ -1,0 +1,322 @@
+"""Matrix states with low-rank transitions in chunks of tokens by kernels, as operators: layouts and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ..torch.lowrank import _low_rank
+from ..torch.scan import _reject_tangents
+from ..torch.time import _Run
+from .chunked import _Chunk, _spaced, _together
+from .fused import _on, _power_of_two, _units
+
+
+class _Ranked(NamedTuple):
+    """The kernels of one matrix state, `S[t] = a S[t-1] + u (wᵀ S[t-1]) + k vᵀ`. `decay`: along what its factor lies:
+    "free" (there is none), "one" (the same for all entries) or "keys"; `learned`: whether the factor has a gradient,
+    which `factors_back` computes if it is one (else None)."""
+
+    system: Any
+    solve: Any
+    pairs: Any
+    forward: Any
+    backward: Any
+    flows: Any
+    solve_back: Any
+    pairs_back: Any
+    factors_back: Any
+    decay: str
+    learned: bool
+
+
+class _RankedCall(NamedTuple):
+    """The operands of one call; `together` as for `_PairsCall`."""
+
+    a: Tensor | None
+    w: Tensor
+    u: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    initial: Tensor
+    cu_seqlens: Tensor | None
+    before: int
+    together: int
+
+
+def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
+    """The configuration of a kernel: what a chunk's tokens overwrite cancels in it, so they are no more than keys."""
+    keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
+    narrow = q.dtype == torch.bfloat16
+    fewest = keys if keys == q.shape[-1] else max(16, keys // 2)
+    tokens, stages = min(64 if narrow else 32, fewest), 1 if torch.version.hip else 2
+    if kind in ("forward", "backward"):
+        return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, stages)
+    block = 16 if kind == "pairs_back" and decay == "one" else 32
+    return _Chunk(tokens, min(keys, block), min(values, 32), 8, stages)
+
+
+def _operand_dtype(q: Tensor) -> torch.dtype:
+    return torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
+
+
+def _rank_memory(call: _RankedCall, decay: str, keep: bool) -> dict[str, Tensor]:
+    """What the kernel of pairs leaves for others; `keep`: for the backward too."""
+    q, dtype = call.q, _operand_dtype(call.q)
+    tokens = _rank_chunk("pairs", decay, q, call.v).tokens
+    batch, steps, heads, reads, size = q.shape
+    chunks = batch * steps // tokens + call.initial.shape[0]
+    pairs = ("inverse", "reads", "scores", *(("early", "of_u") if keep else ()))
+    made: dict[str, Tensor] = {}
+    for name in (*pairs, "q_in", "w_in", "u_out", "k_out"):
+        own = (reads,) if name in ("scores", "of_u", "q_in") else ()
+        made[f"{name}_ptr"] = q.new_empty((chunks, heads, *own, tokens, tokens if name in pairs else size), dtype=dtype)
+    made["system_ptr"] = q.new_empty((chunks, heads, tokens, tokens), dtype=torch.float32)
+    if decay != "free":
+        along = (size,) if decay == "keys" else ()
+        made["over_chunk_ptr"] = q.new_empty((chunks, heads, *along), dtype=torch.float32)
+    return made
+
+
+def _rank_arguments(ranked: _Ranked, call: _RankedCall, keep: bool) -> dict[str, Any]:
+    """What all kernels are given, by the names of their parameters."""
+    _, steps, heads, reads, size = call.q.shape
+    tokens = _rank_chunk("pairs", ranked.decay, call.q, call.v).tokens
+    given: dict[str, Any] = {"cu_seqlens": call.cu_seqlens, "T": steps, "HEADS": heads, "READS": reads}
+    given |= {"BEFORE": call.before, "K": size, "V": call.v.shape[-1], "C": tokens, "LEVELS": tokens.bit_length() - 1}
+    given |= {"KEEP": keep, "PACKED": call.cu_seqlens is not None}
+    for name in ("a", "w", "u", "q", "k", "v"):
+        x = getattr(call, name)
+        if x is not None:
+            x, distances = _spaced(x)
+            given[f"{name}_ptr"] = x
+            given |= dict(zip((f"{name}_token", f"{name}_head", f"{name}_read"), distances))
+    # Decays take operands out of the range of float16; as TF32 they have no less of a mantissa.
+    given["OPERAND"] = tl.bfloat16 if call.q.dtype == torch.bfloat16 else tl.float32
+    given["EXACT"] = "ieee" if torch.version.hip else "tf32x3"
+    narrow = all(x.dtype in (torch.float16, torch.bfloat16) for x in call[1:6])
+    given["PRECISION"] = "tf32" if narrow and not torch.version.hip else given["EXACT"]
+    return given
+
+
+def _launch_rank(ranked: _Ranked, kind: str, given: dict[str, Any], call: _RankedCall) -> None:
+    kernel, chunk = getattr(ranked, kind), _rank_chunk(kind, ranked.decay, call.q, call.v)
+    owners, across = call.initial.shape[0] * call.q.shape[2], kind in ("forward", "backward")
+    size, block = (call.v.shape[-1], chunk.values) if across else (call.q.shape[-1], chunk.keys)
+    tiles = -(-size // block) if across or kind == "flows" else 1
+    chunks = -(-call.q.shape[0] * call.q.shape[1] // (chunk.tokens * call.initial.shape[0]))
+    # Chunks that do not wait for each other are spread over programs.
+    spread = 1 if across else max(1, min(chunks, 65535, 8 * _units(call.q.device) // (owners * tiles)))
+    together = min(_together(ranked.decay, ranked.learned, call.together, kind == "pairs_back"), chunk.tokens)
+    given = given | {"TILES": tiles, "BK": chunk.keys, "BV": chunk.values, "TOGETHER": together.bit_length() - 1}
+    registers = {} if torch.version.hip else {"maxnreg": 255}
+    options = {"num_warps": chunk.warps, "num_stages": chunk.stages, **registers}
+    kernel[owners * tiles, spread](**{name: given[name] for name in kernel.arg_names}, **options)
+
+
+def _launch_pairs_of_rank(ranked: _Ranked, given: dict[str, Any], call: _RankedCall) -> None:
+    for kind in ("system", "solve", "pairs"):
+        _launch_rank(ranked, kind, given, call)
+
+
+def _rank_states(call: _RankedCall, decay: str, keep: bool) -> list[Tensor]:
+    """For the backward: the states that enter chunks, and what the tokens of chunks read of them."""
+    dtype = _operand_dtype(call.q)
+    tokens = _rank_chunk("pairs", decay, call.q, call.v).tokens
+    chunks = call.q.shape[0] * call.q.shape[1] // tokens + call.initial.shape[0] if keep else 0
+    size = (chunks, call.q.shape[2], tokens, call.v.shape[-1])
+    return [call.initial.new_empty((chunks, *call.initial.shape[1:]), dtype=dtype), call.q.new_empty(size, dtype=dtype)]
+
+
+def _ranked_forward(ranked: _Ranked, call: _RankedCall, keep: bool, out: torch.dtype) -> tuple[Tensor, ...]:
+    reads = call.q.new_empty((*call.q.shape[:-1], call.v.shape[-1]), dtype=out)
+    last = torch.empty_like(call.initial)
+    states, c = _rank_states(call, ranked.decay, keep)
+    if reads.numel() == 0 or call.q.shape[-1] == 0:
+        return reads.zero_(), last.copy_(call.initial), states, c
+    with _on(call.q.device):
+        given = _rank_arguments(ranked, call, keep) | _rank_memory(call, ranked.decay, False)
+        none = given["scores_ptr"]
+        _launch_pairs_of_rank(ranked, given | {"KEEP": False, "of_u_ptr": none, "early_ptr": none}, call)
+        given |= {"initial_ptr": call.initial, "read_ptr": reads, "last_ptr": last, "states_ptr": states, "c_ptr": c}
+        _launch_rank(ranked, "forward", given, call)
+    return reads, last, states, c
+
+
+def _ranked_backward(
+    ranked: _Ranked, call: _RankedCall, grad: Tensor, d_last: Tensor, states: Tensor, c: Tensor
+) -> list[Tensor]:
+    """Gradients of a (if it has one), w, u, q, k, v and the initial state."""
+    owners = {name: getattr(call, name) for name in ("a", "w", "u", "q", "k", "v")}
+    owners = {name: x for name, x in owners.items() if x is not None and (name != "a" or ranked.learned)}
+    if grad.numel() == 0 or call.q.shape[-1] == 0:
+        return [*(torch.zeros_like(x).contiguous() for x in owners.values()), d_last.clone()]
+    with _on(call.q.device):
+        memory = _rank_memory(call, ranked.decay, True)
+        given = _rank_arguments(ranked, call, True) | memory
+        _launch_pairs_of_rank(ranked, given, call)
+        made = {name: x.new_empty(x.shape) for name, x in owners.items()}
+        d_initial = call.initial.new_empty(call.initial.shape)
+        given |= {f"d_{name}_ptr": x for name, x in made.items()}
+        given |= {"states_ptr": states, "c_ptr": c, "leaving_ptr": torch.empty_like(states), "d_initial_ptr": d_initial}
+        given |= {"flow_ptr": torch.empty_like(c), "d_read_ptr": grad.contiguous(), "d_last_ptr": d_last.contiguous()}
+        _launch_rank(ranked, "backward", given, call)
+        for name in ("q_in", "w_in", "u_out", "k_out"):
+            given[f"d_{name}_ptr"] = torch.empty_like(memory[f"{name}_ptr"])
+        chunks, heads, _, size = memory["w_in_ptr"].shape
+        given["d_over_chunk_ptr"] = c.new_empty((chunks, heads, size), dtype=torch.float32)
+        _launch_rank(ranked, "flows", given, call)
+        for name, like in {"w_since": "w_in", "u_until": "u_out", "of_u": "of_u", "of_k": "of_u"}.items():
+            given[f"d_{name}_ptr"] = torch.empty_like(memory[f"{like}_ptr"])
+        given |= {f"d_{name}_ptr": torch.empty_like(memory["early_ptr"]) for name in ("system", "early")}
+        _launch_rank(ranked, "solve_back", given, call)
+        _launch_rank(ranked, "pairs_back", given, call)
+        if ranked.factors_back is not None:
+            _launch_rank(ranked, "factors_back", given, call)
+    return [*made.values(), d_initial]
+
+
+def _ranked_operator(namespace: str, name: str, ranked: _Ranked) -> Callable[..., Any]:
+    """Registers `reads, last, states, c = op(a, w, u, q, k, v, initial, cu_seqlens, before, together, keep, out)` and
+    its backward.
+
+    a: [B, T, H] or [B, T, H, K]; w, u, k: [B, T, H, K]; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`;
+    v: [B, T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have the dtype `out`. Where `keep`, what
+    enters chunks is written, which the backward needs beside what it is given.
+    """
+    tensors = "Tensor w, Tensor u, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens"
+    operands = f"Tensor? a, {tensors}, int before, int together"
+
+    @torch.library.custom_op(
+        f"{namespace}::{name}",
+        mutates_args=(),
+        schema=f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor, Tensor)",
+    )
+    def forward(a, w, u, q, k, v, initial, cu_seqlens, before, together, keep, out):
+        call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before, together)
+        return _ranked_forward(ranked, call, keep, out)
+
+    @forward.register_fake
+    def _(a, w, u, q, k, v, initial, cu_seqlens, before, together, keep, out):
+        reads = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=out)
+        last = torch.empty_like(initial, memory_format=torch.contiguous_format)
+        call = _RankedCall(a, w, u, q, k, v, initial, cu_seqlens, before, together)
+        return reads, last, *_rank_states(call, ranked.decay, keep)
+
+    @torch.library.custom_op(
+        f"{namespace}::{name}_backward",
+        mutates_args=(),
+        schema=f"(Tensor grad, Tensor d_last, Tensor states, Tensor c, {operands}) -> Tensor[]",
+    )
+    def backward(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together):
+        call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before, together)
+        return _ranked_backward(ranked, call, grad, d_last, states, c)
+
+    @backward.register_fake
+    def _(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together):
+        owners = [*([a] if ranked.learned else []), w, u, q, k, v, initial]
+        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *operands, ctx.before, ctx.together, _, _ = inputs
+        ctx.save_for_backward(*output[2:], *operands)
+        ctx.mark_non_differentiable(*output[2:])
+
+    def gradient(ctx: Any, grad: Tensor, d_last: Tensor, *_: Any) -> tuple[Any, ...]:
+        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together)
+        return (*([] if ranked.learned else [None]), *found, None, None, None, None, None)
+
+    forward.register_autograd(gradient, setup_context=save)
+    return forward
+
+
+def _by_rank_kernels(
+    run: _Run,
+    operator: Callable[..., Any],
+    rank: Callable[..., tuple[Tensor, Tensor]],
+    factors: Sequence[Sequence[Any]],
+    terms: Sequence[tuple[int, Any, Sequence[Any], tuple[int, ...]]],
+    writes: Sequence[tuple[Sequence[Any], Any]],
+    queries: Sequence[tuple[int, Any, tuple[int, ...]]],
+    before: int,
+    initial: Sequence[Tensor],
+    orders: Sequence[tuple[int, ...]],
+    counts: tuple[int, int],
+    over: int | None,
+    bounded: bool,
+    decay: str,
+    together: int,
+    low: torch.dtype,
+    out: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """`_low_rank` of one state and one term by the kernels of `operator`, products' operands in `low`, reads in `out`.
+
+    Maps of a token, and writes beyond the first, are tokens of their own. PyTorch computes it in float64, where a key
+    is too long for a program, and of one token.
+    """
+    (state,), (order,), lead = initial, orders, run.lead
+    state = state.permute(0, *(i + 1 for i in order))
+    sizes = state.shape[1:]
+    heads, mixed, columns = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
+    if state.dtype != torch.float32 or mixed.numel() > 256 or len(lead) == 1:
+        laid_out = (factors, terms, writes, queries, before, initial, orders, counts, over, bounded)
+        return _low_rank(run, rank, *laid_out)
+    ((_, w, (u,), _),), width = terms, columns.numel()
+    maps, count = over or 1, max(1, len(writes))
+    each = maps * count
+
+    def laid(x: Any, dtype: torch.dtype | None, maps: tuple[int, ...], *groups: tuple[int, ...]) -> Tensor:
+        """With all of its axes, those of each group merged."""
+        x = torch.as_tensor(x, device=state.device)
+        # Products of float16 numbers are computed as those of float32: what has that already keeps it.
+        if dtype is torch.float16 and x.dtype in (torch.float16, torch.float32):
+            dtype = None
+        if dtype is not None or not x.is_floating_point():
+            x = x.to(dtype or torch.float32)
+        x = x.expand(*lead, *maps, *(n for g in groups for n in g))
+        return x.reshape(*lead, *maps, *(torch.Size(g).numel() for g in groups))
+
+    def tokens(xs: Sequence[Any], dtype: torch.dtype | None, rest: float, *groups: tuple[int, ...]) -> Tensor:
+        """One number, or vector, of each map and write; `rest` of writes that have none."""
+        found = [laid(x, dtype, () if over is None else (maps,), *groups) for x in xs]
+        if each == 1:
+            return found[0].reshape(*lead, *found[0].shape[-len(groups) :])
+        found += [torch.full_like(found[0], rest)] * (count - len(found))
+        return torch.stack(found, 2 if over is None else 3).reshape(
+            lead[0], lead[1] * each, *found[0].shape[-len(groups) :]
+        )
+
+    def asked(index: int, x: Tensor) -> Tensor:
+        if each == 1:
+            return x
+        padded = x.new_zeros((*lead, each, *x.shape[2:]))
+        padded[:, :, 0 if index < before else -1] = x
+        return padded.flatten(1, 2)
+
+    a = None
+    if decay != "free":
+        a = tokens([factors[0][0]], None, 1.0, heads, mixed if decay == "keys" else (1,) * len(mixed))
+        a = a if decay == "keys" else a.squeeze(-1)
+    w, u = (tokens([x], low, 0.0, heads, mixed) for x in (w, u))
+    k = tokens([left for (left,), _ in writes] or [0.0], low, 0.0, heads, mixed)
+    v = tokens([right for _, right in writes] or [0.0], low, 0.0, heads, columns)
+    shapes = [own for _, _, own in queries]
+    found = [asked(i, laid(x, low, (), heads, own, mixed)) for i, (_, x, own) in enumerate(queries)]
+    q = found[0] if len(found) == 1 else torch.cat(found, -2)
+    state = state.reshape(state.shape[0], heads.numel(), mixed.numel(), width)
+    _reject_tangents(*(x for x in (a, w, u, q, k, v, state) if x is not None))
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, w, u, q, k, v, state))
+    ends = None if run.cu_seqlens is None else run.cu_seqlens * each
+    early = sum(torch.Size(own).numel() for own in shapes[:before])
+    reads, final, _, _ = operator(a, w, u, q, k, v, state, ends, early, together, keep, out)
+    if each > 1:
+        reads = reads.unflatten(1, (lead[1], each))
+        reads = torch.cat([reads[:, :, 0, :, :early], reads[:, :, -1, :, early:]], -2)
+    split = reads.split([torch.Size(own).numel() for own in shapes], -2)
+    final = final.reshape(final.shape[0], *sizes).permute(0, *(order.index(i) + 1 for i in range(len(order))))
+    return *(x.reshape(*lead, *heads, *own, *columns) for x, own in zip(split, shapes)), final
