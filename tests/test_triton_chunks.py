@@ -152,10 +152,11 @@ def test_sixteen_bits(form: str) -> None:
     assert compared(FORMS[form], 70, dtype=torch.float16) < 1e-3
 
 
-@forms
+@pytest.mark.parametrize("form", [*FORMS, "entrywise"])
 def test_opcheck(form: str) -> None:
-    cell = load(FORMS[form]).C(backend="triton")
-    inputs = [x if x.dtype == torch.bool else x.detach().float() for x in inputs_of(FORMS[form], cell, 1, 5)]
+    text = OTHERS[form]
+    cell = load(text).C(backend="triton")
+    inputs = [x if x.dtype == torch.bool else x.detach().float() for x in inputs_of(text, cell, 1, 5)]
     functions = type(cell)._fused.__globals__
     name = next(n for n in functions if n.endswith("_S_chunks"))
     calls: list[tuple[Any, ...]] = []
@@ -168,7 +169,7 @@ def test_opcheck(form: str) -> None:
     (args,) = calls
     for keep in (False, True):
         given = [a.detach().requires_grad_(keep) if isinstance(a, Tensor) else a for a in args]
-        torch.library.opcheck(operator, (*given[:8], keep, given[9]), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(operator, (*given[:9], keep, given[10]), test_utils=("test_schema", "test_faketensor"))
 
 
 STRONG = """cell C
@@ -228,7 +229,7 @@ def test_tokens_read_in_one_product(form: str, least: float) -> None:
 def test_tokens_of_low_rank_transitions_read_in_one_product() -> None:
     text = BOUNDED.replace("FORM", "H, K").replace("LEAST", "0.5").replace("K = 2, V = 3", "K = 32, V = 16")
     text = text.replace("k * v", "k / 6 * (v - sum[K](k / 6 * S[t-1]))")
-    module = load(text)
+    module: Any = load(text)
     module._segments = None
     assert "solved, on tensor cores" in module.C(backend="triton").plan["S"]
     assert compared(text, 40, batch=1, module=module) < 2e-6
@@ -285,7 +286,63 @@ def test_what_the_rules_for_blocks_keep_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert not at_the_edge(load_module(code.replace(rule, "False"), "test.rnn"), "H, K", 0.006) < 1e-5
 
 
+ENTRYWISE = """cell C
+dim H = 1, K = 2, V = 3
+const c in [0, 1] = 0.25
+input x[H, K], y[H, K], k[H, K], v[H, V]
+decay a = FACTOR
+state S[H, K, V]
+S[t] = a * S[t-1] + (KEY) * v
+output sum[K](QUERY * S[LAG])
+"""
+FACTORS = ("c + (1 - c) * sigmoid(x)", "exp(-softplus(x) / 16)", "min(exp(-exp(-x)), 1 - c)", "tanh(x) ** 2")
+KEYS = ("1 - a", "k", "silu(k) * K ** -0.5", "max(k, c)", "where(k > 0, k + 1, exp(k))")
+QUERIES = ("y", "y * K ** -0.5", "exp(min(y, 1)) / c", "tanh(k)", "square(relu(y))")
+
+
+def entrywise(factor: str, key: str, query: str, lag: str) -> str:
+    return ENTRYWISE.replace("FACTOR", factor).replace("KEY", key).replace("QUERY", query).replace("LAG", lag)
+
+
+GATED = entrywise(FACTORS[0], KEYS[0], QUERIES[1], "t")
+
+
+@pytest.mark.parametrize(
+    "text", [GATED, entrywise(FACTORS[2], KEYS[3], QUERIES[3], "t-1")], ids=["shared source", "branches"]
+)
+def test_what_kernels_make_themselves(text: str) -> None:
+    """Gates, feature maps and scales, and their gradients."""
+    fused = generate(text).split("def _fused(")[-1]
+    assert all(f"make_{x}=" in fused for x in "aqk") and "sigmoid(x" not in fused.split("_by_kernels(")[0]
+    assert compared(text, 40, segments=2) < 2e-6
+    assert compared(text, 0, ends=[0, 1, 1, 34, 35]) < 2e-6
+    assert compared(text, 40, dtype=torch.float16) < 1e-3
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(FACTORS),
+    st.sampled_from(KEYS),
+    st.sampled_from(QUERIES),
+    st.sampled_from(("t", "t-1")),
+    st.integers(1, 70),
+    st.integers(0, 99),
+)
+def test_many_made_operands(factor: str, key: str, query: str, lag: str, length: int, seed: int) -> None:
+    assert compared(entrywise(factor, key, query, lag), length, seed=seed) < 2e-6
+
+
+def test_pytorch_makes_them_where_kernels_do_not() -> None:
+    module: Any = load(GATED)
+    ours, stepped = module.C(backend="triton", dtype=torch.float64), Interpreted(GATED)
+    inputs = inputs_of(GATED, stepped, 2, 9)
+    results = [with_gradients(each, each(*inputs), *inputs) for each in (ours, stepped)]
+    assert apart(*results) < 1e-12
+
+
 MUTANTS = {
+    "entrywise": ("_C_S_d_q(q_source.to(tl.float32), d_q", "_C_S_d_q(q_source.to(tl.float32) + 1, d_q"),
     "bounded": ("size // 2 - 1 + LAG", "size // 2 - 1"),
     "one": (
         "steps = tl.where(row[:, None] > row[None, :] + 1, a_previous",
@@ -298,9 +355,12 @@ MUTANTS = {
 }
 
 
+OTHERS = FORMS | {"bounded": bounded("H, K", 0.5), "entrywise": entrywise(FACTORS[1], KEYS[2], QUERIES[2], "t")}
+
+
 @pytest.mark.parametrize("form", MUTANTS)
 def test_mutants_disagree(form: str) -> None:
-    text = FREE.replace("S[t])", "S[t-1])") if form == "none" else (FORMS | {"bounded": bounded("H, K", 0.5)})[form]
+    text = FREE.replace("S[t])", "S[t-1])") if form == "none" else OTHERS[form]
     whole, broken = MUTANTS[form]
     code = generate(text)
     assert whole in code

@@ -107,7 +107,14 @@ class FusedCellCoder(CellCoder):
                 beside = [
                     s for s in plan.steps if isinstance(s, Scan) and s.chunks and s.chunks.beside == step.stream.name
                 ]
-                self.pairs[id(step)] = PairsCoder(step, step.chunks, beside, f"_{self.cell.name}_{step.stream.name}")
+                self.pairs[id(step)] = PairsCoder(
+                    self.system,
+                    step,
+                    step.chunks,
+                    beside,
+                    self.plain_block,
+                    f"_{self.cell.name}_{step.stream.name}",
+                )
             elif isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and ranked(step):
                 name = f"_{self.cell.name}_{step.streams[0].name}"
                 self.pairs[id(step)] = RankCoder(step, step.chunks, name)
@@ -229,13 +236,24 @@ class FusedCellCoder(CellCoder):
         if stream.declared:
             block.lines.append(cut(f"# {stream.name}[t] = {expr_text(self.cell.state(stream.name).expr)}"))
         own = {"keys": chunks.keys, "values": chunks.values}.get(pairs.decay, ())
-        factor = "None" if pairs.decay == "free" else block.given(step.closure.a, chunks.heads + own)
-        args = chunk_arguments(step, chunks, factor, block, block.given)
+        sources = Counter(m.source for m in pairs.entrywise.made.values())
+
+        def given(node: Expr, dims: tuple[str, ...]) -> str:
+            source = pairs.source(node)
+            # What is read more than once is read in the computing dtype, in which its gradients are summed.
+            shared = sources[source] > 1 or (source is not node and block.uses[source] > 1)
+            return block.aligned_code(source, dims) if shared else block.given(source, dims)
+
+        factor = "None" if pairs.decay == "free" else given(step.closure.a, chunks.heads + own)
+        args = chunk_arguments(step, chunks, factor, block, given)
         last = self.finals[stream.name] = table.new(f"{stream.name}_last")
         columns = self.columns(stream.name, table)
         args += [quoted(pairs.decay), together_code(chunks.together), "low"]
         args.append(self.read_dtype(step, {r.node for r in chunks.reads}))
         args += column_arguments(columns, block, block.given)
+        args += [f"make_{name}=lambda x: {m.code}" for name, m in pairs.entrywise.made.items()]
+        if pairs.entrywise.numbers:
+            args.append(f"numbers=[{', '.join(f'float({block.number(n)[0]})' for n in pairs.entrywise.numbers)}]")
         targets = ", ".join(chunk_targets(chunks, block, last, columns))
         block.assign(targets, f"_by_kernels(run, {pairs.name}_chunks, _scan, _chunks, {', '.join(args)})")
 

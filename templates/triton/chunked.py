@@ -18,7 +18,8 @@ from .fused import _flat, _on, _power_of_two, _segments, _units
 class _Pairs(NamedTuple):
     """The kernels of one matrix state. `decay`: along what its factor lies: "free" (there is none), "one" (the same for
     all entries), "keys" or "values"; `learned`: whether the factor has a gradient. `pairs` and `pairs_back` are what
-    tokens of a chunk read of each other; with a factor along values the others do that as well, and they are None."""
+    tokens of a chunk read of each other; with a factor along values the others do that as well, and they are None.
+    `numbers`: parameters of the functions that make operands of what is read."""
 
     carry: Any
     forward: Any
@@ -28,6 +29,7 @@ class _Pairs(NamedTuple):
     pairs_back: Any
     decay: str
     learned: bool
+    numbers: tuple[str, ...]
 
 
 class _Chunk(NamedTuple):
@@ -43,7 +45,7 @@ class _Chunk(NamedTuple):
 def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
     """The configuration of what goes through chunks, for the sizes of a call."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
-    narrow = q.dtype == torch.bfloat16
+    narrow = v.dtype == torch.bfloat16
     room = (4096 if back or keys > 128 else 8192) if narrow else 2048
     stages = 1 if torch.version.hip else 2
     return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
@@ -72,6 +74,7 @@ class _PairsCall(NamedTuple):
     cu_seqlens: Tensor | None
     before: int
     together: int
+    numbers: Sequence[float]
 
 
 def _together(decay: str, learned: bool, together: int, back: bool) -> int:
@@ -95,7 +98,7 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
 def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
     """Memory for what is kept of chunks: the states that enter them, and of factors along keys what is decayed."""
     q, k = call.q, call.k
-    tokens, dtype = _chunk(q, call.v, False).tokens, torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
+    tokens, dtype = _chunk(q, call.v, False).tokens, torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
     batch, steps, heads, reads, size = q.shape
     chunks = batch * steps // tokens + call.initial.shape[0]
     made = {"states_ptr": call.initial.new_empty((chunks if keep else 0, *call.initial.shape[1:]), dtype=dtype)}
@@ -115,6 +118,7 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     given |= {"CHUNKS": batch * steps // chunk.tokens + call.initial.shape[0], "READS": reads, "BEFORE": call.before}
     given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
     given |= {"LEVELS": chunk.tokens.bit_length() - 1, "PACKED": call.cu_seqlens is not None}
+    given |= dict(zip(pairs.numbers, call.numbers))
     given["TOGETHER"] = min(call.together, chunk.tokens).bit_length() - 1
     for name, x in {"a": call.a, "q": call.q, "k": call.k, "v": call.v}.items():
         if x is not None:
@@ -122,9 +126,9 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
             given[f"{name}_ptr"] = x
             given |= dict(zip((f"{name}_token", f"{name}_head", f"{name}_read"), distances))
     # Decays take operands out of the range of float16; as TF32 they have no less of a mantissa.
-    given["OPERAND"] = tl.bfloat16 if call.q.dtype == torch.bfloat16 else tl.float32
+    given["OPERAND"] = tl.bfloat16 if call.v.dtype == torch.bfloat16 else tl.float32
     exact = "ieee" if torch.version.hip else "tf32x3"
-    narrow = all(x.dtype in (torch.float16, torch.bfloat16) for x in (call.q, call.k, call.v))
+    narrow = call.v.dtype == torch.bfloat16 or all(x.dtype == torch.float16 for x in (call.q, call.k, call.v))
     given["PRECISION"] = "tf32" if narrow and not torch.version.hip else exact
     return given
 
@@ -203,7 +207,7 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
             memory = _memory(pairs, call, False)
             given |= memory | {"states_ptr": states}
             _within_chunks(pairs, given, call, False)
-            dtype = torch.bfloat16 if call.q.dtype == torch.bfloat16 else torch.float32
+            dtype = torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
             given["d_q_since_ptr"] = call.q.new_empty((tiles, *call.q.shape), dtype=dtype)
             given["d_k_until_ptr"] = call.k.new_empty((tiles, *call.k.shape), dtype=dtype)
             along = (call.q.shape[-1],) if pairs.decay == "keys" else ()
@@ -216,33 +220,34 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
 
 
 def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., Any]:
-    """Registers `reads, last, states = op(a, q, k, v, initial, cu_seqlens, before, together, keep, out)` and its
-    backward.
+    """Registers `reads, last, states = op(a, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out)` and
+    its backward.
 
     a: [B, T, H], or with K or V; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`; k: [B, T, H, K]; v: [B,
     T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have the dtype `out`. Where `keep`, the states
     that enter chunks are written, which the backward needs beside what it is given.
     """
-    operands = "Tensor? a, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens, int before, int together"
+    tensors = "Tensor? a, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens"
+    operands = f"{tensors}, int before, int together, float[] numbers"
 
     @torch.library.custom_op(
         f"{namespace}::{name}",
         mutates_args=(),
         schema=f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor)",
     )
-    def forward(a, q, k, v, initial, cu_seqlens, before, together, keep, out):
+    def forward(a, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
         return _pairs_forward(
-            pairs, _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before, together), keep, out
+            pairs, _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before, together, numbers), keep, out
         )
 
     @forward.register_fake
-    def _(a, q, k, v, initial, cu_seqlens, before, together, keep, out):
+    def _(a, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
         reads = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=out)
         last = torch.empty_like(initial, memory_format=torch.contiguous_format)
         return (
             reads,
             last,
-            _memory(pairs, _PairsCall(a, q, k, v, initial, cu_seqlens, before, together), keep)["states_ptr"],
+            _memory(pairs, _PairsCall(a, q, k, v, initial, cu_seqlens, before, together, numbers), keep)["states_ptr"],
         )
 
     @torch.library.custom_op(
@@ -250,23 +255,23 @@ def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., A
         mutates_args=(),
         schema=f"(Tensor grad, Tensor d_last, Tensor states, {operands}) -> Tensor[]",
     )
-    def backward(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before, together):
-        call = _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before, together)
+    def backward(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before, together, numbers):
+        call = _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before, together, numbers)
         return _pairs_backward(pairs, call, grad, d_last, states)
 
     @backward.register_fake
-    def _(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before, together):
+    def _(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before, together, numbers):
         owners = [*([a] if pairs.learned else []), q, k, v, initial]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *operands, ctx.before, ctx.together, _, _ = inputs
+        *operands, ctx.before, ctx.together, ctx.numbers, _, _ = inputs
         ctx.save_for_backward(output[2], *operands)
         ctx.mark_non_differentiable(output[2])
 
     def gradient(ctx: Any, grad: Tensor, d_last: Tensor, _: Any) -> tuple[Any, ...]:
-        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together)
-        return (*([] if pairs.learned else [None]), *found, None, None, None, None, None)
+        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together, ctx.numbers)
+        return (*([] if pairs.learned else [None]), *found, None, None, None, None, None, None)
 
     forward.register_autograd(gradient, setup_context=save)
     return forward
@@ -289,9 +294,14 @@ def _by_kernels(
     low: torch.dtype,
     out: torch.dtype,
     beside: Sequence[tuple[Tensor, tuple[int, ...], Sequence[Any]]] = (),
+    make_a: Callable[[Tensor], Tensor] | None = None,
+    make_q: Callable[[Tensor], Tensor] | None = None,
+    make_k: Callable[[Tensor], Tensor] | None = None,
+    numbers: Sequence[float] = (),
 ) -> tuple[Tensor, ...]:
     """`_chunked` with one write by the kernels of `operator`, products' operands in `low` and what is read in `out`;
-    `together` are the tokens that a product may hold (`_PairsCall`).
+    `together` are the tokens that a product may hold (`_PairsCall`). Where there is a function for the factor, the only
+    query or the key, kernels make it of what is given, with these `numbers`.
 
     PyTorch computes it in float64, and where a key is too long for a program.
     """
@@ -299,7 +309,13 @@ def _by_kernels(
     sizes = state.shape[1:]
     heads, keys, values = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
     if initial.dtype != torch.float32 or keys.numel() > 256:
-        factor, keyed = 1.0 if a is None else a, decay != "values"
+
+        def whole(x: Any, make: Callable[[Tensor], Tensor] | None) -> Any:
+            return x if make is None else make(x.to(initial.dtype))
+
+        queries = [(whole(x, make_q), own) for x, own in queries]
+        writes = [(whole(x, make_k), y) for x, y in writes]
+        factor, keyed = 1.0 if a is None else whole(a, make_a), decay != "values"
         if decay == "one" and isinstance(a, Tensor):
             factor = a.reshape(*a.shape, *(1 for _ in keys))
         return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, keyed, beside)
@@ -321,8 +337,8 @@ def _by_kernels(
     own = {"keys": [keys], "values": [values]}.get(decay, [])
     if a is not None:
         a = laid(a, None, heads, *own)
-    found = [laid(x, low, heads, shape, keys) for x, shape in queries]
-    k, v = (laid(x, low, heads, g) for x, g in zip(writes[0], (keys, values)))
+    found = [laid(x, None if make_q else low, heads, shape, keys) for x, shape in queries]
+    k, v = laid(writes[0][0], None if make_k else low, heads, keys), laid(writes[0][1], low, heads, values)
     q = found[0] if len(found) == 1 else torch.cat(found, -2)
     if beside:
         columns = [x.permute(0, *(i + 1 for i in axes)).reshape(*state.shape[:3], 1) for x, axes, _ in beside]
@@ -330,7 +346,7 @@ def _by_kernels(
         state = torch.cat([state, *columns], -1)
     _reject_tangents(*(x for x in (a, q, k, v, state) if x is not None))
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, q, k, v, state))
-    reads, final, _ = operator(a, q, k, v, state, run.cu_seqlens, before, together, keep, out)
+    reads, final, _ = operator(a, q, k, v, state, run.cu_seqlens, before, together, numbers, keep, out)
     axes = (heads, keys, values)
     return _chunk_results(
         lead, reads, final, [shape for _, shape in queries], axes, order, [own for _, own, _ in beside]
