@@ -169,7 +169,7 @@ def test_opcheck(form: str) -> None:
     (args,) = calls
     for keep in (False, True):
         given = [a.detach().requires_grad_(keep) if isinstance(a, Tensor) else a for a in args]
-        torch.library.opcheck(operator, (*given[:9], keep, given[10]), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(operator, (*given[:-2], keep, given[-1]), test_utils=("test_schema", "test_faketensor"))
 
 
 STRONG = """cell C
@@ -290,12 +290,20 @@ ENTRYWISE = """cell C
 dim H = 1, K = 2, V = 3
 const c in [0, 1] = 0.25
 input x[H, K], y[H, K], k[H, K], v[H, V]
+param b[H, K] = uniform(-1, 1)
+param d[K] = uniform(-1, 1)
 decay a = FACTOR
 state S[H, K, V]
 S[t] = a * S[t-1] + (KEY) * v
 output sum[K](QUERY * S[LAG])
 """
-FACTORS = ("c + (1 - c) * sigmoid(x)", "exp(-softplus(x) / 16)", "min(exp(-exp(-x)), 1 - c)", "tanh(x) ** 2")
+FACTORS = (
+    "c + (1 - c) * sigmoid(x)",
+    "exp(-softplus(x) / 16)",
+    "min(exp(-exp(-x)), 1 - c)",
+    "tanh(x + b) ** 2",
+    "exp(-softplus(d + x))",
+)
 KEYS = ("1 - a", "k", "silu(k) * K ** -0.5", "max(k, c)", "where(k > 0, k + 1, exp(k))")
 QUERIES = ("y", "y * K ** -0.5", "exp(min(y, 1)) / c", "tanh(k)", "square(relu(y))")
 
@@ -308,12 +316,15 @@ GATED = entrywise(FACTORS[0], KEYS[0], QUERIES[1], "t")
 
 
 @pytest.mark.parametrize(
-    "text", [GATED, entrywise(FACTORS[2], KEYS[3], QUERIES[3], "t-1")], ids=["shared source", "branches"]
+    "text",
+    [GATED, entrywise(FACTORS[2], KEYS[3], QUERIES[3], "t-1"), entrywise(FACTORS[4], KEYS[1], QUERIES[0], "t")],
+    ids=["shared source", "branches", "an offset"],
 )
 def test_what_kernels_make_themselves(text: str) -> None:
     """Gates, feature maps and scales, and their gradients."""
     fused = generate(text).split("def _fused(")[-1]
-    assert all(f"make_{x}=" in fused for x in "aqk") and "sigmoid(x" not in fused.split("_by_kernels(")[0]
+    assert all(f"make_{x}=" in fused for x in ("a" if "+ x" in text else "aqk"))
+    assert ("offset=" in fused) == ("+ x" in text) and "(x" not in fused.split("_by_kernels(")[0]
     assert compared(text, 40, segments=2) < 2e-6
     assert compared(text, 0, ends=[0, 1, 1, 34, 35]) < 2e-6
     assert compared(text, 40, dtype=torch.float16) < 1e-3
@@ -334,9 +345,11 @@ def test_many_made_operands(factor: str, key: str, query: str, lag: str, length:
 
 
 def test_pytorch_makes_them_where_kernels_do_not() -> None:
-    module: Any = load(GATED)
-    ours, stepped = module.C(backend="triton", dtype=torch.float64), Interpreted(GATED)
-    inputs = inputs_of(GATED, stepped, 2, 9)
+    text = OTHERS["entrywise"]
+    module: Any = load(text)
+    ours, stepped = module.C(backend="triton", dtype=torch.float64), Interpreted(text)
+    stepped.inner.load_state_dict(ours.state_dict())
+    inputs = inputs_of(text, stepped, 2, 9)
     results = [with_gradients(each, each(*inputs), *inputs) for each in (ours, stepped)]
     assert apart(*results) < 1e-12
 
@@ -355,7 +368,7 @@ MUTANTS = {
 }
 
 
-OTHERS = FORMS | {"bounded": bounded("H, K", 0.5), "entrywise": entrywise(FACTORS[1], KEYS[2], QUERIES[2], "t")}
+OTHERS = FORMS | {"bounded": bounded("H, K", 0.5), "entrywise": entrywise(FACTORS[4], KEYS[2], QUERIES[2], "t")}
 
 
 @pytest.mark.parametrize("form", MUTANTS)

@@ -236,7 +236,7 @@ class FusedCellCoder(CellCoder):
         if stream.declared:
             block.lines.append(cut(f"# {stream.name}[t] = {expr_text(self.cell.state(stream.name).expr)}"))
         own = {"keys": chunks.keys, "values": chunks.values}.get(pairs.decay, ())
-        sources = Counter(m.source for m in pairs.entrywise.made.values())
+        sources = Counter(m.read for m in pairs.entrywise.made.values())
 
         def given(node: Expr, dims: tuple[str, ...]) -> str:
             source = pairs.source(node)
@@ -252,6 +252,8 @@ class FusedCellCoder(CellCoder):
         args.append(self.read_dtype(step, {r.node for r in chunks.reads}))
         args += column_arguments(columns, block, block.given)
         args += [f"make_{name}=lambda x: {m.code}" for name, m in pairs.entrywise.made.items()]
+        if pairs.offset is not None:
+            args.append(f"offset={block.aligned_code(pairs.offset, chunks.heads + own)}")
         if pairs.entrywise.numbers:
             args.append(f"numbers=[{', '.join(f'float({block.number(n)[0]})' for n in pairs.entrywise.numbers)}]")
         targets = ", ".join(chunk_targets(chunks, block, last, columns))

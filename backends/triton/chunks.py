@@ -18,7 +18,7 @@ from rnnc.show import expr_text
 
 from ..torch.block import Block
 from ..torch.text import cut, docstring, quoted, several, wrap
-from .entrywise import Entrywise, EntrywiseCoder, entrywise
+from .entrywise import Entrywise, EntrywiseCoder, entrywise, with_offset
 from .prune import pruned
 
 NewBlock = Callable[[], Block]
@@ -47,11 +47,17 @@ class PairsCoder:
         c = self.chunks
         given = {"a": self.step.closure.a, "k": c.writes[0][0]} | ({"q": c.reads[0].query} if len(c.reads) == 1 else {})
         found = {name: entrywise(value, block()) for name, value in given.items()}
-        return {name: made for name, made in found.items() if made is not None}
+        made = {name: m for name, m in found.items() if m is not None}
+        return made | ({"a": with_offset(made["a"])} if "a" in made else {})
+
+    @property
+    def offset(self) -> Expr | None:
+        """What is added to what factors are made of."""
+        return self.entrywise.made["a"].offset if "a" in self.entrywise.made else None
 
     def source(self, node: Expr) -> Expr:
         """What the kernels read for an operand."""
-        return next((m.source for m in self.entrywise.made.values() if m.value is node), node)
+        return next((m.read for m in self.entrywise.made.values() if m.value is node), node)
 
     def text(self) -> str:
         """The kernels."""
@@ -63,6 +69,7 @@ class PairsCoder:
             "lags": sorted({r.lag for r in self.chunks.reads}, reverse=True),
             "loops": loops,
             "pad": 12 if loops else 8,
+            "offset": self.offset is not None,
             "made": self.entrywise.calls(self.name),
             "numbers": list(self.entrywise.numbers.values()),
         }
@@ -107,6 +114,7 @@ class PairsCoder:
             **{w: f"{self.name}_{w}" if self.decay != "values" else "None" for w in ("pairs", "pairs_back")},
             "decay": quoted(self.decay),
             "learned": str(self.learned),
+            "offset": str(self.offset is not None),
             "numbers": several(quoted(n) for n in self.entrywise.numbers.values()),
         }
         lines = [f"{self.name}_chunks = _pairs_operator(", "    _OPERATORS,", f"    {quoted(operator)},", "    _Pairs("]

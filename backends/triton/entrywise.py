@@ -8,7 +8,7 @@ sums over dims, and functions of several values; they are computed before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rnnc.derive import pull_back
 from rnnc.ir import Apply, Expr, Graph, Lit, walk
@@ -25,11 +25,14 @@ LONGEST = 80
 
 @dataclass(frozen=True)
 class Entrywise:
-    """`value` is made of the entries of `source`, each by itself, and of numbers. `code`: in PyTorch, from `x`."""
+    """`value` is made of the entries of `source`, each by itself, and of numbers; `code`: in PyTorch, from `x`. The
+    source is what is `read`, plus an `offset` that all tokens share, if there is one."""
 
     value: Expr
     source: Expr
     code: str
+    read: Expr
+    offset: Expr | None = None
 
 
 def entrywise(value: Expr, block: Block) -> Entrywise | None:
@@ -40,7 +43,17 @@ def entrywise(value: Expr, block: Block) -> Entrywise | None:
         return None
     block.variables[source] = "x"
     code = block.code(value)
-    return None if block.lines or len(code) > LONGEST else Entrywise(value, source, code)
+    return None if block.lines or len(code) > LONGEST else Entrywise(value, source, code, source)
+
+
+def with_offset(made: Entrywise) -> Entrywise:
+    """The same with an offset apart, as a gate has one that learns."""
+    source = made.source
+    if isinstance(source, Apply) and source.op == "add":
+        for read, offset in (source.args, source.args[::-1]):
+            if per_token(read) and not per_token(offset) and set(read.dims) == set(source.dims):
+                return replace(made, read=read, offset=offset) if offset.kind == read.kind == "real" else made
+    return made
 
 
 def source_of(value: Expr) -> Expr | None:

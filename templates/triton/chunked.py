@@ -19,7 +19,8 @@ class _Pairs(NamedTuple):
     """The kernels of one matrix state. `decay`: along what its factor lies: "free" (there is none), "one" (the same for
     all entries), "keys" or "values"; `learned`: whether the factor has a gradient. `pairs` and `pairs_back` are what
     tokens of a chunk read of each other; with a factor along values the others do that as well, and they are None.
-    `numbers`: parameters of the functions that make operands of what is read."""
+    `numbers`: parameters of the functions that make operands of what is read; `offset`: whether something is added to
+    what factors are made of."""
 
     carry: Any
     forward: Any
@@ -29,6 +30,7 @@ class _Pairs(NamedTuple):
     pairs_back: Any
     decay: str
     learned: bool
+    offset: bool
     numbers: tuple[str, ...]
 
 
@@ -67,6 +69,7 @@ class _PairsCall(NamedTuple):
     of two; 1 where they have no such bound."""
 
     a: Tensor | None
+    offset: Tensor | None
     q: Tensor
     k: Tensor
     v: Tensor
@@ -88,9 +91,11 @@ def _together(decay: str, learned: bool, together: int, back: bool) -> int:
 def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
     """The configuration of what tokens of a chunk read of each other."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (call.q, call.v))
-    # One factor for all entries, whose gradient is made of pairs of tokens, takes registers; and one product for all.
-    block, width = (16, 16) if back and pairs.decay == "one" else (32, 64)
-    block = 16 if back and _together(pairs.decay, pairs.learned, call.together, back) > 1 else block
+    block, width = 32, 64
+    if back:
+        # One factor for all entries, whose gradient is made of pairs of tokens, takes registers; so does one product.
+        single = pairs.decay == "one" or _together(pairs.decay, pairs.learned, call.together, back) > 1
+        block, width = 16 if single else 32, {"one": 16, "keys": 32}.get(pairs.decay, 64)
     stages = 1 if torch.version.hip else 2
     return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), 8, stages)
 
@@ -118,7 +123,7 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     given |= {"CHUNKS": batch * steps // chunk.tokens + call.initial.shape[0], "READS": reads, "BEFORE": call.before}
     given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
     given |= {"LEVELS": chunk.tokens.bit_length() - 1, "PACKED": call.cu_seqlens is not None}
-    given |= dict(zip(pairs.numbers, call.numbers))
+    given |= {"offset_ptr": call.offset} | dict(zip(pairs.numbers, call.numbers))
     given["TOGETHER"] = min(call.together, chunk.tokens).bit_length() - 1
     for name, x in {"a": call.a, "q": call.q, "k": call.k, "v": call.v}.items():
         if x is not None:
@@ -186,8 +191,8 @@ def _pairs_forward(pairs: _Pairs, call: _PairsCall, keep: bool, out: torch.dtype
 
 
 def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tensor, states: Tensor) -> list[Tensor]:
-    """Gradients of a (if it has one), q, k, v and the initial state."""
-    named = {"a": call.a, "q": call.q, "k": call.k, "v": call.v}
+    """Gradients of a and the offset (if they have one), q, k, v and the initial state."""
+    named = {"a": call.a, "offset": call.offset, "q": call.q, "k": call.k, "v": call.v}
     owners = {name: x for name, x in named.items() if x is not None and (name != "a" or pairs.learned)}
     if grad.numel() == 0 or call.q.shape[-1] == 0:
         return [*(torch.zeros_like(x).contiguous() for x in owners.values()), d_last.clone()]
@@ -216,18 +221,21 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
         _through_chunks(pairs, given, call, True)
         if pairs.pairs is not None:
             _within_chunks(pairs, given, call, True)
+    if call.offset is not None:
+        made["offset"] = made["a"].sum((0, 1), dtype=torch.float32)
     return [*(made[n].sum(0).to(x.dtype) if n in shared else made[n] for n, x in owners.items()), d_initial]
 
 
 def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., Any]:
-    """Registers `reads, last, states = op(a, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out)` and
-    its backward.
+    """Registers `reads, last, states = op(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers, keep,
+    out)` and its backward.
 
-    a: [B, T, H], or with K or V; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`; k: [B, T, H, K]; v: [B,
-    T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have the dtype `out`. Where `keep`, the states
-    that enter chunks are written, which the backward needs beside what it is given.
+    a: [B, T, H], or with K or V; offset: [H, K], added to what a is made of; q: [B, T, H, R, K], the first `before` of
+    which read `S[t-1]`; k: [B, T, H, K]; v: [B, T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have
+    the dtype `out`. Where `keep`, the states that enter chunks are written, which the backward needs beside what it is
+    given.
     """
-    tensors = "Tensor? a, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens"
+    tensors = "Tensor? a, Tensor? offset, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens"
     operands = f"{tensors}, int before, int together, float[] numbers"
 
     @torch.library.custom_op(
@@ -235,19 +243,24 @@ def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., A
         mutates_args=(),
         schema=f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor)",
     )
-    def forward(a, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
+    def forward(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
         return _pairs_forward(
-            pairs, _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before, together, numbers), keep, out
+            pairs,
+            _PairsCall(a, offset, q, k, v, initial.contiguous(), cu_seqlens, before, together, numbers),
+            keep,
+            out,
         )
 
     @forward.register_fake
-    def _(a, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
+    def _(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
         reads = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=out)
         last = torch.empty_like(initial, memory_format=torch.contiguous_format)
         return (
             reads,
             last,
-            _memory(pairs, _PairsCall(a, q, k, v, initial, cu_seqlens, before, together, numbers), keep)["states_ptr"],
+            _memory(pairs, _PairsCall(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers), keep)[
+                "states_ptr"
+            ],
         )
 
     @torch.library.custom_op(
@@ -255,13 +268,13 @@ def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., A
         mutates_args=(),
         schema=f"(Tensor grad, Tensor d_last, Tensor states, {operands}) -> Tensor[]",
     )
-    def backward(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before, together, numbers):
-        call = _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before, together, numbers)
+    def backward(grad, d_last, states, a, offset, q, k, v, initial, cu_seqlens, before, together, numbers):
+        call = _PairsCall(a, offset, q, k, v, initial.contiguous(), cu_seqlens, before, together, numbers)
         return _pairs_backward(pairs, call, grad, d_last, states)
 
     @backward.register_fake
-    def _(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before, together, numbers):
-        owners = [*([a] if pairs.learned else []), q, k, v, initial]
+    def _(grad, d_last, states, a, offset, q, k, v, initial, cu_seqlens, before, together, numbers):
+        owners = [*([a] if pairs.learned else []), *([offset] if pairs.offset else []), q, k, v, initial]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -271,7 +284,8 @@ def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., A
 
     def gradient(ctx: Any, grad: Tensor, d_last: Tensor, _: Any) -> tuple[Any, ...]:
         found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together, ctx.numbers)
-        return (*([] if pairs.learned else [None]), *found, None, None, None, None, None, None)
+        own = pairs.learned + pairs.offset
+        return (*found[:own], *([None] * (2 - own)), *found[own:], None, None, None, None, None, None)
 
     forward.register_autograd(gradient, setup_context=save)
     return forward
@@ -297,11 +311,12 @@ def _by_kernels(
     make_a: Callable[[Tensor], Tensor] | None = None,
     make_q: Callable[[Tensor], Tensor] | None = None,
     make_k: Callable[[Tensor], Tensor] | None = None,
+    offset: Any = None,
     numbers: Sequence[float] = (),
 ) -> tuple[Tensor, ...]:
     """`_chunked` with one write by the kernels of `operator`, products' operands in `low` and what is read in `out`;
     `together` are the tokens that a product may hold (`_PairsCall`). Where there is a function for the factor, the only
-    query or the key, kernels make it of what is given, with these `numbers`.
+    query or the key, kernels make it of what is given, with these `numbers`; the factor of that plus an `offset`.
 
     PyTorch computes it in float64, and where a key is too long for a program.
     """
@@ -315,6 +330,7 @@ def _by_kernels(
 
         queries = [(whole(x, make_q), own) for x, own in queries]
         writes = [(whole(x, make_k), y) for x, y in writes]
+        a = a if offset is None else a + offset
         factor, keyed = 1.0 if a is None else whole(a, make_a), decay != "values"
         if decay == "one" and isinstance(a, Tensor):
             factor = a.reshape(*a.shape, *(1 for _ in keys))
@@ -337,6 +353,8 @@ def _by_kernels(
     own = {"keys": [keys], "values": [values]}.get(decay, [])
     if a is not None:
         a = laid(a, None, heads, *own)
+    if offset is not None:
+        offset = offset.float().expand(*heads, *keys).reshape(heads.numel(), keys.numel())
     found = [laid(x, None if make_q else low, heads, shape, keys) for x, shape in queries]
     k, v = laid(writes[0][0], None if make_k else low, heads, keys), laid(writes[0][1], low, heads, values)
     q = found[0] if len(found) == 1 else torch.cat(found, -2)
@@ -344,9 +362,10 @@ def _by_kernels(
         columns = [x.permute(0, *(i + 1 for i in axes)).reshape(*state.shape[:3], 1) for x, axes, _ in beside]
         v = torch.cat([v, *(laid(x, low, heads, (1,)) for _, _, (x,) in beside)], -1)
         state = torch.cat([state, *columns], -1)
-    _reject_tangents(*(x for x in (a, q, k, v, state) if x is not None))
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, q, k, v, state))
-    reads, final, _ = operator(a, q, k, v, state, run.cu_seqlens, before, together, numbers, keep, out)
+    given = [x for x in (a, offset, q, k, v, state) if x is not None]
+    _reject_tangents(*given)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    reads, final, _ = operator(a, offset, q, k, v, state, run.cu_seqlens, before, together, numbers, keep, out)
     axes = (heads, keys, values)
     return _chunk_results(
         lead, reads, final, [shape for _, shape in queries], axes, order, [own for _, own, _ in beside]
