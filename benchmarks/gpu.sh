@@ -58,7 +58,7 @@ main() {
     tests=$(grep -ls 'mark\.gpu' tests/test_*.py)
     if [[ -n $tests ]]; then
         # shellcheck disable=SC2086
-        step 'GPU tests' 150 "$PYTHON" -m pytest -q -m gpu -n 8 --dist worksteal -p no:cacheprovider $tests
+        step 'GPU tests' 140 "$PYTHON" -m pytest -q -m gpu -n 8 --dist worksteal -p no:cacheprovider $tests
     else
         failed+=('GPU tests (there are none)')
     fi
@@ -72,13 +72,14 @@ main() {
         fi
     done
 
-    compare mingru 90 "$@"
-    compare matrix 100 "$@"
-    compare mamba 65 "$@"
-    compare hgrn 60 "$@"
-    compare lru 40 "$@"
-    compare families 50 "$@"
-    "$PYTHON" benchmarks/report.py "$OUT"/{mingru,matrix,mamba,hgrn,lru,families}.json >"$OUT/tables.md" || failed+=('report')
+    compare mingru 75 "$@"
+    compare matrix 90 "$@"
+    compare delta 75 "$@"
+    compare mamba 55 "$@"
+    compare hgrn 50 "$@"
+    compare lru 35 "$@"
+    compare families 45 "$@"
+    "$PYTHON" benchmarks/report.py "$OUT"/{mingru,matrix,delta,mamba,hgrn,lru,families}.json >"$OUT/tables.md" || failed+=('report')
     local device=cuda lengths=1024,4096,16384
     [[ " $* " != *' cpu '* ]] || device=cpu lengths=16,64
     step 'rnnc bench' 45 "$PYTHON" -m rnnc bench benchmarks/cells/mingru.rnn --device "$device" --lengths "$lengths" \

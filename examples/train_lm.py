@@ -152,6 +152,7 @@ class Around(nn.Module):
         parts: list[Tensor] = []
         for y in (outputs,) if isinstance(outputs, Tensor) else outputs:
             y = torch.view_as_real(y) if y.is_complex() else y.float()
+            y = y.masked_fill(y.isinf(), 0.0)  # the log-probability of what cannot be, of which no layer makes a number
             parts.append(y.reshape(*y.shape[:lead], -1))
         return self.out(torch.cat(parts, -1))
 

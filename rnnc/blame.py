@@ -204,6 +204,8 @@ def _repair(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Edit | 
         candidates.append((Edit(gap, ", "), ["_COMMA"], at, at))
         candidates.append((Edit(gap, " in "), ["_IN"], at, at))
         candidates.append((Edit(span_of(line[at]), "in"), ["_IN"], at, at + 1))
+    elif _factors(line[at - 1], line[at]):
+        candidates.append((Edit(gap, " * "), ["STAR"], at, at))
     for k in (at, at - 1):
         if line[k].type in ("_COMMA", "_COLON"):
             candidates.append((Edit(span_of(line[k]), ""), [], k, k + 1))
@@ -216,6 +218,12 @@ def _repair(line: Sequence[Token], at: int, accepted: frozenset[str]) -> Edit | 
         if is_line([*line[:i], *(Token(kind, "", start, end_pos=start) for kind in kinds), *line[j:]]):
             return edit
     return None
+
+
+def _factors(left: Token, right: Token) -> bool:
+    """Whether they may stand for a product, as in `2 x`."""
+    ends = left.type in ("NUMBER", "NAME") or left.type in CLOSERS
+    return ends and right.type in ("NUMBER", "NAME") and not iskeyword(left) and not iskeyword(right)
 
 
 _TWO_SIGNS = {"<>": "!=", "=<": "<=", "===": "=="}
@@ -236,6 +244,8 @@ def _hint(line: Sequence[Token], at: int) -> str:
     token = line[at]
     if token.type == "_IN" and any(t.type == "_EQUALS" for t in line[:at]):
         return "a range stands before the `=`: `c in (0, inf) = 8.0`"
+    if token.type in _OPERATORS and line[at + 1 : at + 2] == ["="] and line[0].type == "NAME":
+        return f"an update is written out: `{line[0]}[t] = {line[0]}[t-1] {token} ...`"
     if token.type == "_COLON" and _depth(line[:at]):
         return "nothing is sliced, and a dim is split by `x[D -> H * P]`"
-    return "a choice is written `where(condition, a, b)`" if token == "if" else ""
+    return "a choice is written `where(condition, a, b)`" if "if" in line[at - 1 : at + 1] else ""

@@ -15,7 +15,7 @@ from rnnc.closure import Affine
 from rnnc.derive import depends
 from rnnc.ir import Apply, Expr, Reduce, Ref, walk
 from rnnc.lower import Stream, System
-from rnnc.products import pair, product, split
+from rnnc.products import merged, pair, product, split
 from rnnc.together import Together
 
 MOST_WRITES = 8
@@ -81,6 +81,7 @@ def chunks(
         return None
     sums, values = parts
     writes = [pair(system.graph, factors, sign, set(keys)) for factors, sign in sums]
+    writes = merged(system.graph, writes, set(keys), values)
     if any(w.kind == "complex" != stream.type.kind for write in writes for w in write):
         return None
     heads = tuple(d for d in stream.type.dims if d not in keys and d not in values)

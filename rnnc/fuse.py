@@ -94,10 +94,8 @@ TENSOR = "chunks of tokens, on tensor cores"
 
 
 def paired(step: Step) -> bool:
-    """Whether kernels compute a step by chunks of tokens: real numbers, and one write a token."""
-    if not isinstance(step, Scan) or step.chunks is None or step.stream.type.kind != "real":
-        return False
-    return len(step.chunks.writes) == 1
+    """Whether kernels compute a step by chunks of tokens: of real numbers."""
+    return isinstance(step, Scan) and step.chunks is not None and step.stream.type.kind == "real"
 
 
 SOLVED = "chunks of tokens, low-rank transitions solved, on tensor cores"
@@ -105,13 +103,24 @@ SOLVED = "chunks of tokens, low-rank transitions solved, on tensor cores"
 
 
 def ranked(step: Step) -> bool:
-    """Whether kernels compute states with low-rank transitions by chunks of tokens: one real state, one sum of it a
-    map, which its reads share, and factors that were proved not to exceed 1."""
-    if not isinstance(step, Loop) or not isinstance(step.chunks, RankChunks) or not isinstance(step.closure, LowRank):
-        return False
-    one = len(step.streams) == 1 and step.streams[0].type.kind == "real" and not step.chunks.by_column
-    terms = step.closure.map.terms
-    return one and step.contracting and len(terms) == 1 and not terms[0].bound
+    """Whether kernels compute states with low-rank transitions by chunks of tokens."""
+    return isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and not unranked(step, step.chunks)
+
+
+def unranked(step: Loop, chunks: RankChunks) -> str:
+    """Why kernels do not compute chunks of low-rank transitions, in words, or nothing."""
+    closure = step.closure
+    assert isinstance(closure, LowRank)
+    if len(step.streams) > 1:
+        return "several states in one map"
+    kind = next(s.type.kind for s in step.streams)
+    if kind != "real":
+        return f"{kind} states"
+    if chunks.by_column:
+        return "reads that sum over what is not mixed"
+    if [t.bound for t in closure.map.terms] != [()]:
+        return "several sums of the state in one map"
+    return "" if step.contracting else "factors that were not proved to lie in [-1, 1]"
 
 
 def streams_of(step: Step) -> tuple[Stream, ...]:

@@ -118,7 +118,7 @@ class _Program:
             diagnostic, after = blame(self._source, line, node, before)
             if isinstance(diagnostic, MissingNewline):
                 self.add(line[:after], before, ())
-            else:
+            elif self._cells or not isinstance(diagnostic, UnknownStatement) or diagnostic.nearest:
                 self.skip(line, _meant(diagnostic))
             if not isinstance(diagnostic, ReservedWord) or diagnostic.word not in self._reserved:
                 self._diagnostics.append(diagnostic)

@@ -90,6 +90,7 @@ def compare(
 ) -> Comparison:
     """`got` beside `want`, of one shape; each sample is what `want` becomes with roundings of that relative size."""
     wide = torch.complex128 if want.is_complex() else torch.float64
+    most = torch.finfo(got.dtype).max if got.is_floating_point() else math.inf
     got, want = (x.detach().cpu().to(wide) for x in (got, want))
     rounded = [(s.detach().to(wide), eps) for s, eps in samples]
     # Where the oracle itself has no number, in either precision, nothing can be asked.
@@ -103,6 +104,8 @@ def compare(
     inner = max(((s - want)[finite].abs().max().item() / eps for s, eps in rounded), default=0.0) if some else 0.0
     scale = size + inner or 1.0
     exact = (got == want) | ~known
+    if not want.is_complex():  # what no number of its dtype is as large as
+        exact |= got.isinf() & (got.sign() == want.sign()) & (want.abs() > most)
     error = torch.where(exact, 0.0, (got - want).abs() / scale).nan_to_num(nan=math.inf, posinf=math.inf)
     allowed = torch.finfo(dtype).eps * max(_SLACK, (_FLOOR * size + _SLACK * inner) / scale)
     if not error.numel():

@@ -122,13 +122,13 @@ class Interpreted(nn.Module):
     Unlike a module with `backend="reference"`, which steps its own equations, nothing of it is generated.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, **sizes: int) -> None:
         super().__init__()
-        self.inner = build(text, dtype=torch.float64)
+        self.inner = build(text, dtype=torch.float64, **sizes)
         cell = checked(text)
-        sizes = {name: getattr(self.inner, name) for name in (d.name for d in cell.dims)}
-        self.interpreter = Interpreter(cell, sizes)
-        for name, size in sizes.items():
+        known = {d.name: getattr(self.inner, d.name) for d in cell.dims}
+        self.interpreter = Interpreter(cell, {d.name: known[d.name] for d in cell.dims if isinstance(d.size, int)})
+        for name, size in known.items():
             setattr(self, name, size)
 
     def initial_state(self, batch: int, **options: Any) -> Any:

@@ -87,6 +87,17 @@ u = sum[K](S[t-1] * k)
 S[t] = tanh(S[t-1] + b * k * (v - u))
 output sum[K](S[t] * k)
 """
+SOLVED = """\
+cell Solved
+dim H = 2, P = 3, N = H * P, M = N
+input u[H, P], g[N] in [0, 1]
+param L[N, M] = normal(0.3)
+buffer I[N, M] = eye
+state x[H, P]
+s = x[t-1][H * P -> N]
+x[t] = (solve[N, M](I + 0.1 * (L + g * I), s) + 0.1 * tanh(linear(s -> N)))[N -> H * P] + u
+output x[t]
+"""
 CELLS = {
     "matrix": MATRIX,
     "norm": NORM,
@@ -96,6 +107,7 @@ CELLS = {
     "soft": SOFT,
     "complex": COMPLEX,
     "shared": SHARED,
+    "solved": SOLVED,
 }
 PACKED = (2, 0, 5, 1, 3, 1, 1, 4, 2, 0)
 

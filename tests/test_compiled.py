@@ -24,6 +24,7 @@ from tests.families import compiled as compiled_module
 from tests.fused import Trial, disagreements
 from tests.modules import agree, as_tuple, build, load, with_gradients
 from tests.sequential import sequential
+from tests.stepped import CELLS, PACKED, check, results
 from tests.test_module_autograd import Calls, fresh
 
 ANYWHERE = (
@@ -182,6 +183,14 @@ def test_marked_conjugates() -> None:
     plain = state._replace(h=state.h.resolve_conj())
     agree([cell(z.conj(), y, state=state)[0]], [cell(z.conj().resolve_conj(), y.resolve_neg(), state=plain)[0]], 0, 0)
     assert all(libraries(load(text)))
+
+
+def test_a_system_of_views() -> None:
+    """Forward it reads a state whose dims were merged, backward a transposed matrix, whose dims have other names."""
+    for lead in (4, PACKED):
+        got, want = (results(CELLS["solved"], {}, lead, b, torch.float64) for b in ("auto", "reference"))
+        check(got, want, 1e-10)
+    assert libraries(load(CELLS["solved"]))
 
 
 SLSTM = (EXAMPLES / "slstm.rnn").read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from rnnc.ir import Cell
 from rnnc.loading import load_module
 from rnnc.parse import parse
 from rnnc.pipeline import Compilation, compile_source, module_text
+from rnnc.rounding import compare
 from rnnc.source import Source
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -95,6 +96,18 @@ def test_a_wrong_gradient() -> None:
     assert set(failed) == {"gradients", "float32 gradients"}
     case = failed["gradients"].case
     assert case.batch == 1 and case.length == 1 and set(case.sizes.values()) == {1}
+
+
+def test_what_no_number_of_the_dtype_is_as_large_as() -> None:
+    want = torch.tensor([70000.0, -70000.0, 60000.0], dtype=torch.float64)
+    samples = [(want, torch.finfo(torch.float32).eps)]
+
+    def failed(*values: float) -> bool:
+        return compare("y", torch.tensor(values, dtype=torch.float16), want, samples, torch.float16).failed
+
+    inf = float("inf")
+    assert not failed(inf, -inf, 60000.0)
+    assert failed(inf, inf, 60000.0) and failed(inf, -inf, inf) and failed(1.0, -inf, 60000.0)
 
 
 def test_a_state_that_is_not_carried() -> None:

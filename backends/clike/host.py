@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from itertools import groupby
@@ -290,8 +290,11 @@ class _Frame:
         n = size(s.row)
         lead = tuple(d for d in s.out.dims if d != s.row)
         env = {d: f"i_{identifier(d)}" for d in lead}
-        matrix = index(s.matrix, {**env, s.row: "i", s.col: "j"})
-        rhs, out = index(s.rhs, {**env, s.row: "i"}), index(s.out, {**env, s.row: "i"})
+        env_ij = {**env, s.row: "i", s.col: "j"}
+        matrix, rhs = (
+            index(replace(array, dims=dims), env_ij) for array, dims in ((s.matrix, s.matrix_dims), (s.rhs, s.rhs_dims))
+        )
+        out = index(s.out, env_ij)
         inner = [
             f"real system[{n} * {n}], y[{n}];",
             f"for (long i = 0; i < {n}; ++i) {{",

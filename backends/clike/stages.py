@@ -70,11 +70,14 @@ class Product:
 
 @dataclass(frozen=True)
 class System:
-    """`out` solves `sum[col](matrix * out[row -> col]) = rhs` for each entry of the other dims. All are arrays."""
+    """`out` solves `sum[col](matrix * out[row -> col]) = rhs` for each entry of the other dims. All are arrays, but
+    `matrix` and `rhs` may be views of arrays of other dims, and have here `matrix_dims` and `rhs_dims`."""
 
     out: Array
     matrix: Array
     rhs: Array
+    matrix_dims: tuple[str, ...]
+    rhs_dims: tuple[str, ...]
     row: str
     col: str
 
@@ -400,7 +403,8 @@ class Stager:
                 matrix = self._operand(node.matrix, matrix_dims, self.level[node])
                 rhs = self._operand(node.rhs, rhs_dims, self.level[node])
                 out = self._array(node, (*(d for d in node.dims if d != node.row), node.row))
-                first.setdefault(self.level[node], []).append(System(out, matrix, rhs, node.row, node.col))
+                made = System(out, matrix, rhs, matrix_dims, rhs_dims, node.row, node.col)
+                first.setdefault(self.level[node], []).append(made)
         self._share()
         order: list[Stage] = []
         keys = {(self.level[n], n.dims) for n in self.nodes if self.pointwise(n)} | {*self._stores, *self._sums}

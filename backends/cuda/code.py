@@ -91,7 +91,7 @@ def _table(k: Kernel, text: str) -> str:
         for s in k.slots
     ]
     matrices = [several([str(m.place), str(m.space), dims(m.outs), dims(m.ins), str(m.whole)]) for m in k.matrices]
-    made = [several([str(m.stream), str(m.lag), str(m.place), quoted(m.equation)]) for m in k.made]
+    made = [several([str(m.stream), str(m.lag), str(m.place), dims(m.dims), quoted(m.equation)]) for m in k.made]
     args = [
         text,
         quoted(identifier(k.free) if k.free else ""),

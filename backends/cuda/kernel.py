@@ -13,7 +13,7 @@ what has flowed back to a token so far.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import ascii_lowercase
 
 from rnnc.ir import Expr, Reduce
@@ -59,6 +59,8 @@ class Made:
     stream: int
     lag: int
     place: int
+    dims: tuple[str, ...]
+    """The states', as they are read here."""
     equation: str
 
 
@@ -401,22 +403,23 @@ class KernelCoder:
     def _system(self, s: System) -> Item:
         n = size(s.row)
         lead = tuple(d for d in s.out.dims if d != s.row)
-        env = {d: f"i_{identifier(d)}" for d in lead}
+        at = {**{d: f"i_{identifier(d)}" for d in lead}, s.row: "i", s.col: "j"}
 
-        def entry(array: Array, more: Mapping[str, str]) -> str:
-            at = {**env, **more}
+        def entry(array: Array, dims: tuple[str, ...]) -> str:
             if self.slotted(array):
-                return f"{self.slot(array)}[{self.row(array, 'b_row')} + {self.local(array, at)}]"
-            return self.load(array, flat(at, array.dims), "b_t")
+                place = self.local(replace(array, dims=dims), at)
+                return f"{self.slot(array)}[{self.row(array, 'b_row')} + {place}]"
+            return self.load(array, flat(at, dims), "b_t")
 
+        matrix, rhs = entry(s.matrix, s.matrix_dims), entry(s.rhs, s.rhs_dims)
         lines = [
             f"real system[{n} * {n}], y[{n}];",
             f"for (int i = 0; i < {n}; ++i) {{",
-            f"  y[i] = {entry(s.rhs, {s.row: 'i'})};",
-            f"  for (int j = 0; j < {n}; ++j) system[i * {n} + j] = {entry(s.matrix, {s.row: 'i', s.col: 'j'})};",
+            f"  y[i] = {rhs};",
+            f"  for (int j = 0; j < {n}; ++j) system[i * {n} + j] = {matrix};",
             "}",
             f"solve(system, y, {n});",
-            f"for (int i = 0; i < {n}; ++i) {entry(s.out, {s.row: 'i'})} = y[i];",
+            f"for (int i = 0; i < {n}; ++i) {entry(s.out, s.out.dims)} = y[i];",
         ]
         accesses = [Access(self.place(a), a is s.out, None) for a in (s.matrix, s.rhs, s.out) if self.slotted(a)]
         return Item(tuple(self.any(self.count(lead), lead, lines)), tuple(accesses))
@@ -597,4 +600,5 @@ def _made(p: Product) -> Made:
     letters = dict(zip(keys, ascii_lowercase, strict=False))
     matrix = "".join(letters[axis] for axis in p.axes)
     kept, outs, ins = ("".join(letters[k] for k in keys if k[0] == role) for role in ("kept", "out", "in"))
-    return Made(p.out, p.arg.index, p.arg.lag, p.matrix.index, f"z{kept}{ins},{matrix}->z{kept}{outs}")
+    equation = f"z{kept}{ins},{matrix}->z{kept}{outs}"
+    return Made(p.out, p.arg.index, p.arg.lag, p.matrix.index, (*p.kept, *p.ins), equation)

@@ -43,8 +43,11 @@ class PairsCoder:
         self.entrywise = EntrywiseCoder(system.graph, self._made(block) if self.decay == "keys" else {})
 
     def _made(self, block: NewBlock) -> dict[str, Entrywise]:
-        """What the kernels make themselves. With a factor along keys one of them reads each operand once."""
+        """What the kernels make themselves: with a factor along keys one reads each operand, others what that one made
+        of it. Of several writes all but the first are tokens whose factor is 1, which is made of nothing."""
         c = self.chunks
+        if len(c.writes) != 1:
+            return {}
         given = {"a": self.step.closure.a, "k": c.writes[0][0]} | ({"q": c.reads[0].query} if len(c.reads) == 1 else {})
         found = {name: entrywise(value, block()) for name, value in given.items()}
         made = {name: m for name, m in found.items() if m is not None}

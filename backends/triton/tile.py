@@ -200,6 +200,9 @@ class Tiles:
         tile = self.tile(node)
         if arithmetic and node.kind == "bool" and not is_number(node):
             tile = Tile(tuple(f"{_atom(p, tile.binds)}.to(DTYPE)" for p in tile.parts), tile.axes)
+        if not arithmetic and node.kind == "bool" and is_number(node) and folded(node) is None:
+            # The host hands on all numbers as floating-point ones.
+            tile = Tile((f"{tile.parts[0]} != 0",), "", _COMPARE)
         return tuple(align(p, tile, axes, binds) for p in tile.parts)
 
     def pair(self, node: Expr, axes: str, binds: int = _ATOM) -> tuple[str, str]:

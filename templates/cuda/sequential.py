@@ -22,8 +22,8 @@ class _CudaKernel(NamedTuple):
     `free` is the dim of whose entries each block takes some, `spaces` the dims whose entries threads own, `slots` the
     arrays of a block as (name, dims, kind, tokens, space or -1), `matrices` those of products as (fixed value, space,
     dims of results, dims of operands, whether a block needs one only), `made` the products of states that are made
-    before the backward, as (stream, lag, fixed value, einsum), `tiled` whether there are products in the loop, and
-    `registers` how many numbers a thread holds of each entry of a space.
+    before the backward, as (stream, lag, fixed value, dims of what is read, einsum), `tiled` whether there are products
+    in the loop, and `registers` how many numbers a thread holds of each entry of a space.
     """
 
     text: str
@@ -31,7 +31,7 @@ class _CudaKernel(NamedTuple):
     spaces: tuple[tuple[str, ...], ...]
     slots: tuple[tuple[str, tuple[str, ...], str, int, int], ...]
     matrices: tuple[tuple[int, int, tuple[str, ...], tuple[str, ...], bool], ...]
-    made: tuple[tuple[int, int, int, str], ...]
+    made: tuple[tuple[int, int, int, tuple[str, ...], str], ...]
     tiled: bool
     registers: tuple[int, ...]
 
@@ -354,9 +354,10 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
         run = _Run((batch, steps), history[0], sequence, position)
         values = [v.contiguous() for v in values]
         before: list[Tensor] = []
-        for stream, lag, place, equation in cuda.backward.made:
+        for stream, lag, place, dims, equation in cuda.backward.made:
             x = (_past(run, values[stream], history[stream], lag) if lag else values[stream]).flatten(0, 1)
             x = x if call.low is None else x.to(call.low).to(x.dtype)
+            x = x.reshape(x.shape[0], *(call.sizes[d] for d in dims))
             before.append(torch.einsum(equation, x, call.fixed[place].to(x.dtype)).contiguous())
         d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
         made: list[Tensor] = []

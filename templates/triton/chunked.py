@@ -13,6 +13,7 @@ from ..torch.chunks import _chunk_results, _chunked
 from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
 from .fused import _flat, _on, _power_of_two, _segments, _units
+from .module import _multiplied_dtype
 
 
 class _Pairs(NamedTuple):
@@ -314,11 +315,12 @@ def _by_kernels(
     offset: Any = None,
     numbers: Sequence[float] = (),
 ) -> tuple[Tensor, ...]:
-    """`_chunked` with one write by the kernels of `operator`, products' operands in `low` and what is read in `out`;
-    `together` are the tokens that a product may hold (`_PairsCall`). Where there is a function for the factor, the only
-    query or the key, kernels make it of what is given, with these `numbers`; the factor of that plus an `offset`.
+    """`_chunked` by the kernels of `operator`, products' operands in `low` and what is read in `out`; `together` are
+    the tokens that a product may hold (`_PairsCall`). Where there is a function for the factor, the only query or the
+    only key, kernels make it of what is given, with these `numbers`; the factor of that plus an `offset`.
 
-    PyTorch computes it in float64, and where a key is too long for a program.
+    Several writes are as many tokens: the first has the factor, and reads what was before; the last reads what is
+    after. PyTorch computes it in float64, and where a key is too long for a program.
     """
     state = initial.permute(0, *(i + 1 for i in order))
     sizes = state.shape[1:]
@@ -335,7 +337,7 @@ def _by_kernels(
         if decay == "one" and isinstance(a, Tensor):
             factor = a.reshape(*a.shape, *(1 for _ in keys))
         return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, keyed, beside)
-    lead, width = run.lead, values.numel()
+    lead, width, low = run.lead, values.numel(), _multiplied_dtype(low)
     before = sum(torch.Size(shape).numel() for _, shape in queries[:before])
     state = state.reshape(state.shape[0], heads.numel(), keys.numel(), width)
 
@@ -356,17 +358,33 @@ def _by_kernels(
     if offset is not None:
         offset = offset.float().expand(*heads, *keys).reshape(heads.numel(), keys.numel())
     found = [laid(x, None if make_q else low, heads, shape, keys) for x, shape in queries]
-    k, v = laid(writes[0][0], None if make_k else low, heads, keys), laid(writes[0][1], low, heads, values)
+    count = len(writes)
+    k = _woven([laid(x, None if make_k else low, heads, keys) for x, _ in writes])
+    v = _woven([laid(x, low, heads, values) for _, x in writes])
     q = found[0] if len(found) == 1 else torch.cat(found, -2)
     if beside:
         columns = [x.permute(0, *(i + 1 for i in axes)).reshape(*state.shape[:3], 1) for x, axes, _ in beside]
-        v = torch.cat([v, *(laid(x, low, heads, (1,)) for _, _, (x,) in beside)], -1)
+        v = torch.cat([v, *(_woven([laid(x, low, heads, (1,)) for x in xs]) for _, _, xs in beside)], -1)
         state = torch.cat([state, *columns], -1)
+    if count > 1:
+        a = None if a is None else _woven([a] + [torch.ones_like(a)] * (count - 1))
+        early, late = q[..., :before, :], q[..., before:, :]
+        between = torch.zeros_like(q)
+        first, last = torch.cat([early, between[..., before:, :]], -2), torch.cat([between[..., :before, :], late], -2)
+        q = _woven([first, *[between] * (count - 2), last])
     given = [x for x in (a, offset, q, k, v, state) if x is not None]
     _reject_tangents(*given)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    reads, final, _ = operator(a, offset, q, k, v, state, run.cu_seqlens, before, together, numbers, keep, out)
+    ends = None if run.cu_seqlens is None else run.cu_seqlens * count
+    reads, final, _ = operator(a, offset, q, k, v, state, ends, before, together, numbers, keep, out)
+    if count > 1:
+        reads = torch.cat([reads[:, ::count, :, :before], reads[:, count - 1 :: count, :, before:]], -2)
     axes = (heads, keys, values)
     return _chunk_results(
         lead, reads, final, [shape for _, shape in queries], axes, order, [own for _, own, _ in beside]
     )
+
+
+def _woven(values: Sequence[Tensor]) -> Tensor:
+    """Values [B, T, ...] one after the other for each token: [B, T * their number, ...]."""
+    return values[0] if len(values) == 1 else torch.stack(list(values), 2).flatten(1, 2)

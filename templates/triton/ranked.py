@@ -14,6 +14,7 @@ from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
 from .chunked import _Chunk, _spaced, _together
 from .fused import _on, _power_of_two, _units
+from .module import _multiplied_dtype
 
 
 class _Ranked(NamedTuple):
@@ -57,7 +58,8 @@ def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
     tokens, stages = min(64 if narrow else 32, fewest), 1 if torch.version.hip else 2
     if kind in ("forward", "backward"):
         return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, stages)
-    block = 16 if kind == "pairs_back" and decay == "one" else 32
+    # What the gradients of factors take in registers leaves room for fewer keys.
+    block = 16 if kind == ("pairs_back" if decay == "keys" else "factors_back") else 32
     return _Chunk(tokens, min(keys, block), min(values, 32), 8, stages)
 
 
@@ -266,7 +268,7 @@ def _by_rank_kernels(
     if state.dtype != torch.float32 or mixed.numel() > 256 or len(lead) == 1:
         laid_out = (factors, terms, writes, queries, before, initial, orders, counts, over, bounded)
         return _low_rank(run, rank, *laid_out)
-    ((_, w, (u,), _),), width = terms, columns.numel()
+    ((_, w, (u,), _),), width, low = terms, columns.numel(), _multiplied_dtype(low)
     maps, count = over or 1, max(1, len(writes))
     each = maps * count
 
