@@ -16,6 +16,7 @@ from rnnc.derive import depends
 from rnnc.ir import Apply, Expr, Reduce, Ref, walk
 from rnnc.lower import Stream, System
 from rnnc.products import merged, pair, product, split
+from rnnc.together import Together
 
 MOST_WRITES = 8
 """Products written by a token, beyond which multiplying sums out is not worth it."""
@@ -37,6 +38,8 @@ class Chunks:
     factors whose products are written, the first lacking the values' dims and the second those of the keys. The
     transition is along keys where `keyed`, else along values; where it has neither, `keyed`.
 
+    `together` is what is known of factors along a dim from below; None where too little is.
+
     A state without values is another column of those of the state that it is `beside`: the transition and keys are the
     same, one write for each of its, and so is each query."""
 
@@ -47,6 +50,12 @@ class Chunks:
     writes: tuple[tuple[Expr, Expr], ...]
     keyed: bool
     beside: str | None = None
+    together: Together | None = None
+
+    def along(self, factor: Expr) -> tuple[str, ...]:
+        """The dims along which a factor differs, of keys or values."""
+        own = self.keys if self.keyed else self.values
+        return tuple(d for d in own if d in factor.dims)
 
 
 def chunks(

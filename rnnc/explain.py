@@ -32,6 +32,7 @@ from rnnc.plan import Loop, Plan, Scan, Step
 from rnnc.rank import SMALLEST, RankChunks
 from rnnc.show import expr_text, region_text
 from rnnc.source import Source
+from rnnc.together import Together
 
 Report = dict[str, Any]
 _LONG = 160
@@ -127,9 +128,12 @@ def _kept(step: Step) -> str:
     match step:
         case Scan(chunks=Chunks(beside=str() as host)):
             return f"its decays, keys and queries are those of `{host}`, so the same products compute it"
-        case Scan(chunks=Chunks(keys=keys, writes=writes)):
+        case Scan(chunks=Chunks(keys=keys, writes=writes) as chunks):
+            told = f"it is {_summed(keys)}, so no token's state is kept"
+            if not paired(step):
+                return told
             several = f"; {len(writes)} products a token are to kernels as many tokens" if len(writes) > 1 else ""
-            return f"it is {_summed(keys)}, so no token's state is kept{several if paired(step) else ''}"
+            return told + several + _together(chunks.along(step.closure.a), chunks.together)
         case Loop(chunks=RankChunks() as ranks, closure=closure):
             held = "it is" if len(closure.group.states) == 1 else "they are"
             told = (
@@ -144,7 +148,7 @@ def _kept(step: Step) -> str:
             return (
                 f"{told}; Triton's kernels invert what its tokens make of each other in float32: where the product of "
                 "a chunk's transitions leaves its range, as keys that are not normalised can make it, so do results"
-            )
+            ) + _together(_mixed(closure, ranks), ranks.together)
         case Loop(closure=LowRank()):
             return (
                 "stepped, for something reads or writes it otherwise than by products (sums over the same dims, of "
@@ -153,6 +157,30 @@ def _kept(step: Step) -> str:
             )
         case _:
             return ""
+
+
+def _mixed(closure: Closure, ranks: RankChunks) -> list[str]:
+    """The dims along which the factor of a low-rank transition differs."""
+    assert isinstance(closure, LowRank)
+    factors = [e for row in closure.map.factors for e in row if e is not None]
+    return [d for d in ranks.mixed if any(d in e.dims for e in factors)]
+
+
+def _together(dims: Sequence[str], known: Together | None) -> str:
+    """How kernels take the decays between tokens of a chunk, which differ along these dims."""
+    if not dims:
+        return ""
+    if known is None:
+        return (
+            f"; no lower bound of its factors, which differ along {', '.join(dims)}, is known that would let several "
+            "tokens be read in one product, so on a GPU a chunk is read by halves"
+        )
+    given = ", ".join(f"`{c.name} = {c.value}`" for c in known.consts)
+    given = f" with {given}, as declared," if given else ""
+    return (
+        f"; its factors are proved{given} to be at least {known.least:.4g}, so on a GPU {known.tokens} tokens of a "
+        "chunk are read in one product"
+    )
 
 
 def _summed(dims: Sequence[str]) -> str:

@@ -115,7 +115,7 @@ def _one(
         if isinstance(c, Affine):
             adjoints[c.group.states[0]] = adjoint(system, c)
     contracting = [c.group.states[0] for c in closures if _contracts(system, analysis, c)]
-    planned = plan(system, closures, adjoints, contracting)
+    planned = plan(system, closures, adjoints, contracting, analysis.lowest)
     return Compilation(tree_cell, cell, system, groups, closures, analysis, planned, told)
 
 

@@ -18,6 +18,7 @@ from rnnc.derive import depends
 from rnnc.ir import Apply, Conv, Expr, Linear, Lit, Reduce, Ref, walk
 from rnnc.lower import Stream, System
 from rnnc.rank import RankChunks, operands, rank_chunks
+from rnnc.together import Lowest, together, unknown
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,10 @@ def plan(
     closures: Iterable[Closure],
     adjoints: Mapping[str, Adjoint],
     contracting: Iterable[str] = (),
+    lowest: Lowest = unknown,
 ) -> Plan:
-    """Choose a kernel for every group. `adjoints` and `contracting` are keyed by the state's name."""
+    """Choose a kernel for every group. `adjoints` and `contracting` are keyed by the state's name; `lowest` says how
+    small an expression of the cell may be."""
     contracting = set(contracting)
     steps: list[Step] = []
     for closure in closures:
@@ -155,7 +158,21 @@ def plan(
     for step in tuple(steps):
         if isinstance(step, Scan) and step.contracting and step.chunks is None:
             _beside(system, steps, steps.index(step))
-    return Plan(system, tuple(steps), projections(system, steps))
+    return Plan(system, tuple(_bounded(system, s, lowest) for s in steps), projections(system, steps))
+
+
+def _bounded(system: System, step: Step, lowest: Lowest) -> Step:
+    """A step in chunks with what is known of its factors from below."""
+    match step:
+        case Scan(chunks=Chunks() as chunks, closure=c) if chunks.along(c.a):
+            return replace(step, chunks=replace(chunks, together=together(system, c.a, lowest)))
+        case Loop(closure=LowRank() as c, chunks=RankChunks() as chunks, contracting=True):
+            factors = [e for row in c.map.factors for e in row if e is not None]
+            if len(factors) == 1 and set(factors[0].dims) & set(chunks.mixed):
+                return replace(step, chunks=replace(chunks, together=together(system, factors[0], lowest)))
+        case _:
+            pass
+    return step
 
 
 def _by_chunks(system: System, steps: list[Step], at: int) -> None:

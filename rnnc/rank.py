@@ -16,6 +16,7 @@ from rnnc.closure.lowrank import LowRank
 from rnnc.ir import Expr, Ref, walk
 from rnnc.lower import Stream, System
 from rnnc.products import pair, terms
+from rnnc.together import Together
 
 SMALLEST = 512
 """Entries of a matrix, at the sizes that are declared, below which a compiled loop is faster: measured on a CPU."""
@@ -42,7 +43,7 @@ class Write:
 class RankChunks:
     """The states' dims in parts: `heads` ride along, `mixed` are what a transition sums over, `columns` are all moved
     by the same transition. `reads`, those of what was before the token first, sum over the columns where `by_column`,
-    else over what is mixed."""
+    else over what is mixed. `together` is what is known from below of one factor along what is mixed."""
 
     heads: tuple[str, ...]
     mixed: tuple[str, ...]
@@ -50,6 +51,7 @@ class RankChunks:
     reads: tuple[StateRead, ...]
     writes: tuple[Write, ...]
     by_column: bool
+    together: Together | None = None
 
 
 def rank_chunks(

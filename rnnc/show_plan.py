@@ -7,6 +7,7 @@ from rnnc.closure import LowRank
 from rnnc.fuse import Kernel, fuse
 from rnnc.plan import Loop, Plan, Pointwise, Scan
 from rnnc.show import expr_text
+from rnnc.together import Together
 
 
 def plan_text(plan: Plan) -> str:
@@ -49,8 +50,17 @@ def _chunks(chunks: Chunks | None) -> list[str]:
     lines = ["; ".join(f"{part} {', '.join(dims)}" for part, dims in parts.items() if dims)]
     lines += [f"one more column beside {chunks.beside}"] if chunks.beside else []
     lines += [f"writes {expr_text(k)} by {expr_text(v)}" for k, v in chunks.writes]
+    lines += _together(chunks.together)
     when = ("after the write", "before it")
     return lines + [f"read {when[r.lag]} by {expr_text(r.query)}" for r in chunks.reads]
+
+
+def _together(known: Together | None) -> list[str]:
+    """How many tokens of a chunk are read at once, and why."""
+    if known is None:
+        return []
+    given = "".join(f", with {c.name} = {c.value}" for c in known.consts)
+    return [f"{known.tokens} tokens read in one product: factors of at least {known.least:.4g}{given}"]
 
 
 def _ranks(step: Loop) -> list[str]:
@@ -70,6 +80,7 @@ def _ranks(step: Loop) -> list[str]:
     for write in chunks.writes:
         left = ", ".join(f"{expr_text(e)} in {n}" for n, e in zip(names, write.left, strict=True) if e is not None)
         lines.append(f"writes {left} by {expr_text(write.right)}")
+    lines += _together(chunks.together)
     when = ("after the write", "before it")
     return lines + [f"read {when[r.read.lag]} of {names[r.index]} by {expr_text(r.read.query)}" for r in chunks.reads]
 

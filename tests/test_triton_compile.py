@@ -147,11 +147,13 @@ def test_no_spills_within_the_limits_anywhere(which: str) -> None:
     _check(which)
 
 
-# Matrix states in chunks: a factor for all entries, along keys, none, and along keys and values of two states.
+# Matrix states in chunks: a factor for all entries, along keys, the same with a lower bound, none, and along keys and
+# values of two states.
 CHUNKS = {
     "mamba2": _example("mamba2", K=128, V=128),
     "mamba2 64": _example("mamba2", K=64, V=64),
     "gla": _example("gla", K=128, V=128),
+    "hgrn2": _example("hgrn2", K=128, V=128),
     "linearattention": _example("linearattention", K=64, V=64),
     "gsa": _example("gsa", K=64, V=64, M=64),
 }
@@ -175,6 +177,16 @@ def test_chunks_on_tensor_cores_without_spills(name: str) -> None:
         made = build(launch, "sm_90")
         told = f"{launch.name}: {made.spilled} spilled, {made.registers} registers, {made.shared} bytes shared"
         assert made.spilled == 0 and made.shared <= SHARED["sm_90"], told
+        assert "wgmma.mma_async" in made.asm["ptx"] and "mma.sync" not in made.asm["ptx"], launch.name
+
+
+def test_bounded_chunks_are_one_product_without_spills() -> None:
+    found = [x for x in _chunk_kernels("hgrn2 bfloat16 sm_90") if "pairs" in x.name]
+    assert len(found) == 2
+    for launch in found:
+        made = build(launch, "sm_90")
+        assert launch.options["TOGETHER"] == launch.options["LEVELS"] == 6
+        assert made.spilled == 0, f"{launch.name}: {made.spilled} spilled, {made.registers} registers"
         assert "wgmma.mma_async" in made.asm["ptx"] and "mma.sync" not in made.asm["ptx"], launch.name
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from rnnc.chunks import Chunks, Read
 from rnnc.ir import Expr, Lit
 from rnnc.plan import Scan
+from rnnc.together import Together
 
 from .block import Block
-from .text import several
+from .text import constant, several
 
 Column = tuple[Scan, Chunks, str]
 """A state that is one more column of another's values: its step, parts, and a name for its last value."""
@@ -41,6 +42,14 @@ def chunk_arguments(
         several(str(dims.index(d)) for d in c.heads + c.keys + c.values),
         f"({len(c.heads)}, {len(c.keys)})",
     ]
+
+
+def together_code(known: Together | None) -> str:
+    """Code of how many tokens can be read in one product."""
+    if known is None or not known.consts:
+        return str(known.tokens if known else 1)
+    same = " and ".join(f"self.{c.name} == {constant(c.value)}" for c in known.consts)
+    return f"{known.tokens} if {same} else 1"
 
 
 def column_arguments(

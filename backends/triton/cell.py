@@ -22,7 +22,7 @@ from rnnc.show import expr_text
 
 from ..torch.block import Block, NameTable
 from ..torch.cell import CellCode, CellCoder
-from ..torch.chunks import chunk_arguments, chunk_targets, column_arguments
+from ..torch.chunks import chunk_arguments, chunk_targets, column_arguments, together_code
 from ..torch.loops import LoopCode
 from ..torch.lowrank import rank_arguments, rank_targets
 from ..torch.text import cut, quoted, several, together, wrap
@@ -112,7 +112,14 @@ class FusedCellCoder(CellCoder):
                 beside = [
                     s for s in plan.steps if isinstance(s, Scan) and s.chunks and s.chunks.beside == step.stream.name
                 ]
-                self.pairs[id(step)] = PairsCoder(step, step.chunks, beside, f"_{self.cell.name}_{step.stream.name}")
+                self.pairs[id(step)] = PairsCoder(
+                    self.system,
+                    step,
+                    step.chunks,
+                    beside,
+                    self.plain_block,
+                    f"_{self.cell.name}_{step.stream.name}",
+                )
             elif isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and ranked(step):
                 name = f"_{self.cell.name}_{step.streams[0].name}"
                 self.pairs[id(step)] = RankCoder(step, step.chunks, name)
@@ -318,12 +325,26 @@ class FusedCellCoder(CellCoder):
         if stream.declared:
             block.lines.append(cut(f"# {stream.name}[t] = {expr_text(self.cell.state(stream.name).expr)}"))
         own = {"keys": chunks.keys, "values": chunks.values}.get(pairs.decay, ())
-        factor = "None" if pairs.decay == "free" else block.given(step.closure.a, chunks.heads + own)
-        args = chunk_arguments(step, chunks, factor, block, block.given)
+        sources = Counter(m.read for m in pairs.entrywise.made.values())
+
+        def given(node: Expr, dims: tuple[str, ...]) -> str:
+            source = pairs.source(node)
+            # What is read more than once is read in the computing dtype, in which its gradients are summed.
+            shared = sources[source] > 1 or (source is not node and block.uses[source] > 1)
+            return block.aligned_code(source, dims) if shared else block.given(source, dims)
+
+        factor = "None" if pairs.decay == "free" else given(step.closure.a, chunks.heads + own)
+        args = chunk_arguments(step, chunks, factor, block, given)
         last = self.finals[stream.name] = table.new(f"{stream.name}_last")
         columns = self.columns(stream.name, table)
-        args += [quoted(pairs.decay), "low", self.read_dtype(step, {r.node for r in chunks.reads})]
+        args += [quoted(pairs.decay), together_code(chunks.together), "low"]
+        args.append(self.read_dtype(step, {r.node for r in chunks.reads}))
         args += column_arguments(columns, block, block.given)
+        args += [f"make_{name}=lambda x: {m.code}" for name, m in pairs.entrywise.made.items()]
+        if pairs.offset is not None:
+            args.append(f"offset={block.aligned_code(pairs.offset, chunks.heads + own)}")
+        if pairs.entrywise.numbers:
+            args.append(f"numbers=[{', '.join(f'float({block.number(n)[0]})' for n in pairs.entrywise.numbers)}]")
         targets = ", ".join(chunk_targets(chunks, block, last, columns))
         block.assign(targets, f"_by_kernels(run, {pairs.name}_chunks, _scan, _chunks, {', '.join(args)})")
 
@@ -334,7 +355,12 @@ class FusedCellCoder(CellCoder):
             block.lines.append(cut(f"# {stream.name}[t] = {expr_text(self.cell.state(stream.name).expr)}"))
         args = rank_arguments(step, chunks, block, block.given)
         last = self.finals[stream.name] = table.new(f"{stream.name}_last")
-        args += [quoted(coder.decay), "low", self.read_dtype(step, {r.read.node for r in chunks.reads})]
+        args += [
+            quoted(coder.decay),
+            together_code(chunks.together),
+            "low",
+            self.read_dtype(step, {r.read.node for r in chunks.reads}),
+        ]
         targets = ", ".join(rank_targets(chunks, block, [last]))
         block.assign(targets, f"_by_rank_kernels(run, {coder.name}_chunks, _rank, {', '.join(args)})")
 

@@ -76,8 +76,9 @@ class Analysis:
     `inputs`, `definitions`, `states` and `outputs` give ranges by name (`states`: of every value that a state may have,
     the initial one included). `spectra` has one entry for each group of states that need each other. `notes` are
     sentences on what a state can or cannot do, by state. `always` says whether an expression of the cell was proved to
-    lie in a region. `tracking`, `memory` and `growth` are worked out when they are asked for: what a group can track,
-    how long it remembers at first (by its eigenvalues, or by a factor and its name), and where it can explode.
+    lie in a region, `lowest` what is the least that it may be, and which consts, taken as declared, that rests on.
+    `tracking`, `memory` and `growth` are worked out when they are asked for: what a group can track, how long it
+    remembers at first (by its eigenvalues, or by a factor and its name), and where it can explode.
     """
 
     cell: str
@@ -89,6 +90,7 @@ class Analysis:
     spectra: tuple[Spectrum, ...]
     notes: Mapping[str, tuple[str, ...]]
     always: Callable[[Expr, Region], bool] = field(repr=False, compare=False)
+    lowest: Callable[[Expr, bool], tuple[float, tuple[str, ...]]] = field(repr=False, compare=False)
     tracking: Callable[[Spectrum], Tracking] = field(repr=False, compare=False)
     memory: Callable[[Spectrum, tuple[Expr, str] | None], Memory] = field(repr=False, compare=False)
     growth: Callable[[Spectrum], str] = field(repr=False, compare=False)

@@ -18,7 +18,7 @@ from rnnc import ir
 from rnnc.bound.analysis import Analysis, Kind, Range, Verdict
 from rnnc.bound.behaviour import memory, memory_of, tracking
 from rnnc.bound.eigenclaim import Eigenvalue
-from rnnc.bound.interval import INF, NONNEGATIVE, ONE, POSITIVE, UNIT, ZERO, Interval, finite, point
+from rnnc.bound.interval import INF, NONNEGATIVE, ONE, POSITIVE, UNIT, ZERO, Interval, finite, num, point, to_float
 from rnnc.bound.invariants import Environment, reachable
 from rnnc.bound.jacobian import Term
 from rnnc.bound.model import Model, Parts
@@ -68,6 +68,7 @@ class _Bounder:
         self.budget = Budget()
         self.env = reachable(self.model, self.budget)
         self.searching = search_budget()
+        self.proved: list[tuple[Expr, Region]] = []
         self.guessing = Budget(_GUESSING * 5, _GUESSING)
 
     @cached_property
@@ -86,6 +87,7 @@ class _Bounder:
         outputs = {o.name: self.range(model.expand(o.expr)) for o in cell.outputs}
         for claim, verdict in zip(claims, verdicts, strict=False):
             if verdict.status == "proved":
+                self.proved.append((claim.value, claim.region))
                 table = outputs if claim.kind == "output" else definitions
                 table[claim.name] = self.within(table[claim.name], claim.region)
         notes = {name: _notes(name, s) for s in found for name in s.states}
@@ -99,6 +101,7 @@ class _Bounder:
             found,
             notes,
             self.always,
+            self.lowest,
             lambda s: tracking(self.env, s, fed=self.fed(s, found)),
             lambda s, factor: memory(self.model, s) if factor is None else memory_of(self.model, *factor),
             self.growth,
@@ -131,6 +134,19 @@ class _Bounder:
         """Whether a value, as the cell writes it, was proved to lie in a region."""
         parts = self.model.parts(self.model.expand(value))
         return self.holds(self.env, parts, region) or self.holds(self.thorough, parts, region)
+
+    def lowest(self, value: Expr, declared: bool) -> tuple[float, tuple[str, ...]]:
+        """The least that a real value, as the cell writes it, may be (-inf: not known), and the consts that it rests on
+        where those are taken to be as `declared`."""
+        node = self.model.expand(value)
+        names = tuple(n for role, n in self.support(node) if role == "const") if declared else ()
+        limits = {("const", n): point(num(self.cell.const(n).value)) for n in names}
+        env = reachable(self.model, Budget(_GUESSING, _GUESSING), limits) if limits else self.env
+        found = env.ranges(self.model.real(node))
+        ends = [r.lo for v, r in self.proved if v is node and isinstance(r, ir.Interval)]
+        least = [env.ranges(self.model.real(self.model.expand(end))).lo for end in ends]
+        least += [] if found.undefined else [found.lo]
+        return to_float(max(least, default=-INF), up=False), names
 
     def range(self, node: Expr) -> Range:
         if node.kind == "complex":

@@ -19,7 +19,9 @@ from .module import _multiplied_dtype
 class _Pairs(NamedTuple):
     """The kernels of one matrix state. `decay`: along what its factor lies: "free" (there is none), "one" (the same for
     all entries), "keys" or "values"; `learned`: whether the factor has a gradient. `pairs` and `pairs_back` are what
-    tokens of a chunk read of each other; with a factor along values the others do that as well, and they are None."""
+    tokens of a chunk read of each other; with a factor along values the others do that as well, and they are None.
+    `numbers`: parameters of the functions that make operands of what is read; `offset`: whether something is added to
+    what factors are made of."""
 
     carry: Any
     forward: Any
@@ -29,6 +31,8 @@ class _Pairs(NamedTuple):
     pairs_back: Any
     decay: str
     learned: bool
+    offset: bool
+    numbers: tuple[str, ...]
 
 
 class _Chunk(NamedTuple):
@@ -44,19 +48,10 @@ class _Chunk(NamedTuple):
 def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
     """The configuration of what goes through chunks, for the sizes of a call."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
-    narrow = q.dtype == torch.bfloat16
+    narrow = v.dtype == torch.bfloat16
     room = (4096 if back or keys > 128 else 8192) if narrow else 2048
     stages = 1 if torch.version.hip else 2
     return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
-
-
-def _pair_chunk(pairs: _Pairs, q: Tensor, v: Tensor, back: bool) -> _Chunk:
-    """The configuration of what tokens of a chunk read of each other."""
-    keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
-    # The gradient of one factor for all entries takes registers for pairs of tokens.
-    block, width = (16, 16) if back and pairs.decay == "one" else (32, 64)
-    stages = 1 if torch.version.hip else 2
-    return _Chunk(_chunk(q, v, back).tokens, min(keys, block), min(values, width), 8, stages)
 
 
 def _spaced(x: Tensor) -> tuple[Tensor, list[int]]:
@@ -71,21 +66,45 @@ def _spaced(x: Tensor) -> tuple[Tensor, list[int]]:
 
 
 class _PairsCall(NamedTuple):
-    """The operands of one call."""
+    """The operands of one call. `together`: the tokens of a block over half of which factors may be divided by, a power
+    of two; 1 where they have no such bound."""
 
     a: Tensor | None
+    offset: Tensor | None
     q: Tensor
     k: Tensor
     v: Tensor
     initial: Tensor
     cu_seqlens: Tensor | None
     before: int
+    together: int
+    numbers: Sequence[float]
+
+
+def _together(decay: str, learned: bool, together: int, back: bool) -> int:
+    """The tokens of a block that are read in one product.
+
+    A factor's gradient is then what two sums differ by. Where 64 tokens are possible it is at least a quarter of the
+    larger; else halves are taken, as with a factor along values, where the state leaves no registers."""
+    return 1 if back and (decay == "values" or (learned and together < 64)) else together
+
+
+def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
+    """The configuration of what tokens of a chunk read of each other."""
+    keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (call.q, call.v))
+    block, width = 32, 64
+    if back:
+        # One factor for all entries, whose gradient is made of pairs of tokens, takes registers; so does one product.
+        single = pairs.decay == "one" or _together(pairs.decay, pairs.learned, call.together, back) > 1
+        block, width = 16 if single else 32, {"one": 16, "keys": 32}.get(pairs.decay, 64)
+    stages = 1 if torch.version.hip else 2
+    return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), 8, stages)
 
 
 def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
     """Memory for what is kept of chunks: the states that enter them, and of factors along keys what is decayed."""
     q, k = call.q, call.k
-    tokens, dtype = _chunk(q, call.v, False).tokens, torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
+    tokens, dtype = _chunk(q, call.v, False).tokens, torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
     batch, steps, heads, reads, size = q.shape
     chunks = batch * steps // tokens + call.initial.shape[0]
     made = {"states_ptr": call.initial.new_empty((chunks if keep else 0, *call.initial.shape[1:]), dtype=dtype)}
@@ -105,15 +124,17 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     given |= {"CHUNKS": batch * steps // chunk.tokens + call.initial.shape[0], "READS": reads, "BEFORE": call.before}
     given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
     given |= {"LEVELS": chunk.tokens.bit_length() - 1, "PACKED": call.cu_seqlens is not None}
+    given |= {"offset_ptr": call.offset} | dict(zip(pairs.numbers, call.numbers))
+    given["TOGETHER"] = min(call.together, chunk.tokens).bit_length() - 1
     for name, x in {"a": call.a, "q": call.q, "k": call.k, "v": call.v}.items():
         if x is not None:
             x, distances = _spaced(x)
             given[f"{name}_ptr"] = x
             given |= dict(zip((f"{name}_token", f"{name}_head", f"{name}_read"), distances))
     # Decays take operands out of the range of float16; as TF32 they have no less of a mantissa.
-    given["OPERAND"] = tl.bfloat16 if call.q.dtype == torch.bfloat16 else tl.float32
+    given["OPERAND"] = tl.bfloat16 if call.v.dtype == torch.bfloat16 else tl.float32
     exact = "ieee" if torch.version.hip else "tf32x3"
-    narrow = all(x.dtype in (torch.float16, torch.bfloat16) for x in (call.q, call.k, call.v))
+    narrow = call.v.dtype == torch.bfloat16 or all(x.dtype == torch.float16 for x in (call.q, call.k, call.v))
     given["PRECISION"] = "tf32" if narrow and not torch.version.hip else exact
     return given
 
@@ -128,9 +149,11 @@ def _launch_pairs(kernel: Any, given: dict[str, Any], chunk: _Chunk, programs: i
 
 def _within_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back: bool) -> None:
     """Launch a kernel for which chunks do not wait for each other."""
-    chunk, programs = _pair_chunk(pairs, call.q, call.v, back), call.initial.shape[0] * call.q.shape[2]
+    chunk, programs = _pair_chunk(pairs, call, back), call.initial.shape[0] * call.q.shape[2]
     chunks = -(-call.q.shape[0] * call.q.shape[1] // (chunk.tokens * call.initial.shape[0]))
     segments = max(1, min(chunks, 65535, 8 * _units(call.q.device) // programs))
+    together = min(_together(pairs.decay, pairs.learned, call.together, back), chunk.tokens)
+    given = given | {"TOGETHER": together.bit_length() - 1}
     _launch_pairs(pairs.pairs_back if back else pairs.pairs, given, chunk, programs, segments)
 
 
@@ -169,8 +192,8 @@ def _pairs_forward(pairs: _Pairs, call: _PairsCall, keep: bool, out: torch.dtype
 
 
 def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tensor, states: Tensor) -> list[Tensor]:
-    """Gradients of a (if it has one), q, k, v and the initial state."""
-    named = {"a": call.a, "q": call.q, "k": call.k, "v": call.v}
+    """Gradients of a and the offset (if they have one), q, k, v and the initial state."""
+    named = {"a": call.a, "offset": call.offset, "q": call.q, "k": call.k, "v": call.v}
     owners = {name: x for name, x in named.items() if x is not None and (name != "a" or pairs.learned)}
     if grad.numel() == 0 or call.q.shape[-1] == 0:
         return [*(torch.zeros_like(x).contiguous() for x in owners.values()), d_last.clone()]
@@ -190,7 +213,7 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
             memory = _memory(pairs, call, False)
             given |= memory | {"states_ptr": states}
             _within_chunks(pairs, given, call, False)
-            dtype = torch.bfloat16 if call.q.dtype == torch.bfloat16 else torch.float32
+            dtype = torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
             given["d_q_since_ptr"] = call.q.new_empty((tiles, *call.q.shape), dtype=dtype)
             given["d_k_until_ptr"] = call.k.new_empty((tiles, *call.k.shape), dtype=dtype)
             along = (call.q.shape[-1],) if pairs.decay == "keys" else ()
@@ -199,54 +222,71 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
         _through_chunks(pairs, given, call, True)
         if pairs.pairs is not None:
             _within_chunks(pairs, given, call, True)
+    if call.offset is not None:
+        made["offset"] = made["a"].sum((0, 1), dtype=torch.float32)
     return [*(made[n].sum(0).to(x.dtype) if n in shared else made[n] for n, x in owners.items()), d_initial]
 
 
 def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., Any]:
-    """Registers `reads, last, states = op(a, q, k, v, initial, cu_seqlens, before, keep, out)` and its backward.
+    """Registers `reads, last, states = op(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers, keep,
+    out)` and its backward.
 
-    a: [B, T, H], or with K or V; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`; k: [B, T, H, K]; v: [B,
-    T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have the dtype `out`. Where `keep`, the states
-    that enter chunks are written, which the backward needs beside what it is given.
+    a: [B, T, H], or with K or V; offset: [H, K], added to what a is made of; q: [B, T, H, R, K], the first `before` of
+    which read `S[t-1]`; k: [B, T, H, K]; v: [B, T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have
+    the dtype `out`. Where `keep`, the states that enter chunks are written, which the backward needs beside what it is
+    given.
     """
-    operands = "Tensor? a, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens, int before"
+    tensors = "Tensor? a, Tensor? offset, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens"
+    operands = f"{tensors}, int before, int together, float[] numbers"
 
     @torch.library.custom_op(
         f"{namespace}::{name}",
         mutates_args=(),
         schema=f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor)",
     )
-    def forward(a, q, k, v, initial, cu_seqlens, before, keep, out):
-        return _pairs_forward(pairs, _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before), keep, out)
+    def forward(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
+        return _pairs_forward(
+            pairs,
+            _PairsCall(a, offset, q, k, v, initial.contiguous(), cu_seqlens, before, together, numbers),
+            keep,
+            out,
+        )
 
     @forward.register_fake
-    def _(a, q, k, v, initial, cu_seqlens, before, keep, out):
+    def _(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
         reads = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=out)
         last = torch.empty_like(initial, memory_format=torch.contiguous_format)
-        return reads, last, _memory(pairs, _PairsCall(a, q, k, v, initial, cu_seqlens, before), keep)["states_ptr"]
+        return (
+            reads,
+            last,
+            _memory(pairs, _PairsCall(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers), keep)[
+                "states_ptr"
+            ],
+        )
 
     @torch.library.custom_op(
         f"{namespace}::{name}_backward",
         mutates_args=(),
         schema=f"(Tensor grad, Tensor d_last, Tensor states, {operands}) -> Tensor[]",
     )
-    def backward(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before):
-        call = _PairsCall(a, q, k, v, initial.contiguous(), cu_seqlens, before)
+    def backward(grad, d_last, states, a, offset, q, k, v, initial, cu_seqlens, before, together, numbers):
+        call = _PairsCall(a, offset, q, k, v, initial.contiguous(), cu_seqlens, before, together, numbers)
         return _pairs_backward(pairs, call, grad, d_last, states)
 
     @backward.register_fake
-    def _(grad, d_last, states, a, q, k, v, initial, cu_seqlens, before):
-        owners = [*([a] if pairs.learned else []), q, k, v, initial]
+    def _(grad, d_last, states, a, offset, q, k, v, initial, cu_seqlens, before, together, numbers):
+        owners = [*([a] if pairs.learned else []), *([offset] if pairs.offset else []), q, k, v, initial]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *operands, ctx.before, _, _ = inputs
+        *operands, ctx.before, ctx.together, ctx.numbers, _, _ = inputs
         ctx.save_for_backward(output[2], *operands)
         ctx.mark_non_differentiable(output[2])
 
     def gradient(ctx: Any, grad: Tensor, d_last: Tensor, _: Any) -> tuple[Any, ...]:
-        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before)
-        return (*([] if pairs.learned else [None]), *found, None, None, None, None)
+        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together, ctx.numbers)
+        own = pairs.learned + pairs.offset
+        return (*found[:own], *([None] * (2 - own)), *found[own:], None, None, None, None, None, None)
 
     forward.register_autograd(gradient, setup_context=save)
     return forward
@@ -265,11 +305,19 @@ def _by_kernels(
     order: tuple[int, ...],
     counts: tuple[int, int],
     decay: str,
+    together: int,
     low: torch.dtype,
     out: torch.dtype,
     beside: Sequence[tuple[Tensor, tuple[int, ...], Sequence[Any]]] = (),
+    make_a: Callable[[Tensor], Tensor] | None = None,
+    make_q: Callable[[Tensor], Tensor] | None = None,
+    make_k: Callable[[Tensor], Tensor] | None = None,
+    offset: Any = None,
+    numbers: Sequence[float] = (),
 ) -> tuple[Tensor, ...]:
-    """`_chunked` by the kernels of `operator`, products' operands in `low` and what is read in `out`.
+    """`_chunked` by the kernels of `operator`, products' operands in `low` and what is read in `out`; `together` are
+    the tokens that a product may hold (`_PairsCall`). Where there is a function for the factor, the only query or the
+    only key, kernels make it of what is given, with these `numbers`; the factor of that plus an `offset`.
 
     Several writes are as many tokens: the first has the factor, and reads what was before; the last reads what is
     after. PyTorch computes it in float64, and where a key is too long for a program.
@@ -278,7 +326,14 @@ def _by_kernels(
     sizes = state.shape[1:]
     heads, keys, values = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
     if initial.dtype != torch.float32 or keys.numel() > 256:
-        factor, keyed = 1.0 if a is None else a, decay != "values"
+
+        def whole(x: Any, make: Callable[[Tensor], Tensor] | None) -> Any:
+            return x if make is None else make(x.to(initial.dtype))
+
+        queries = [(whole(x, make_q), own) for x, own in queries]
+        writes = [(whole(x, make_k), y) for x, y in writes]
+        a = a if offset is None else a + offset
+        factor, keyed = 1.0 if a is None else whole(a, make_a), decay != "values"
         if decay == "one" and isinstance(a, Tensor):
             factor = a.reshape(*a.shape, *(1 for _ in keys))
         return _chunked(run, scan, chunks, factor, queries, before, writes, initial, order, counts, keyed, beside)
@@ -300,9 +355,11 @@ def _by_kernels(
     own = {"keys": [keys], "values": [values]}.get(decay, [])
     if a is not None:
         a = laid(a, None, heads, *own)
-    found = [laid(x, low, heads, shape, keys) for x, shape in queries]
+    if offset is not None:
+        offset = offset.float().expand(*heads, *keys).reshape(heads.numel(), keys.numel())
+    found = [laid(x, None if make_q else low, heads, shape, keys) for x, shape in queries]
     count = len(writes)
-    k = _woven([laid(x, low, heads, keys) for x, _ in writes])
+    k = _woven([laid(x, None if make_k else low, heads, keys) for x, _ in writes])
     v = _woven([laid(x, low, heads, values) for _, x in writes])
     q = found[0] if len(found) == 1 else torch.cat(found, -2)
     if beside:
@@ -315,10 +372,11 @@ def _by_kernels(
         between = torch.zeros_like(q)
         first, last = torch.cat([early, between[..., before:, :]], -2), torch.cat([between[..., :before, :], late], -2)
         q = _woven([first, *[between] * (count - 2), last])
-    _reject_tangents(*(x for x in (a, q, k, v, state) if x is not None))
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, q, k, v, state))
+    given = [x for x in (a, offset, q, k, v, state) if x is not None]
+    _reject_tangents(*given)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     ends = None if run.cu_seqlens is None else run.cu_seqlens * count
-    reads, final, _ = operator(a, q, k, v, state, ends, before, keep, out)
+    reads, final, _ = operator(a, offset, q, k, v, state, ends, before, together, numbers, keep, out)
     if count > 1:
         reads = torch.cat([reads[:, ::count, :, :before], reads[:, count - 1 :: count, :, before:]], -2)
     axes = (heads, keys, values)

@@ -3,8 +3,9 @@
 Tiles: queries and keys [C, BK], values [C, BV], the state [BK, BV]; C tokens. Decays are products of the factors
 themselves: of a factor for all entries as a matrix [C, C] over pairs of tokens; of factors along keys or values by
 halves of blocks of 2, 4, ... C tokens, from the right half's start to a read and from a write to the left half's end.
-Nothing is divided by, but for the gradient of factors along a dim: there they are kept apart from zero. OPERAND is the
-dtype of products' operands; they are summed in float32.
+Nothing is divided by, but for the gradient of factors along a dim: there they are kept apart from zero. Where factors
+have a lower bound the first TOGETHER of these levels, blocks of 2 ** TOGETHER tokens, are one product, whose decays are
+taken from blocks' middles. OPERAND is the dtype of products' operands; they are summed in float32.
 """
 
 # Triton's `dot` and scans have no types that say what they return.
@@ -112,6 +113,60 @@ def _tl_moved(x, row, BY: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _tl_middle(x, AT, SIZE: tl.constexpr):
+    """Row AT of each block of SIZE tokens, at all rows of that."""
+    whole: tl.constexpr = x.shape[0] == SIZE
+    if whole:
+        x = tl.sum(tl.where((tl.arange(0, SIZE) == AT)[:, None], x, 0.0), 0)[None, :]
+    else:
+        blocks = tl.reshape(x, (x.shape[0] // SIZE, SIZE, x.shape[1]))
+        found = tl.sum(tl.where(tl.arange(0, SIZE)[None, :, None] == AT, blocks, 0.0), 1, keep_dims=True)
+        x = tl.reshape(tl.broadcast_to(found, blocks.shape), x.shape)
+    return x
+
+
+@triton.jit
+def _tl_around(a, a_next, row, LAG: tl.constexpr, TOGETHER: tl.constexpr):
+    """Decays of reads and inverse ones of writes, from the middle of each block: their products are the decays from one
+    token to a later one, exact where both are in range."""
+    size: tl.constexpr = 2**TOGETHER
+    whole: tl.constexpr = a.shape[0] == size
+    if whole:
+        start, until = tl.cumprod(a, 0), tl.cumprod(a_next, 0, reverse=True)
+    else:
+        start = _tl_within(a, row, size, False, LAG == 0)
+        until = _tl_within(a_next, row, size, True, False)
+    return start / _tl_middle(start, size // 2 - 1 + LAG, size), until / _tl_middle(until, size // 2 - 1, size)
+
+
+@triton.jit
+def _tl_together(row, TOGETHER: tl.constexpr):
+    """[C, C]: whether the row's token comes after the column's in one block."""
+    block = row >> TOGETHER
+    return (block[:, None] == block[None, :]) & (row[:, None] > row[None, :])
+
+
+@triton.jit
+def _tl_shortened(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """A product's operand with the mantissa that is multiplied: what is to cancel must be made of the same numbers."""
+    if PRECISION == "tf32" and tl.float32 == OPERAND:
+        return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    return x.to(OPERAND)
+
+
+@triton.jit
+def _tl_crossing(reads, writes, row, LAG: tl.constexpr, TOGETHER: tl.constexpr):
+    """Gradient of the logarithms of tokens' own factors from those of reads' decays and of writes' inverse ones. A
+    factor is between a write and a read where the read comes later and the write does not: the pairs after it cancel.
+    """
+    size: tl.constexpr = 2**TOGETHER
+    found = _tl_within_back(reads - writes, row, size, False, False)
+    if LAG == 1:
+        found -= tl.where((row % size == 0)[:, None], 0.0, reads)
+    return found
+
+
+@triton.jit
 def _tl_scores(
     scores,
     q,
@@ -121,15 +176,20 @@ def _tl_scores(
     row,
     LAG: tl.constexpr,
     LEVELS: tl.constexpr,
+    TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """`scores`, [C, C], and the decayed products of some keys. `a`: the factors of each token, with LAG 1 of the one
-    before."""
+    before; `a_next`: of the one after. Of tokens outside the chunk they are 1."""
     if LAG == 0:
         own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)
         scores += tl.where(row[:, None] == row[None, :], own[:, None], 0.0)
-    for level in tl.range(0, LEVELS, num_stages=1):
+    if TOGETHER > 0:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER)
+        near = _tl_dot(q * start, tl.trans(k * until), OPERAND, PRECISION)
+        scores += tl.where(_tl_together(row, TOGETHER), near, 0.0)
+    for level in tl.range(TOGETHER, LEVELS, num_stages=1):
         q_start = q * _tl_within(a, row, 1 << level, False, LAG == 0)
         k_until = k * _tl_within(a_next, row, 1 << level, True, False)
         near = _tl_dot(q_start, tl.trans(k_until), OPERAND, PRECISION)
@@ -147,17 +207,29 @@ def _tl_scores_back(
     row,
     LAG: tl.constexpr,
     LEVELS: tl.constexpr,
+    TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of some keys' q, k and the logarithms of `a` and `a_next`, from that of the scores."""
+    """Gradients of some keys' q, k and the logarithms of tokens' own factors, `a` and `a_next`, from the scores'."""
     if LAG == 0:
         own = tl.sum(tl.where(row[:, None] == row[None, :], d_scores, 0.0), 1)[:, None]
         d_q, d_k = own * k, own * q
     else:
         d_q, d_k = tl.zeros(q.shape, tl.float32), tl.zeros(k.shape, tl.float32)
     flow, flow_next = tl.zeros(q.shape, tl.float32), tl.zeros(q.shape, tl.float32)
-    for level in tl.range(0, LEVELS, num_stages=1):
+    flow_own = tl.zeros(q.shape, tl.float32)
+    if TOGETHER > 0:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER)
+        q_start = _tl_shortened(q * start, OPERAND, PRECISION)
+        k_until = _tl_shortened(k * until, OPERAND, PRECISION)
+        paired = tl.where(_tl_together(row, TOGETHER), d_scores, 0.0)
+        to_q = _tl_dot(paired, k_until, OPERAND, PRECISION)
+        to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)
+        d_q += to_q * start
+        d_k += to_k * until
+        flow_own = _tl_crossing(q_start * to_q, k_until * to_k, row, LAG, TOGETHER)
+    for level in tl.range(TOGETHER, LEVELS, num_stages=1):
         start = _tl_within(a, row, 1 << level, False, LAG == 0)
         until = _tl_within(a_next, row, 1 << level, True, False)
         q_start, k_until = (q * start).to(OPERAND), (k * until).to(OPERAND)
@@ -168,7 +240,7 @@ def _tl_scores_back(
         d_k += to_k * until
         flow += _tl_within_back(q_start * to_q, row, 1 << level, False, LAG == 0)
         flow_next += _tl_within_back(k_until * to_k, row, 1 << level, True, False)
-    return d_q, d_k, flow, flow_next
+    return d_q, d_k, flow_own, flow, flow_next
 
 
 @triton.jit
@@ -182,6 +254,7 @@ def _tl_values_read(
     row,
     LAG: tl.constexpr,
     LEVELS: tl.constexpr,
+    TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -191,7 +264,11 @@ def _tl_values_read(
     out = _tl_dot(q, state, OPERAND, PRECISION) * since
     if LAG == 0:
         out += tl.sum(tl.where(row[:, None] == row[None, :], scores, 0.0), 1)[:, None] * v
-    for level in tl.range(0, LEVELS, num_stages=1):
+    if TOGETHER > 0:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER)
+        near = tl.where(_tl_together(row, TOGETHER), scores, 0.0)
+        out += _tl_dot(near, v * until, OPERAND, PRECISION) * start
+    for level in tl.range(TOGETHER, LEVELS, num_stages=1):
         v_until = v * _tl_within(a_next, row, 1 << level, True, False)
         near = _tl_dot(tl.where(_tl_pairs(row, level), scores, 0.0), v_until, OPERAND, PRECISION)
         out += near * _tl_within(a, row, 1 << level, False, LAG == 0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..torch.lowrank import _low_rank
 from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
-from .chunked import _Chunk, _spaced
+from .chunked import _Chunk, _spaced, _together
 from .fused import _on, _power_of_two, _units
 from .module import _multiplied_dtype
 
@@ -36,7 +36,7 @@ class _Ranked(NamedTuple):
 
 
 class _RankedCall(NamedTuple):
-    """The operands of one call."""
+    """The operands of one call; `together` as for `_PairsCall`."""
 
     a: Tensor | None
     w: Tensor
@@ -47,6 +47,7 @@ class _RankedCall(NamedTuple):
     initial: Tensor
     cu_seqlens: Tensor | None
     before: int
+    together: int
 
 
 def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
@@ -113,7 +114,8 @@ def _launch_rank(ranked: _Ranked, kind: str, given: dict[str, Any], call: _Ranke
     chunks = -(-call.q.shape[0] * call.q.shape[1] // (chunk.tokens * call.initial.shape[0]))
     # Chunks that do not wait for each other are spread over programs.
     spread = 1 if across else max(1, min(chunks, 65535, 8 * _units(call.q.device) // (owners * tiles)))
-    given = given | {"TILES": tiles, "BK": chunk.keys, "BV": chunk.values}
+    together = min(_together(ranked.decay, ranked.learned, call.together, kind == "pairs_back"), chunk.tokens)
+    given = given | {"TILES": tiles, "BK": chunk.keys, "BV": chunk.values, "TOGETHER": together.bit_length() - 1}
     registers = {} if torch.version.hip else {"maxnreg": 255}
     options = {"num_warps": chunk.warps, "num_stages": chunk.stages, **registers}
     kernel[owners * tiles, spread](**{name: given[name] for name in kernel.arg_names}, **options)
@@ -182,29 +184,30 @@ def _ranked_backward(
 
 
 def _ranked_operator(namespace: str, name: str, ranked: _Ranked) -> Callable[..., Any]:
-    """Registers `reads, last, states, c = op(a, w, u, q, k, v, initial, cu_seqlens, before, keep, out)`, its backward.
+    """Registers `reads, last, states, c = op(a, w, u, q, k, v, initial, cu_seqlens, before, together, keep, out)` and
+    its backward.
 
     a: [B, T, H] or [B, T, H, K]; w, u, k: [B, T, H, K]; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`;
     v: [B, T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have the dtype `out`. Where `keep`, what
     enters chunks is written, which the backward needs beside what it is given.
     """
     tensors = "Tensor w, Tensor u, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens"
-    operands = f"Tensor? a, {tensors}, int before"
+    operands = f"Tensor? a, {tensors}, int before, int together"
 
     @torch.library.custom_op(
         f"{namespace}::{name}",
         mutates_args=(),
         schema=f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor, Tensor)",
     )
-    def forward(a, w, u, q, k, v, initial, cu_seqlens, before, keep, out):
-        call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before)
+    def forward(a, w, u, q, k, v, initial, cu_seqlens, before, together, keep, out):
+        call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before, together)
         return _ranked_forward(ranked, call, keep, out)
 
     @forward.register_fake
-    def _(a, w, u, q, k, v, initial, cu_seqlens, before, keep, out):
+    def _(a, w, u, q, k, v, initial, cu_seqlens, before, together, keep, out):
         reads = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=out)
         last = torch.empty_like(initial, memory_format=torch.contiguous_format)
-        call = _RankedCall(a, w, u, q, k, v, initial, cu_seqlens, before)
+        call = _RankedCall(a, w, u, q, k, v, initial, cu_seqlens, before, together)
         return reads, last, *_rank_states(call, ranked.decay, keep)
 
     @torch.library.custom_op(
@@ -212,23 +215,23 @@ def _ranked_operator(namespace: str, name: str, ranked: _Ranked) -> Callable[...
         mutates_args=(),
         schema=f"(Tensor grad, Tensor d_last, Tensor states, Tensor c, {operands}) -> Tensor[]",
     )
-    def backward(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before):
-        call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before)
+    def backward(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together):
+        call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before, together)
         return _ranked_backward(ranked, call, grad, d_last, states, c)
 
     @backward.register_fake
-    def _(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before):
+    def _(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together):
         owners = [*([a] if ranked.learned else []), w, u, q, k, v, initial]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *operands, ctx.before, _, _ = inputs
+        *operands, ctx.before, ctx.together, _, _ = inputs
         ctx.save_for_backward(*output[2:], *operands)
         ctx.mark_non_differentiable(*output[2:])
 
     def gradient(ctx: Any, grad: Tensor, d_last: Tensor, *_: Any) -> tuple[Any, ...]:
-        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before)
-        return (*([] if ranked.learned else [None]), *found, None, None, None, None)
+        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together)
+        return (*([] if ranked.learned else [None]), *found, None, None, None, None, None)
 
     forward.register_autograd(gradient, setup_context=save)
     return forward
@@ -249,6 +252,7 @@ def _by_rank_kernels(
     over: int | None,
     bounded: bool,
     decay: str,
+    together: int,
     low: torch.dtype,
     out: torch.dtype,
 ) -> tuple[Tensor, ...]:
@@ -311,7 +315,7 @@ def _by_rank_kernels(
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, w, u, q, k, v, state))
     ends = None if run.cu_seqlens is None else run.cu_seqlens * each
     early = sum(torch.Size(own).numel() for own in shapes[:before])
-    reads, final, _, _ = operator(a, w, u, q, k, v, state, ends, early, keep, out)
+    reads, final, _, _ = operator(a, w, u, q, k, v, state, ends, early, together, keep, out)
     if each > 1:
         reads = reads.unflatten(1, (lead[1], each))
         reads = torch.cat([reads[:, :, 0, :, :early], reads[:, :, -1, :, early:]], -2)
