@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from rnnc.chunks import Chunks, reads_of, ready_at
 from rnnc.closure import Affine
-from rnnc.ir import Apply, Expr, Lit
+from rnnc.ir import Apply, Expr, Graph, Lit
 from rnnc.lower import Stream, System
 from rnnc.products import product
 
@@ -44,10 +44,33 @@ Host = tuple[str, Affine, Chunks]
 
 
 def _values(system: System, b: Expr, keys: list[Expr], dims: set[str]) -> list[Expr] | None:
-    """What each of the keys is multiplied with to make `b`; None where `b` is no such sum."""
+    """What each of the keys is multiplied with to make `b`; None where `b` is no such sum. A key may be a sum itself,
+    whose terms must be multiplied with the same."""
     graph = system.graph
-    left = [_factors(k) for k in keys]
-    out: list[Expr | None] = [None] * len(keys)
+    terms = [_addends(k) for k in keys]
+    found = _multiples(system, b, [_factors(t) for ts in terms for t, _ in ts], dims)
+    if found is None:
+        return None
+    out: list[Expr] = []
+    for ts in terms:
+        own, found = found[: len(ts)], found[len(ts) :]
+        values = {_negated(graph, v) if negative else v for v, (_, negative) in zip(own, ts, strict=True)}
+        if len(values) > 1:
+            return None
+        out += values
+    return out
+
+
+def _negated(graph: Graph, node: Expr) -> Expr:
+    if isinstance(node, Lit) and node.value == 0:
+        return node
+    return node.args[0] if isinstance(node, Apply) and node.op == "neg" else graph.apply("neg", node)
+
+
+def _multiples(system: System, b: Expr, left: list[list[Expr]], dims: set[str]) -> list[Expr] | None:
+    """What each product of factors is multiplied with to make `b`."""
+    graph = system.graph
+    out: list[Expr | None] = [None] * len(left)
     for term, negative in _addends(b):
         factors = _factors(term)
         for i, key in enumerate(left):

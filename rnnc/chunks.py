@@ -15,7 +15,7 @@ from rnnc.closure import Affine
 from rnnc.derive import depends
 from rnnc.ir import Apply, Expr, Reduce, Ref, walk
 from rnnc.lower import Stream, System
-from rnnc.products import pair, product, split
+from rnnc.products import merged, pair, product, split
 
 MOST_WRITES = 8
 """Products written by a token, beyond which multiplying sums out is not worth it."""
@@ -72,6 +72,7 @@ def chunks(
         return None
     sums, values = parts
     writes = [pair(system.graph, factors, sign, set(keys)) for factors, sign in sums]
+    writes = merged(system.graph, writes, set(keys), values)
     if any(w.kind == "complex" != stream.type.kind for write in writes for w in write):
         return None
     heads = tuple(d for d in stream.type.dims if d not in keys and d not in values)

@@ -2,7 +2,8 @@
 prints as it is and keeps stable (fields may be added):
 
     version, file
-    groups       of all cells: states, family, certificate, kernel, triton (the fused kernel on a GPU), reason;
+    groups       of all cells: states, family, certificate, kernel, triton (the fused kernel on a GPU), step (that
+                 of one token), reason;
                  spectrum, spectrum_proved, tracks, cannot_track, half_life, explodes; empty where there is none
     cells        for each: name, doc, dims, consts; inputs, outputs, state, parameters, each with name, shape, kind (and
                  range, learned); groups, as above; claims: claim, status, reason, missing; ranges: name, range;
@@ -20,6 +21,7 @@ from rnnc.bound import Analysis, Spectrum, spectrum_text
 from rnnc.chunks import Chunks
 from rnnc.closure import Affine, Block, Closure, Composable, LowRank, Moebius, Sequential, Tropical, Variable
 from rnnc.closure.obligations import as_written
+from rnnc.decode import decodes
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
 from rnnc.fuse import SOLVED, TENSOR, fuse, paired, ranked, streams_of, unranked
@@ -53,6 +55,7 @@ def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
     fused = {s.name: k.form for k in fuse(plan) for s in k.streams}
     fused |= {s.name: TENSOR for step in plan.steps if paired(step) for s in streams_of(step)}
     fused |= {s.name: SOLVED for step in plan.steps if ranked(step) for s in streams_of(step)}
+    decoded = {s.name: k.told for k in decodes(plan) for s in k.streams}
     known = {**analysis.outputs, **analysis.inputs, **analysis.definitions, **analysis.states}
     return {
         "name": cell.name,
@@ -72,7 +75,7 @@ def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
             {**_value(p.name, (*p.shape, *([str(p.taps)] if p.taps else [])), p.kind), "learned": p.learned}
             for p in cell.params
         ],
-        "groups": [_group(plan.system, analysis, step, names, fused) for step, names in _steps(plan)],
+        "groups": [_group(plan.system, analysis, step, names, fused, decoded) for step, names in _steps(plan)],
         "claims": [
             {"claim": v.claim, "status": v.status, "reason": v.reason, "missing": v.missing} for v in analysis.verdicts
         ],
@@ -124,8 +127,9 @@ def _kept(step: Step) -> str:
     match step:
         case Scan(chunks=Chunks(beside=str() as host)):
             return f"its decays, keys and queries are those of `{host}`, so the same products compute it"
-        case Scan(chunks=Chunks(keys=keys)):
-            return f"it is {_summed(keys)}, so no token's state is kept"
+        case Scan(chunks=Chunks(keys=keys, writes=writes)):
+            several = f"; {len(writes)} products a token are to kernels as many tokens" if len(writes) > 1 else ""
+            return f"it is {_summed(keys)}, so no token's state is kept{several if paired(step) else ''}"
         case Loop(chunks=RankChunks() as ranks, closure=closure):
             held = "it is" if len(closure.group.states) == 1 else "they are"
             told = (
@@ -155,7 +159,14 @@ def _summed(dims: Sequence[str]) -> str:
     return f"only read by sums over {', '.join(dims)} of products with what is free of it"
 
 
-def _group(system: System, analysis: Analysis, step: Step, names: list[str], fused: Mapping[str, str]) -> Report:
+def _group(
+    system: System,
+    analysis: Analysis,
+    step: Step,
+    names: list[str],
+    fused: Mapping[str, str],
+    decoded: Mapping[str, str],
+) -> Report:
     closure = step.closure
     found = analysis.spectrum(names[0])
     tracking = analysis.tracking(found)
@@ -167,6 +178,7 @@ def _group(system: System, analysis: Analysis, step: Step, names: list[str], fus
         "certificate": closure.certificate if isinstance(closure, Affine | Composable | LowRank) else "",
         "kernel": step.kernel,
         "triton": fused.get(names[0], ""),
+        "step": decoded.get(names[0], ""),
         "reason": f"{why}; {kept}" if kept else why,
         "spectrum": spectrum_text(found),
         "spectrum_proved": found.bounded,

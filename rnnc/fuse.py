@@ -94,10 +94,8 @@ TENSOR = "chunks of tokens, on tensor cores"
 
 
 def paired(step: Step) -> bool:
-    """Whether kernels compute a step by chunks of tokens: real numbers, and one write a token."""
-    if not isinstance(step, Scan) or step.chunks is None or step.stream.type.kind != "real":
-        return False
-    return len(step.chunks.writes) == 1
+    """Whether kernels compute a step by chunks of tokens: of real numbers."""
+    return isinstance(step, Scan) and step.chunks is not None and step.stream.type.kind == "real"
 
 
 SOLVED = "chunks of tokens, low-rank transitions solved, on tensor cores"
@@ -115,11 +113,12 @@ def unranked(step: Loop, chunks: RankChunks) -> str:
     assert isinstance(closure, LowRank)
     if len(step.streams) > 1:
         return "several states in one map"
-    if step.streams[0].type.kind != "real":
-        return f"{step.streams[0].type.kind} states"
+    kind = next(s.type.kind for s in step.streams)
+    if kind != "real":
+        return f"{kind} states"
     if chunks.by_column:
         return "reads that sum over what is not mixed"
-    if len(closure.map.terms) != 1 or closure.map.terms[0].bound:
+    if [t.bound for t in closure.map.terms] != [()]:
         return "several sums of the state in one map"
     return "" if step.contracting else "factors that were not proved to lie in [-1, 1]"
 

@@ -5,9 +5,14 @@ Goals: whatever way an outer product is written, multiplied out only as far as i
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Set
+from functools import reduce
+
 from rnnc.ir import Apply, Expr, Graph, Lit
 
 Terms = list[tuple[list[Expr], bool]]
+Pairs = list[tuple[Expr, Expr]]
 
 
 def split(graph: Graph, node: Expr, keys: set[str], values: set[str]) -> tuple[Terms, set[str]] | None:
@@ -89,6 +94,53 @@ def pair(graph: Graph, factors: list[Expr], negative: bool, keys: set[str]) -> t
     left = product(graph, [f for f in factors if set(f.dims) & keys])
     right = product(graph, [f for f in factors if not set(f.dims) & keys])
     return left, graph.apply("neg", right) if negative else right
+
+
+def merged(graph: Graph, pairs: Pairs, keys: Set[str], values: Set[str]) -> Pairs:
+    """As few products with the same sum: those of one key, and those of one value, are one, `k * v + k * w` being
+    `k * (v + w)`."""
+    by_key = _merged(graph, pairs, keys)
+    return [(k, v) for v, k in _merged(graph, [(v, k) for k, v in by_key], values)]
+
+
+def _merged(graph: Graph, pairs: Pairs, dims: Set[str]) -> Pairs:
+    """The pairs with those put together whose first members are the same but for factors that lack `dims`."""
+    groups: dict[frozenset[tuple[Expr, int]], Pairs] = {}
+    whole: dict[frozenset[tuple[Expr, int]], Pairs] = {}
+    for first, second in pairs:
+        factors, negative = _factors(first)
+        own = [f for f in factors if set(f.dims) & dims]
+        rest = product(graph, [*(f for f in factors if not set(f.dims) & dims), second])
+        same = frozenset(Counter(own).items())
+        groups.setdefault(same, []).append((product(graph, own), graph.apply("neg", rest) if negative else rest))
+        whole.setdefault(same, []).append((first, second))
+    return [whole[same][0] if len(found) == 1 else (found[0][0], _sum(graph, found)) for same, found in groups.items()]
+
+
+def _sum(graph: Graph, pairs: Pairs) -> Expr:
+    added = [x for _, x in pairs if not _is_negative(x)]
+    taken = [x.children[0] for _, x in pairs if _is_negative(x)]
+    total = reduce(lambda x, y: graph.apply("add", x, y), added or taken)
+    return reduce(lambda x, y: graph.apply("sub", x, y), taken, total) if added else graph.apply("neg", total)
+
+
+def _is_negative(node: Expr) -> bool:
+    return isinstance(node, Apply) and node.op == "neg"
+
+
+def _factors(root: Expr) -> tuple[list[Expr], bool]:
+    """The factors of a product, and whether it is subtracted."""
+    found: list[Expr] = []
+    negative = False
+    stack = [root]
+    while stack:
+        e = stack.pop()
+        if isinstance(e, Apply) and e.op in ("mul", "neg"):
+            stack += reversed(e.args)
+            negative ^= e.op == "neg"
+        elif not isinstance(e, Lit) or e.value != 1:
+            found.append(e)
+    return found, negative
 
 
 def product(graph: Graph, factors: list[Expr]) -> Expr:

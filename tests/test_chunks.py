@@ -15,6 +15,7 @@ from torch import Tensor
 from rnnc.chunks import Chunks
 from rnnc.pipeline import compile_source
 from rnnc.plan import Scan
+from rnnc.show import expr_text
 from rnnc.source import Source
 from tests.cells import EXAMPLES
 from tests.modules import Interpreted, agree, build, checked, load, some_state, tensors, with_gradients
@@ -102,6 +103,25 @@ def test_ways_of_writing(name: str) -> None:
     assert found is not None
     assert (found.heads, found.keys, found.values) == (("H",), ("K",), ("V",))
     assert found.keyed == (name != "per value")
+
+
+PUT_TOGETHER = {
+    "k * v + k * w": [("k", "v + w")],
+    "d * k * v - k * w": [("k", "d * v - w")],
+    "k * v - p * v": [("k - p", "v")],
+    "k * (d * v) + p * e * v": [("d * k + p * e", "v")],
+    "k * v + k * w - p * v - p * w": [("k - p", "v + w")],
+    "k * v + p * w": [("k", "v"), ("p", "w")],
+    "k * v + k * p * w": [("k", "v"), ("k * p", "w")],
+    "-k * v + v * k": [("k", "v - v")],
+}
+
+
+@pytest.mark.parametrize("written", PUT_TOGETHER)
+def test_products_of_one_key_or_one_value_are_one(written: str) -> None:
+    found = parts(cell(f"g * S[t-1] + {written}"))
+    assert found is not None
+    assert [(expr_text(k), expr_text(v)) for k, v in found.writes] == PUT_TOGETHER[written]
 
 
 def test_dims_that_only_values_have_are_values() -> None:

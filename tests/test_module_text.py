@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import rnnc
 from backends.reference import Interpreter
-from backends.triton.kernel import FRAME
+from backends.triton.frame import FRAME
 from rnnc.diagnostics import ProgramError
 from rnnc.pipeline import compile_source, module_text
 from rnnc.source import Source

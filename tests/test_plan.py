@@ -6,6 +6,7 @@ leaves loops; what becomes one product.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,28 @@ def test_kernels_have_nothing_unused(tmp_path: Path) -> None:
     command = [ruff, "check", "--isolated", "--select", "F841,ARG", tmp_path]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(("count", "length"), [(40, 2), (8, 14), (1, 130)])
+def test_many_states_and_long_names(count: int, length: int, tmp_path: Path) -> None:
+    """Names of several states together are kept short; what cannot be broken is left as it is."""
+    names = [f"{'s' * length}{i}" for i in range(count)]
+    text = f"cell C\ndim D = 4\ninput x[D]\nstate {', '.join(f'{n}[D]' for n in names)}\n"
+    text += "".join(
+        f"{n}[t] = tanh({p}[t-1] + x * {n}[t-1])\n" for n, p in zip(names, names[-1:] + names, strict=False)
+    )
+    source = Source("test.rnn", f"{text}output {names[0]}[t]\n")
+    for target in ("triton", "torch"):
+        made = module_text(compile_source(source), source, target)
+        compile(made, target, "exec")
+        if count > 1:
+            (tmp_path / f"{target}.py").write_text(made, encoding="utf-8")
+        assert all(len(n) < 140 + length for n in re.findall(r"\b_C_\w+", made))
+    ruff = Path(sys.executable).with_name("ruff")
+    done = subprocess.run(
+        [ruff, "format", "--isolated", "--line-length", "120", "--check", tmp_path], capture_output=True
+    )
+    assert done.returncode == 0, done.stdout
 
 
 if __name__ == "__main__" and "--update" in sys.argv:

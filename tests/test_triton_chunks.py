@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnc.loading import load_module
+from rnnc.pipeline import compile_source
+from rnnc.plan import Plan, Scan
+from rnnc.source import Source
 from tests.interpreted import install
 from tests.modules import Interpreted, build, generate, load, some_state, with_gradients
-from tests.test_chunks import BY_VALUE, CHAINED, MANY, MIXED, cell, cells, inputs_of
+from tests.test_chunks import CHAINED, MANY, cell, cells, inputs_of
 
 install()
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -41,6 +44,12 @@ output sum[K](q * S[t]) / max(abs(sum[K](q * n[t])), 1)
 """
 FORMS = {"one": BY_ONE, "keys": BY_KEY, "values": ALONG_VALUES, "none": FREE, "normalised": NORMALISED}
 forms = pytest.mark.parametrize("form", FORMS)
+
+
+def _plan(text: str) -> Plan:
+    (made,) = compile_source(Source("test.rnn", text))
+    assert made.plan is not None
+    return made.plan
 
 
 def apart(got: list[Tensor], want: list[Tensor]) -> float:
@@ -134,9 +143,28 @@ def test_many_random_cells(text: str, length: int, segments: int, seed: int) -> 
     assert compared(text, length, seed=seed, segments=segments) < 2e-6
 
 
-@pytest.mark.parametrize("text", [MIXED, BY_VALUE], ids=["keys", "values"])
-def test_two_writes_are_pytorchs(text: str) -> None:
-    assert compared(text, 40) < 2e-6
+READ_TWICE = "sum[K](q * S[t]); sum[K](p * S[t-1])"
+SEVERAL = {
+    "one": cell("s * S[t-1] + k * v - p * w", READ_TWICE, "S[V, H, K] = 0.5"),
+    "keys": cell("g * S[t-1] + d * k * v - p * w", READ_TWICE),
+    "values": cell("r * S[t-1] + k * v - λ * tanh(v) + p * w", READ_TWICE),
+    "none, before": cell("S[t-1] + k * v - p * w", "sum[K](k * S[t-1])"),
+    "chosen": cell("where(m, g * S[t-1] + k * v - p * w, S[t-1])"),
+    "normalised": NORMALISED.replace("k * v\n", "k * v - tanh(q) * sigmoid(v)\n").replace("+ k\n", "+ k - tanh(q)\n"),
+}
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(x, marks=() if x in ("one", "normalised") else pytest.mark.slow) for x in SEVERAL]
+)
+def test_several_writes_are_as_many_tokens(form: str) -> None:
+    """Before and after all of them; packed, and in segments."""
+    text, module = SEVERAL[form], load(SEVERAL[form])
+    assert "tensor cores" in module.C(backend="triton").plan["S"]
+    (step,) = (s for s in _plan(text).steps if isinstance(s, Scan) and s.stream.name == "S")
+    assert step.chunks is not None and len(step.chunks.writes) == (3 if form == "values" else 2)
+    assert compared(text, 21, segments=2, module=module) < 2e-6
+    assert compared(text, 0, ends=[0, 1, 1, 18, 20], segments=2, module=module) < 2e-6
 
 
 @pytest.mark.slow

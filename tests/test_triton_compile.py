@@ -209,6 +209,52 @@ def test_chunks_fit_everywhere(which: str) -> None:
             assert launch.options["PRECISION"] == "tf32x3"
 
 
+# One token: by what a program holds. Where it is all of a state, that is 128 x 128, or 128 x 256.
+STEPS = {
+    "gla": _example("gla"),
+    "gateddeltanet": _example("gateddeltanet"),
+    "kda": _example("kda"),
+    "mlstm": _example("mlstm"),
+    "titanslinear": _example("titanslinear", K=128, V=128),
+    "deltaproduct": _example("deltaproduct", K=128, V=128),
+    "gsa": _example("gsa"),
+    "jrt": _example("jrt"),
+    "rwkv6": _example("rwkv6"),
+    "comba": _example("comba"),
+    "retnet": _example("retnet"),
+    "mamba": _example("mamba"),
+    "mingru": _example("mingru"),
+}
+FEW = ("gla bfloat16 sm_80", "kda bfloat16 sm_90", "kda float32 sm_80", "gateddeltanet bfloat16 gfx942")
+FEW += ("mlstm float16 sm_90", "titanslinear float32 sm_90", "jrt bfloat16 sm_80", "mingru float16 gfx942")
+
+
+def _check_step(which: str) -> None:
+    name, dtype, target = which.rsplit(" ", 2)
+    found = launches(replace(STEPS[name], dtype=DTYPES[dtype]), target, step=True)
+    assert [x.name.endswith("_token") for x in found] == [True] * (2 if name in ("gsa", "jrt") else 1)
+    for launch in found:
+        made = build(launch, target)
+        told = f"{launch.name}: {made.spilled} spilled, {made.registers} registers, {made.shared} bytes shared"
+        assert made.spilled == 0 and made.shared <= SHARED[target], told
+        # What one multiprocessor has for all of a program's threads.
+        threads = launch.options["num_warps"] * (64 if target == "gfx942" else 32)
+        assert threads <= 1024 and (target == "gfx942" or threads * made.registers <= 65536), told
+
+
+@pytest.mark.parametrize("which", FEW)
+def test_a_step_without_spills(which: str) -> None:
+    _check_step(which)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "which", [w for n in STEPS for d in list(DTYPES)[:3] for t in SHARED if (w := f"{n} {d} {t}") not in FEW]
+)
+def test_a_step_without_spills_anywhere(which: str) -> None:
+    _check_step(which)
+
+
 def _configuration(launch: Launch) -> frozenset[tuple[str, object]]:
     names = ("BC", "VEC", "BT", "BS", "BN", "STAGES", "num_warps", "C", "BK", "BV", "num_stages")
     return frozenset((n, launch.options[n]) for n in names if n in launch.options)

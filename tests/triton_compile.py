@@ -104,14 +104,22 @@ def module(text: str) -> Any:
     return load_module(generate(text), "test.rnn")
 
 
-def launches(case: Case, target: str = "sm_90") -> list[Launch]:
-    """The launches of one call of a cell and of its backward."""
+def launches(case: Case, target: str = "sm_90", step: bool = False) -> list[Launch]:
+    """The launches of one call of a cell and of its backward; or of a step of one token, which has none."""
     made = module(case.text)
     made._interpreted = lambda: True
     made._segments = lambda *_: case.segments
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.version, "hip", "6.4" if TARGETS[target].backend == "hip" else None)
-        return _launches(made, case)
+        return _step_launches(made, case) if step else _launches(made, case)
+
+
+def _step_launches(made: Any, case: Case) -> list[Launch]:
+    cell = getattr(made, checked(case.text).name)(**case.sizes, backend="triton", dtype=torch.float32)
+    inputs = [_input(kind, (2, *(getattr(cell, d) for d in dims)), case.dtype) for _, dims, kind in cell._inputs]
+    with noted() as found, torch.no_grad():
+        cell.step(*inputs)
+    return found
 
 
 def _launches(made: Any, case: Case) -> list[Launch]:

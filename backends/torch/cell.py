@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rnnc.chunks import Chunks
@@ -32,7 +33,7 @@ from .block import Block, NameTable
 from .chunks import Column, chunk_line
 from .loops import LoopCode, LoopCoder, past_name
 from .lowrank import rank_line
-from .text import constant, cut, decimal, docstring, quoted, several, wrap
+from .text import constant, cut, decimal, docstring, quoted, several, together, wrap
 
 LOCALS = frozenset(
     {"self", "run", "dtype", "state", "torch", "F", "math", "cmath", "nn", "batch", "device", "zip", "range"}
@@ -73,12 +74,17 @@ class CellCode:
     fused: tuple[str, ...] = ()
     """The equations once more, by kernels."""
     fused_kernels: tuple[tuple[str, str], ...] = ()
+    token: tuple[str, ...] = ()
+    """The equations of one token once more, by kernels."""
+    token_kernels: tuple[str, ...] = ()
 
 
 class CellCoder:
     """Turns one plan into `CellCode`. Other backends' coders derive from it."""
 
     block_class: type[Block] = Block
+    one_token = False
+    """Whether the equations are written for a step alone."""
 
     def __init__(self, plan: Plan, reserved: frozenset[str], first: int) -> None:
         self.plan, self.system, self.cell = plan, plan.system, plan.system.cell
@@ -88,8 +94,7 @@ class CellCoder:
         self.loops: dict[int, LoopCode] = {}
         on_gpu = self.on_gpu()
         for step in (s for s in plan.steps if isinstance(s, Loop) and self.ranks(s) is None):
-            names = "_".join(s.name for s in step.streams)
-            name = f"_{self.cell.name}_{names}"
+            name = f"_{self.cell.name}_{together(s.name for s in step.streams)}"
             coder = LoopCoder(
                 self.system, step, name, self.system.names, plan.projections, self.reserved, id(step) in on_gpu
             )
@@ -377,6 +382,8 @@ class CellCoder:
             if ref.lag == 0:
                 return values[ref.name]
             key = (ref.name, ref.lag)
+            if self.one_token:
+                return self.earlier(ref.name, ref.lag)
             if key not in past:
                 stream = self.system.stream(ref.name)
                 name = past[key] = table.new(past_name(ref.name.removesuffix("_past"), ref.lag))
@@ -409,7 +416,8 @@ class CellCoder:
             leaf,
             lambda d: f"self.{d}",
             hints,
-            self.plan.projections,
+            # One token would copy the weights for a product that reads them once.
+            {} if self.one_token else self.plan.projections,
             lambda w: f"self.{w}",
             packed,
             conv,
@@ -436,6 +444,8 @@ class CellCoder:
             text = block.variable(e) if e in block.hints or block.uses[e] > 1 else block.aligned_code(e, e.dims)
             if not per_token(e):
                 text = self.spread(text, e.dims, e.kind)
+            elif self.one_token and self.shared(e):
+                text = f"{text}.clone()"
             results.append(text)
         fields = self.final(block, table, values, convs)
         outputs = f"({', '.join(results)}{',' if len(results) == 1 else ''})"
@@ -443,6 +453,17 @@ class CellCoder:
         block.assign(name, outputs)
         block.lines.append(f"return {name}, {self.cell.name}State({', '.join(fields)})")
         return wrap(block.lines, 8)
+
+    def earlier(self, name: str, lag: int) -> str:
+        """Code of a past value of a stream, or of what a convolution reads, as the state has it."""
+        if not any(s.name == name for s in self.cell.states):
+            return f"state.{name}[:, {lag - 1}]"
+        return f"state.{name}" if lag == 1 else f"state.{name}_past[:, {lag - 2}]"
+
+    def shared(self, node: Expr) -> bool:
+        """Whether an output may have the memory of an input, of a state, or of another output."""
+        outputs = [e for _, e in self.system.outputs]
+        return outputs.count(node) > 1 or node in {s.expr for s in self.system.streams} or _shares_memory(node, outputs)
 
     def roots(self, step: Step) -> tuple[Expr, ...]:
         """What PyTorch computes for a step."""
@@ -651,9 +672,10 @@ def _by_column(ranks: RankChunks | None) -> bool:
     return ranks is not None and ranks.by_column
 
 
-def _shares_memory(node: Expr) -> bool:
-    """Whether a value may be a view of an input, of a state or of a parameter."""
-    while not isinstance(node, Ref):
+def _shares_memory(node: Expr, others: Sequence[Expr] = ()) -> bool:
+    """Whether a value may be a view of an input, of a state or of a parameter, or of one of `others`."""
+    first = node
+    while not isinstance(node, Ref) and (node is first or node not in others):
         views = isinstance(node, Apply) and node.op in ("real", "imag", "only", "like", "stop_gradient")
         if not views and not isinstance(node, Rename | Split | Merge):
             return False

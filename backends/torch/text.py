@@ -38,6 +38,13 @@ def cut(text: str, width: int = 100) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def together(names: Iterable[str]) -> str:
+    """A part of an identifier for several states: all of their names, where that is short enough to read."""
+    first, *more = names
+    joined = "_".join([first, *more])
+    return joined if len(joined) <= 60 or not more else f"{first}_and_{len(more)}_more"
+
+
 def constant(value: int | float) -> str:
     """A number as Python has it."""
     if value == float("inf"):
@@ -177,7 +184,8 @@ def _brackets(line: str) -> list[tuple[int, int]]:
     """The outermost brackets with something in them."""
     ends = [i for i, ch in _open(line) if ch in ")]}"]
     starts = [i for i, ch in _open(line) if ch in "([{"]
-    # Text that begins with the end of a bracket has one more of them.
+    # Text that begins with the end of a bracket has one more of them; one that opens the next lines' has one fewer.
+    starts = starts[: len(ends)]
     return [(a, b) for a, b in zip(starts, ends[len(ends) - len(starts) :], strict=True) if b - a > 1]
 
 

@@ -15,7 +15,7 @@ RUNTIME = (
     "cuda/sequential.py",
     *(
         f"triton/{name}.py"
-        for name in ("numbers", "complex", "span", "scan", "pairs", "solved", "fused", "chunked", "ranked")
+        for name in ("numbers", "complex", "span", "scan", "pairs", "solved", "fused", "chunked", "ranked", "decode")
     ),
     TORCH[-1],
     "triton/module.py",

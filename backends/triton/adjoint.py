@@ -10,7 +10,8 @@ from rnnc.ir import Expr, Ref, walk
 from rnnc.plan import Scan, is_number
 
 from ..torch.block import NameTable
-from .kernel import Base, KernelCoder, Leaf, Lines
+from .frame import Base, Leaf
+from .kernel import KernelCoder, Lines
 from .maps import Composition, Maps
 from .tile import Tile, Tiles, align, shape
 

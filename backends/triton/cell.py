@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
 from importlib import resources
@@ -12,6 +12,7 @@ from importlib import resources
 import jinja2
 
 from rnnc.chunks import Chunks
+from rnnc.decode import alone, decodes
 from rnnc.fields import StateField
 from rnnc.fuse import Kernel, delay, fuse, paired, ranked, streams_of
 from rnnc.ir import Expr, Linear, Ref, walk
@@ -22,13 +23,16 @@ from rnnc.show import expr_text
 from ..torch.block import Block, NameTable
 from ..torch.cell import CellCode, CellCoder
 from ..torch.chunks import chunk_arguments, chunk_targets, column_arguments
+from ..torch.loops import LoopCode
 from ..torch.lowrank import rank_arguments, rank_targets
-from ..torch.text import cut, quoted, several, wrap
+from ..torch.text import cut, quoted, several, together, wrap
 from .adjoint import BackwardCoder
 from .chunks import PairsCoder
+from .decode import DecodeCoder
 from .document import documented, form
 from .forward import ForwardCoder
-from .kernel import KernelCoder, Leaf
+from .frame import Frame, Leaf
+from .kernel import KernelCoder
 from .maptext import map_text
 from .prune import pruned
 from .rank import RankCoder
@@ -99,8 +103,9 @@ class FusedCellCoder(CellCoder):
         self.fusing: dict[int, Kernel] = {}
         self.done: set[int] = set()
         self.lasts: dict[str, str] = {}
-        self.coders = [KernelCoder(self.system, k, f"_{self.cell.name}_{'_'.join(_names(k))}") for k in self.kernels_of]
+        self.coders = [KernelCoder(self.system, k, f"_{self.cell.name}_{together(_names(k))}") for k in self.kernels_of]
         self.backwards = [BackwardCoder(c) for c in self.coders]
+        self.decoding: dict[int, DecodeCoder] = {}
         self.pairs: dict[int, PairsCoder | RankCoder] = {}
         for step in plan.steps:
             if isinstance(step, Scan) and step.chunks is not None and not step.chunks.beside and paired(step):
@@ -119,8 +124,12 @@ class FusedCellCoder(CellCoder):
     def code(self) -> CellCode:
         code = super().code()
         sequential = {id(s): c for s in self.plan.steps if (c := self.loops.get(id(s))) is not None and c.kernels}
-        if not self.kernels_of and not self.pairs and not sequential:
-            return code
+        if self.kernels_of or self.pairs or sequential:
+            code = self.by_kernels(code, sequential)
+        return self.by_token(code)
+
+    def by_kernels(self, code: CellCode, sequential: Mapping[int, LoopCode]) -> CellCode:
+        """With the kernels for sequences."""
         self.fusing = {id(step): k for k in self.kernels_of for step in k.steps}
         self.block_class = FusedBlock
         names = self.input_names
@@ -159,18 +168,68 @@ class FusedCellCoder(CellCoder):
             helpers=frozenset(self.helpers),
         )
 
+    def by_token(self, code: CellCode) -> CellCode:
+        """With the kernels for one token."""
+        coders = [
+            DecodeCoder(self.system, k, f"_{self.cell.name}_{together(s.name for s in k.streams)}_token")
+            for k in decodes(self.plan)
+        ]
+        if not coders:
+            return code
+        self.decoding = {id(step): c for c in coders for step in c.kernel.steps}
+        self.fusing, self.lasts, self.block_class, self.one_token = {}, {}, FusedBlock, True
+        lines = self.equations()
+        first = self.first + len(code.operators)
+        operators = [f"token_{i}" for i, _ in enumerate(coders, first)]
+        parts = tuple(c.text() for c in coders)
+        self.helpers |= {
+            "_DecodeCell",
+            "_Decode",
+            "_decode",
+            "_decode_operator",
+            *(f for c in coders for f in c.functions),
+        }
+        bases = [b for b in code.base.split(", ") if b != "_Cell"]
+        if not code.fused:
+            bases = ["_FusedCell", *bases]
+            self.helpers |= {"_FusedCell"}
+        return replace(
+            code,
+            base=", ".join(["_DecodeCell", *bases]),
+            parts=(*code.parts, *parts),
+            token=tuple(lines),
+            token_kernels=tuple(f"({c.name}_parts, {several(map(quoted, c.all_dims))})" for c in coders),
+            registrations=(
+                *code.registrations,
+                *(line for c, name in zip(coders, operators, strict=True) for line in c.registration(name)),
+            ),
+            operators=(*code.operators, *operators),
+            helpers=frozenset(self.helpers),
+        )
+
     # --- the equations by kernels ---
 
     def roots(self, step: Step) -> tuple[Expr, ...]:
+        if self.one_token:
+            coder = self.decoding.get(id(step))
+            if coder is None:
+                return needs(alone(step))
+            return (*coder.kernel.inputs, *coder.kernel.fixed) if step is coder.kernel.steps[0] else ()
         kernel = self.fusing.get(id(step))
         if kernel is None:
             return super().roots(step)
         return (*kernel.inputs, *kernel.fixed) if step is kernel.steps[0] else ()
 
     def chunks(self, step: Step) -> Chunks | None:
-        return None if id(step) in self.fusing else super().chunks(step)
+        return None if self.one_token or id(step) in self.fusing else super().chunks(step)
+
+    def ranks(self, step: Step) -> RankChunks | None:
+        return None if self.one_token and id(step) in self.decoding else super().ranks(step)
 
     def step_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
+        if self.one_token:
+            self.token_lines(step, block, table, values)
+            return
         kernel = self.fusing.get(id(step))
         if (paired(step) or ranked(step)) and isinstance(block, FusedBlock):
             coder = self.pairs.get(id(step))
@@ -212,9 +271,39 @@ class FusedCellCoder(CellCoder):
             self.lasts[s.name] = made[-1]
         block.assign(", ".join(made), f"_kernel(run, {coder.name}_kernel, {', '.join(args)})")
 
+    def token_lines(self, step: Step, block: Block, table: NameTable, values: dict[str, str]) -> None:
+        """One token of a step: the call of its kernel where it is the kernel's first."""
+        coder = self.decoding.get(id(step))
+        if coder is None:
+            super().step_lines(alone(step), block, table, values)
+            return
+        k = coder.kernel
+        if step is not k.steps[0]:
+            return
+        assert isinstance(block, FusedBlock)
+        block.lines += [cut(f"# {s.name}[t] = {expr_text(s.expr, self.system.names)}") for s in k.streams if s.declared]
+        tokens = [block.raw(n) for n in k.inputs]
+        fixed = [block.aligned_code(n, n.dims) for n in k.fixed]
+        states = [self.earlier(s.name, 1) for s in k.streams]
+        sizes = [f"self.{d}" for d in coder.all_dims]
+        args = [f"[{', '.join(x)}]" for x in (tokens, fixed, states, sizes)] + ["out"]
+        if coder.number_names:
+            args.append(f"[{', '.join(self.scalars(block, coder))}]")
+        made: list[str] = []
+        for node in k.results:
+            made.append(table.new(self.system.names.get(node) or self.output_of(node)))
+            block.variables[node] = made[-1]
+        for s in k.streams:
+            made.append(table.new(s.name))
+            values[s.name] = made[-1]
+            if s.declared and s.depth == 1:
+                self.finals[s.name] = made[-1]
+        targets = ", ".join(made) if len(made) > 1 else several(made)
+        block.assign(targets, f"_decode({coder.name}_kernel, {', '.join(args)})")
+
     def loop_lines(self, step: Loop, block: Block, table: NameTable, values: dict[str, str]) -> None:
         kernels = self.loops[id(step)].kernels
-        if kernels is None or not isinstance(block, FusedBlock):
+        if kernels is None or self.one_token or not isinstance(block, FusedBlock):
             super().loop_lines(step, block, table, values)
             return
         hoisted = [block.given(n, n.dims) for n in step.hoisted]
@@ -256,7 +345,7 @@ class FusedCellCoder(CellCoder):
         wide = any(any(c in reads for c in n.children) and not isinstance(n, Linear) for n in walk(*around))
         return "dtype" if wide else "out"
 
-    def scalars(self, block: Block, coder: KernelCoder) -> list[str]:
+    def scalars(self, block: Block, coder: Frame) -> list[str]:
         """Code of the numbers that a kernel is given."""
         out: list[str] = []
         for node in coder.number_names:
@@ -271,9 +360,7 @@ class FusedCellCoder(CellCoder):
         """The value of a kernel's state before the first token."""
         lag = kernel.lags[i]
         stream = kernel.streams[i - lag + 1]
-        if not stream.declared:
-            return f"state.{stream.name}[:, {lag - 1}]"
-        return f"state.{stream.name}" if lag == 1 else f"state.{stream.name}_past[:, {lag - 2}]"
+        return self.earlier(stream.name, lag)
 
     def computed(self, field: StateField) -> str | None:
         streams = {s.name: s for s in self.system.streams}

@@ -10,7 +10,7 @@ from rnnc.closure import Block, Moebius, Tropical, Variable
 
 from ..torch.text import docstring
 from .adjoint import BackwardCoder
-from .kernel import Leaf
+from .frame import Leaf
 from .maps import Composition
 
 

@@ -56,12 +56,12 @@ class RankCoder:
         ]
         sizes = [f"{n} of {' x '.join(d)}" for n, d in (("HEADS", c.heads), ("K", c.mixed), ("V", c.columns)) if d]
         prose = {
-            "system": "",
-            "solve": "",
-            "pairs": "Of each chunk of C tokens, S[t] = a S[t-1] + u c + k v with c = w S[t-1]: what its tokens read "
-            "of each other makes a triangular system. With its inverse, all c are `w_in` S + `early` v, S the state "
-            "that enters and v the chunk's; reads are `q_in` S + `scores` v; and the state that leaves is `over_chunk` "
-            "S + `u_out` (`w_in` S) + `k_out` v. A program has one segment of one sequence of one head.",
+            "system": "Of each chunk of C tokens, S[t] = a S[t-1] + u c + k v with c = w S[t-1]: c = `system` c + "
+            "`reads` v + what w reads of the state that enters. A program has one segment of one sequence of one head.",
+            "solve": "Of each chunk the inverse of 1 - `system`.",
+            "pairs": "Of each chunk, S being the state that enters and v the chunk's: all c are `w_in` S + `early` v, "
+            "reads are `q_in` S + `scores` v, and the state that leaves is `over_chunk` S + `u_out` (`w_in` S) + "
+            "`k_out` v. A program has one segment of one sequence of one head.",
             "forward": "A program has one sequence of one head and BV of its values, and goes from chunk to chunk with "
             "the state [BK, BV] in registers. Where KEEP, the states that enter chunks are written for the backward.",
             "backward": "The same programs, from the last chunk to the first, with the state's gradient in registers.",
@@ -71,7 +71,7 @@ class RankCoder:
             "pairs_back": "From these the gradients of w, u, q, k and of factors along keys.",
             "factors_back": "From these the gradients of the factors.",
         }
-        head = "\n".join(equations) if what == "pairs" else ""
+        head = "\n".join(equations) if what == "system" else ""
         return described(text, what, (head, f"{prose[what]} {', '.join(sizes)}."))
 
     def registration(self, operator: str) -> list[str]:

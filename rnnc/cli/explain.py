@@ -59,6 +59,8 @@ def _cell_lines(cell: Mapping[str, Any], color: bool) -> Iterator[str]:
         yield f"  {paint(', '.join(group['states']), 'bold', color)}: {group['kernel']} (family: {group['family']})"
         if group["triton"]:
             yield f"      on a GPU: {group['triton']}"
+        if group["step"]:
+            yield f"      one token there: {group['step']}"
         for text in (f"why: {group['reason']}", group["certificate"] and f"certificate: {group['certificate']}"):
             yield from _wrapped(text)
         for text in _behaviour(group):

@@ -269,9 +269,10 @@ def _by_kernels(
     out: torch.dtype,
     beside: Sequence[tuple[Tensor, tuple[int, ...], Sequence[Any]]] = (),
 ) -> tuple[Tensor, ...]:
-    """`_chunked` with one write by the kernels of `operator`, products' operands in `low` and what is read in `out`.
+    """`_chunked` by the kernels of `operator`, products' operands in `low` and what is read in `out`.
 
-    PyTorch computes it in float64, and where a key is too long for a program.
+    Several writes are as many tokens: the first has the factor, and reads what was before; the last reads what is
+    after. PyTorch computes it in float64, and where a key is too long for a program.
     """
     state = initial.permute(0, *(i + 1 for i in order))
     sizes = state.shape[1:]
@@ -300,16 +301,32 @@ def _by_kernels(
     if a is not None:
         a = laid(a, None, heads, *own)
     found = [laid(x, low, heads, shape, keys) for x, shape in queries]
-    k, v = (laid(x, low, heads, g) for x, g in zip(writes[0], (keys, values)))
+    count = len(writes)
+    k = _woven([laid(x, low, heads, keys) for x, _ in writes])
+    v = _woven([laid(x, low, heads, values) for _, x in writes])
     q = found[0] if len(found) == 1 else torch.cat(found, -2)
     if beside:
         columns = [x.permute(0, *(i + 1 for i in axes)).reshape(*state.shape[:3], 1) for x, axes, _ in beside]
-        v = torch.cat([v, *(laid(x, low, heads, (1,)) for _, _, (x,) in beside)], -1)
+        v = torch.cat([v, *(_woven([laid(x, low, heads, (1,)) for x in xs]) for _, _, xs in beside)], -1)
         state = torch.cat([state, *columns], -1)
+    if count > 1:
+        a = None if a is None else _woven([a] + [torch.ones_like(a)] * (count - 1))
+        early, late = q[..., :before, :], q[..., before:, :]
+        between = torch.zeros_like(q)
+        first, last = torch.cat([early, between[..., before:, :]], -2), torch.cat([between[..., :before, :], late], -2)
+        q = _woven([first, *[between] * (count - 2), last])
     _reject_tangents(*(x for x in (a, q, k, v, state) if x is not None))
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, q, k, v, state))
-    reads, final, _ = operator(a, q, k, v, state, run.cu_seqlens, before, keep, out)
+    ends = None if run.cu_seqlens is None else run.cu_seqlens * count
+    reads, final, _ = operator(a, q, k, v, state, ends, before, keep, out)
+    if count > 1:
+        reads = torch.cat([reads[:, ::count, :, :before], reads[:, count - 1 :: count, :, before:]], -2)
     axes = (heads, keys, values)
     return _chunk_results(
         lead, reads, final, [shape for _, shape in queries], axes, order, [own for _, own, _ in beside]
     )
+
+
+def _woven(values: Sequence[Tensor]) -> Tensor:
+    """Values [B, T, ...] one after the other for each token: [B, T * their number, ...]."""
+    return values[0] if len(values) == 1 else torch.stack(list(values), 2).flatten(1, 2)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..torch.module import _Cell
 from ..torch.time import _check_packing, _packed, _Run
+from .decode import _Decode, _decode_fits
 
 
 def _interpreted() -> bool:
@@ -32,7 +33,7 @@ def _multiplied_dtype(low: torch.dtype) -> torch.dtype:
 
 
 class _KernelCell(_Cell):
-    """A cell with kernels for some or all of its recurrences, over sequences; one token is PyTorch's.
+    """A cell with kernels for some or all of its recurrences, over sequences.
 
     A subclass has `_fused(run, dtype, low, out, inputs, state)`: the equations by kernels, with learned maps in `low`
     and what kernels write in `out`.
@@ -64,7 +65,8 @@ class _KernelCell(_Cell):
         raise NotImplementedError
 
     def _sequences(self, values: tuple[Tensor, ...], state: Any, cu_seqlens: Tensor | None) -> tuple[Any, Any]:
-        if not isinstance(values[0], Tensor) or not self._runs_kernels(values[0].device):
+        runs = isinstance(values[0], Tensor) and self._runs_kernels(values[0].device)
+        if not runs or not self._fused_kernels:
             return super()._sequences(values, state, cu_seqlens)
         inputs, dtype, out = self._prepare(values, "BT")
         batch, steps = count, _ = inputs[0].shape[:2]
@@ -101,3 +103,50 @@ class _FusedCell(_KernelCell):
             why = "Triton is not installed" if tl is None else f"Triton runs on a GPU, and the inputs are on {device}"
             raise RuntimeError(f'backend="triton": {why} (TRITON_INTERPRET=1 runs its interpreter anywhere)')
         return runs
+
+
+class _DecodeCell(_KernelCell):
+    """A cell with Triton kernels for one token, which have no gradients: where those may be wanted, in float64, and
+    where states are too large for a program, PyTorch steps.
+
+    A subclass has `_token_by_kernels(run, dtype, low, out, inputs, state)`, as `_fused` is for sequences.
+    """
+
+    _decodes: tuple[tuple[_Decode, tuple[str, ...]], ...]
+    """The kernels, and the dims whose sizes each is given."""
+
+    def _token(self, values: tuple[Tensor, ...], state: Any) -> tuple[Any, Any]:
+        if not self._decodes_on(values[0]) or not self._without_gradients(values, state):
+            return super()._token(values, state)
+        inputs, dtype, out = self._prepare(values, "B")
+        fits = (_decode_fits(decode, [getattr(self, d) for d in dims]) for decode, dims in self._decodes)
+        if dtype == torch.float64 or not all(fits):
+            return super()._token(values, state)
+        inputs = [v if v.dtype in (torch.float16, torch.bfloat16) else x for v, x in zip(values, inputs)]
+        state = self._state(state, inputs[0].shape[0], dtype, inputs[0].device)
+        low = _product_dtype(out, inputs[0].device)
+        run = _Run((inputs[0].shape[0],), inputs[0])
+        outputs, state = self._token_by_kernels(run, dtype, low, out, *inputs, state)
+        return self._result(outputs, out), state
+
+    def _decodes_on(self, value: Any) -> bool:
+        """Whether kernels can run on the device of an input."""
+        if self.backend in ("torch", "reference") or not isinstance(value, Tensor) or tl is None:
+            return False
+        return value.device.type == "cuda" or _interpreted()
+
+    def _without_gradients(self, values: tuple[Any, ...], state: Any) -> bool:
+        """Whether no derivative can be asked of a call with these inputs and this state."""
+        held = state if isinstance(state, tuple) else ()
+        given = [v for v in (*values, *held, *self.parameters()) if isinstance(v, Tensor)]
+        if torch.is_grad_enabled() and any(v.requires_grad for v in given):
+            return False
+        return torch.compiler.is_compiling() or not any(_is_dual(v) for v in given)
+
+    def _token_by_kernels(self, run: _Run, *inputs: Any) -> tuple[tuple[Tensor, ...], Any]:
+        raise NotImplementedError
+
+
+def _is_dual(value: Tensor) -> bool:
+    """Whether a forward-mode derivative goes with a value."""
+    return torch.autograd.forward_ad.unpack_dual(value).tangent is not None
