@@ -292,6 +292,14 @@ def test_forward_derivatives_are_not_lost() -> None:
     torch.testing.assert_close(moved, out, rtol=1e-4, atol=1e-5)  # linear in v, from a state of zeros
 
 
+def test_many_at_once() -> None:
+    """`torch.vmap` of a step: kernels have no rule for it, PyTorch has."""
+    cell = build(TEXTS["mingru"], backend="triton", D=8).requires_grad_(False)
+    x = torch.randn(3, 2, 8)
+    together = torch.vmap(lambda x: cell.step(x)[0])(x)
+    torch.testing.assert_close(together, torch.stack([cell.step(each)[0] for each in x]))
+
+
 def test_what_pytorch_steps() -> None:
     """float64, states that no program can hold, other backends; an empty batch takes the kernel."""
     text = TEXTS["mlstm"]

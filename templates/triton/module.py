@@ -1,5 +1,8 @@
 """What generated classes with fused kernels share."""
 
+# What functorch wraps has no public name.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import os
@@ -136,17 +139,18 @@ class _DecodeCell(_KernelCell):
         return value.device.type == "cuda" or _interpreted()
 
     def _without_gradients(self, values: tuple[Any, ...], state: Any) -> bool:
-        """Whether no derivative can be asked of a call with these inputs and this state."""
+        """Whether no derivative can be asked of a call with these inputs and this state, nor many calls at once."""
         held = state if isinstance(state, tuple) else ()
         given = [v for v in (*values, *held, *self.parameters()) if isinstance(v, Tensor)]
         if torch.is_grad_enabled() and any(v.requires_grad for v in given):
             return False
-        return torch.compiler.is_compiling() or not any(_is_dual(v) for v in given)
+        return torch.compiler.is_compiling() or not any(_is_transformed(v) for v in given)
 
     def _token_by_kernels(self, run: _Run, *inputs: Any) -> tuple[tuple[Tensor, ...], Any]:
         raise NotImplementedError
 
 
-def _is_dual(value: Tensor) -> bool:
-    """Whether a forward-mode derivative goes with a value."""
-    return torch.autograd.forward_ad.unpack_dual(value).tangent is not None
+def _is_transformed(value: Tensor) -> bool:
+    """Whether a forward-mode derivative goes with a value, or it stands for many of `torch.vmap`."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return wrapped or torch.autograd.forward_ad.unpack_dual(value).tangent is not None
