@@ -8,10 +8,11 @@
 #   printf '/.whl/\n/.peers/\n' >> .git/info/exclude
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #       --platform manylinux_2_28_x86_64 -d .whl \
-#       lark==1.3.1 fla-core==0.6.0 einops==0.8.2 packaging==26.3 accelerated-scan==0.3.1 minGRU-pytorch==0.2.1
+#       lark==1.3.1 fla-core==0.6.0 einops==0.8.2 packaging==26.3 accelerated-scan==0.3.1 minGRU-pytorch==0.2.1 mlstm-kernels==2.0.6
 #
 # And mamba-ssm's scan, which is no wheel: its folder csrc/selective_scan (github.com/state-spaces/mamba; tried e9594ce)
-# as .peers/selective_scan. It is compiled there, with nvcc, while the tests run; so is accelerated-scan's CUDA scan.
+# as .peers/selective_scan. It is compiled there, with nvcc, while the tests run; so is accelerated-scan's CUDA scan. Its
+# SSD is Triton: its folder mamba_ssm without the __init__.py at its top, as .peers/mamba_ssm.
 
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +22,7 @@ END=$((SECONDS + 570))
 SITE=$(mktemp -d)
 BUILT=$(mktemp -d)
 export PYTHONUNBUFFERED=1 TORCH_EXTENSIONS_DIR=$BUILT
-export PYTHONPATH=$PWD:$SITE:$BUILT/selective_scan_cuda${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$PWD:$SITE:$PWD/.peers:$BUILT/selective_scan_cuda${PYTHONPATH:+:$PYTHONPATH}
 failed=()
 
 # step NAME SECONDS COMMAND...: as long as that, or as is left.

@@ -1,4 +1,4 @@
-"""Matrix states in chunks of tokens, on fla's six shapes, against fla's kernels."""
+"""Matrix states in chunks of tokens, on fla's six shapes, against the kernels of fla, mlstm-kernels and mamba-ssm."""
 
 from __future__ import annotations
 
@@ -28,9 +28,34 @@ def chunked(module: str, name: str) -> Callable[[], Callable[..., Tensor]]:
     return build
 
 
+def mlstm() -> Callable[..., Tensor]:
+    """mlstm-kernels': heads before tokens. Its backward leaves the normaliser's gradient out, and so does less work."""
+    function: Any = import_module("mlstm_kernels.torch.chunkwise.triton_xl_chunk").mlstm_chunkwise__xl_chunk
+
+    def call(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor) -> Tensor:
+        given = (x.transpose(1, 2).contiguous() for x in (q, k, v, i, f))
+        # At its default number of warps it is wrong in 16 bits.
+        return function(*given, autocast_kernel_dtype=q.dtype, num_warps_intra=8).transpose(1, 2)
+
+    return call
+
+
+def ssd() -> Callable[..., Tensor]:
+    """Mamba-2's, every head being a group."""
+    function: Any = import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
+
+    def call(q: Tensor, k: Tensor, v: Tensor, d: Tensor) -> Tensor:
+        rate = torch.full((q.shape[2],), -1.0, device=q.device)
+        return function(v, d, rate, k, q, chunk_size=256)
+
+    return call
+
+
 PEERS = {
     "onedecay": [Peer("fla chunk_simple_gla", chunked("fla.ops.simple_gla", "chunk_simple_gla"))],
     "keydecay": [Peer("fla chunk_gla", chunked("fla.ops.gla", "chunk_gla"))],
+    "mlstm": [Peer("mlstm-kernels xl_chunk", mlstm)],
+    "ssd": [Peer("mamba-ssm ssd_combined", ssd)],
 }
 
 

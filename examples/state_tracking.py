@@ -163,11 +163,17 @@ def best(results: Sequence[Result], cell: str, task: str) -> Result:
     return max((r for r in results if (r.cell, r.task) == (cell, task)), key=lambda r: r.beyond)
 
 
+def _scores(found: Sequence[float]) -> str:
+    """The best of all seeds; the worst too, where it is another."""
+    worst, best = (f"{round(x, 2) + 0.0:.2f}" for x in (min(found), max(found)))
+    return best if worst == best else f"{best} ({worst})"
+
+
 def table(results: Sequence[Result], cells: Sequence[str], tasks: Sequence[str]) -> str:
     """Markdown: for each cell and task the accuracy at lengths beyond training."""
     lines = [f"| | eigenvalues, as proved | {' | '.join(tasks)} |", "|---|---|" + "---|" * len(tasks)]
     for cell in cells:
-        scores = [f"{round(best(results, cell, task).beyond, 2) + 0.0:.2f}" for task in tasks]
+        scores = [_scores([r.beyond for r in results if (r.cell, r.task) == (cell, task)]) for task in tasks]
         lines.append(f"| {NAMES[cell]} | {proved(CELLS / f'{cell}.rnn')} | {' | '.join(scores)} |")
     return "\n".join(lines)
 
@@ -224,7 +230,9 @@ def main() -> None:
                 scores = f"{made.within:>8.2f}{made.beyond:>8.2f}{made.cpu_seconds:>7.0f}"
                 print(f"{cell:16}{task:10}{seed:>5}{made.steps:>7}{made.learned:>9}{scores}", flush=True)
     minutes = (time.perf_counter() - start) / 60
-    print(f"\n{table(results, arguments.cells, arguments.tasks)}\n\nscaled accuracy on {LONGEST + 1} to {TEST} letters")
+    said = f"scaled accuracy on {LONGEST + 1} to {TEST} letters"
+    said += ", of the best seed (and the worst)" * (arguments.seeds > 1)
+    print(f"\n{table(results, arguments.cells, arguments.tasks)}\n\n{said}")
     plot(results, arguments.cells, arguments.tasks, arguments.plot)
     print(f"{minutes:.1f} minutes; the accuracy at each length is plotted in {arguments.plot}")
     if arguments.json:

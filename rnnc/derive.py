@@ -205,12 +205,14 @@ def _extremum(better: str) -> Rule:
 
 
 def _logaddexp(d: Derivation, node: Apply, g: Expr) -> tuple[Expr | None, ...]:
-    def share(x: Expr) -> Expr:
+    def share(x: Expr, y: Expr) -> Expr:
+        # Of the operands alone: the result has no digits left, at large ones, to tell how far it is from either.
         empty = d.graph.apply("eq", x, d.number(-math.inf))
-        weight = d.graph.apply("exp", d.graph.apply("sub", x, node))
+        weight = d.graph.apply("sigmoid", d.graph.apply("sub", x, y))
         return d.mul(g, d.graph.apply("where", empty, d.number(0.0), weight))
 
-    return share(node.args[0]), share(node.args[1])
+    a, b = node.args
+    return share(a, b), share(b, a)
 
 
 def _abs(d: Derivation, x: Expr, y: Expr) -> Expr:

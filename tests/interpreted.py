@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, ScanOps, TensorHandle
 
-_cast = InterpreterBuilder.cast_impl
+_cast, _dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
 
 
 def _rounded(self: Any, source: Any, kind: Any) -> Any:
@@ -40,6 +40,16 @@ def _scanned(self: Any, inputs: Any) -> list[Any]:
     return [self.to_tensor(d, x.dtype) for d, x in zip(data, inputs, strict=True)]
 
 
+def _multiplied(self: Any, a: Any, b: Any, total: Any, *options: Any) -> Any:
+    """A product; of bfloat16 numbers, of whose bits the interpreter makes integers."""
+    a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+    return _dot(self, a, b, total, *options)
+
+
 def install() -> None:
-    for owner, name, method in ((InterpreterBuilder, "cast_impl", _rounded), (ScanOps, "generic_scan", _scanned)):
+    for owner, name, method in (
+        (InterpreterBuilder, "cast_impl", _rounded),
+        (InterpreterBuilder, "create_dot", _multiplied),
+        (ScanOps, "generic_scan", _scanned),
+    ):
         setattr(owner, name, method)

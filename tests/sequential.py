@@ -7,17 +7,18 @@ from hypothesis import strategies as st
 from tests.elementwise import Program
 
 HEAD = """cell Random
-dim H = 2, P = 3, Q = P, D = H * P
-input x[H, P], w[P], z[H, P] in [0, 1], done: bool
+dim H = 2, P = 3, Q = P, D = H * P, J = 2
+input x[H, P], w[P], z[H, P] in [0, 1], done: bool, k[J, P]
 param U[P, Q] = normal(0.5), V[H, P, Q] = normal(0.5), u[P] = uniform(0.1, 0.4)
 buffer E[P, Q] = eye
-const k = 0.3
+const gain = 0.3
 """
 INPUTS: dict[str, tuple[tuple[str, ...], str]] = {
     "x": (("H", "P"), "real"),
     "w": (("P",), "real"),
     "z": (("H", "P"), "unit"),
     "done": ((), "rare"),
+    "k": (("J", "P"), "real"),
 }
 # `$` is anything of bounded size, `%` a weight in [0, 1], `@` the state a token ago; all of [H, P] or fewer.
 MIXED = (
@@ -30,7 +31,7 @@ MIXED = (
     "linear[P](tanh(linear[P](@)) * w)",
     "sum[Q](U * @[P -> Q])",
     "sum[Q](V * (w * @)[P -> Q])",
-    "sum[Q](E * U * @[P -> Q] * k)",
+    "sum[Q](E * U * @[P -> Q] * gain)",
     "linear(@[H * P -> D] -> D)[D -> H * P]",
     "u * sum[P](w * @)",
     "mean[H](@) - max[P](@ + x)",
@@ -43,7 +44,7 @@ MIXED = (
     "sum[H, P](@ * x) / (1 + sum[P](square(@)))",
     "grad(sum[P](square(sum[Q](U * @[P -> Q]) - w)), @)",
 )
-FREE = ("x", "w", "x + u", "x[t-1]", "k * linear(x -> P)", "z * w", "0.5", "where(done, w, x)")
+FREE = ("x", "w", "x + u", "x[t-1]", "gain * linear(x -> P)", "z * w", "0.5", "where(done, w, x)")
 WEIGHT = ("z", "sigmoid(w)", "sigmoid(linear[P](@) + x)", "sigmoid(@)", "0.7", "where(done, 0, z)", "sigmoid(u)")
 FORMS = (
     ("h[H, P]", "h[t] = tanh($ + !)"),
@@ -52,6 +53,12 @@ FORMS = (
     ("h[H, P], c[H, P]", "c[t] = % * c[t-1] + (1 - %) * tanh(! + $)\nh[t] = % * tanh(c[t])"),
     ("c[P] = 1, h[H, P]", "h[t] = 0.5 * h[t-2] + 0.3 * tanh(c[t-1] + !)\nc[t] = mean[H](% * h[t]) - 0.2 * c[t-3] + u"),
     ("h[H, P], s", "s[t] = 0.5 * s[t-1] + mean[H, P](x * !)\nh[t] = tanh($ + s[t] * @) + 0.1 * tanh(!)"),
+    ("h[H, P]", "h[t] over J = 0.6 * @ + 0.4 * tanh($ + k * !)"),
+    (
+        "c[P] = 1, h[H, P]",
+        "c[t] over J = 0.5 * c[t-1] * mean[H](% + @) + k * tanh(c[t-1] + mean[H](x * !))\n"
+        "h[t] = tanh(c[t] + $) + 0.2 * c[t-2]",
+    ),
     (
         "S[H, P, Q], h[H, P]",
         "S[t] = 0.8 * S[t-1] + 0.1 * x * tanh(!)[P -> Q]\nh[t] = tanh(sum[Q](S[t] * w[P -> Q]) + @)",
@@ -72,7 +79,7 @@ def sequential(draw: st.DrawFn) -> Program:
         while mark in text:
             text = text.replace(mark, f"({draw(st.sampled_from(choices))})", 1)
     text = text.replace("@", "h[t-1]")
-    sizes = {"H": draw(st.integers(1, 3)), "P": draw(st.sampled_from((1, 2, 5, 17)))}
+    sizes = {"H": draw(st.integers(1, 3)), "P": draw(st.sampled_from((1, 2, 5, 17))), "J": draw(st.integers(1, 3))}
     if "D" in text:
-        sizes = {"H": 2, "P": 3}
+        sizes |= {"H": 2, "P": 3}
     return Program(f"{HEAD}state {states}\n{text}\n{draw(st.sampled_from(OUTPUTS))}\n", sizes, INPUTS)

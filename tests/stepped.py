@@ -87,6 +87,110 @@ u = sum[K](S[t-1] * k)
 S[t] = tanh(S[t-1] + b * k * (v - u))
 output sum[K](S[t] * k)
 """
+SEVERAL = """\
+cell Several
+dim J = 3, H = 2, P = 4, Q = P, D = 5
+input x[J, H, P], y[D], z[J]
+param U[J, P, Q] = normal(0.4), w[P] = uniform(0.1, 0.4), v[J, H] = normal(0.5)
+state g[D], S[H, P], h[D]
+g[t] = tanh(linear(h[t-1], g[t-1] -> D) + y)
+e = linear(g[t] -> J, H, P)
+seen = x + e * w + v * mean[D](h[t-1])
+S[t] over J = 0.7 * S[t-1] + tanh(linear[P](S[t-1]) + sum[Q](U * S[t-1][P -> Q]) + seen) * z + 0.1 * S[t-2]
+h[t] = tanh(linear(S[t] -> D)) + 0.2 * h[t-1] * max[H, P](S[t-1])
+output h[t]
+"""
+EACH = """\
+cell Each
+dim J = 2, P = 4
+input x[J, P]
+state S[P], R[P]
+S[t] over J = tanh(linear[P](x * S[t-1])) + 0.2 * R[t-1]
+R[t] over J = 0.5 * R[t-1] + linear[P](layernorm[P](R[t-1] + x)) + S[t] * sigmoid(x)
+output R[t]
+"""
+FORGETS = """\
+cell Forgets
+dim J = 3, P = 4
+input x[J, P], done[J]: bool
+state S[P] = 0.3
+S[t] over J = where(done, x, 0.5) + S[t-2] * 0.5
+output S[t]
+output S[t-1]
+"""
+TURNING = """\
+cell Turning
+dim J = 2, N = 3
+input z[J, N]: complex, x[J]
+state s[N]: complex
+s[t] over J = 0.5 * s[t-1] / (1 + 0.1 * sum[N](real(s[t-1] * conj(s[t-1])))) + z * x
+output s[t]
+"""
+SOLVING = """\
+cell Solving
+dim J = 2, P = 3, Q = P
+input x[J, P], k[J]
+buffer E[P, Q] = eye
+state h[P], q[P]
+h[t] over J = tanh(solve[P, Q](3 * E + 0.1 * h[t-1] * tanh(h[t-1][P -> Q]), x + h[t-1])) + 0.1 * q[t-1]
+q[t] over J = max(q[t-1] * k, x) + softmax[P](h[t] + q[t-1])
+output q[t] + h[t]
+"""
+LEARNING = """\
+cell Learning
+dim J = 3, H = 2, K = 3, V = 4
+input k[J, H, K], v[J, H, V], b[J, H]
+state S[H, K, V]
+S[t] over J = tanh(S[t-1] - 0.3 * sigmoid(b) * grad(sum[V](square(sum[K](k * S[t-1]) - v)), S[t-1]))
+output S[t]
+"""
+COMMITTEE = """\
+cell Committee
+dim H = 3, P = 4, Q = P, E = 7, J = 2
+const keep in [0, 1] = 0.9
+input x[E], k[J, H, P], done: bool
+param A[H, P, Q] = normal(0.3), tau[E] = normal(1), bias[J, H] = zeros
+buffer band[P, Q] = eye
+state fast[H, P], slow[E] = param
+gate a = sigmoid(tau)
+hint = linear(slow[t-1] -> H, P, bias=true)
+old = sum[Q]((A - band) * fast[t-1][P -> Q]) + linear[P](rmsnorm[P](fast[t-1]))
+fast[t] over J = where(done, 0, keep * fast[t-1]) + 0.3 * tanh(old + k * hint + bias)
+vote = softmax[H](sum[P](fast[t] * hint))
+said = linear(sum[H](vote * fast[t]) -> E)
+slow[t] = (1 - a) * slow[t-1] + a * tanh(linear(x, slow[t-1] -> E) + said + 0.1 * slow[t-3])
+output slow[t]
+output y = vote
+"""
+SWARM = """\
+cell Swarm
+dim N = 6, D = 5
+const dt in (0, 1] = 0.2, K = 1.5
+input w[N], x[D], z: complex
+param g[D] = uniform(0.1, 0.9), leak[D] = uniform(-1, 1)
+state theta[N] = 0.1, v[D], b[D] = 1, f: complex
+s = sum[N](sin(theta[t-1])) / N
+c = sum[N](cos(theta[t-1])) / N
+theta[t] = theta[t-1] + dt * (w + K * (s * cos(theta[t-1]) - c * sin(theta[t-1])) + 0.1 * max[D](v[t-1]))
+f[t] = 0.9 * f[t-1] / (1 + abs(f[t-1])) + z * (c + 1j * s) + 0.1 * logsumexp[D](v[t-1])
+fire = v[t-1] > b[t-1]
+v[t] = where(fire, 0, sigmoid(leak) * v[t-1]) + g * x + 0.1 * real(f[t]) + 0.05 * mean[D](min(v[t-1], v[t-2]))
+b[t] = 0.9 * b[t-1] + 0.2 * fire + 0.01 * expm1(-square(v[t-1]))
+output v[t]
+output field = abs(f[t])
+output theta[t]
+"""
+OVER = {
+    "several": SEVERAL,
+    "each": EACH,
+    "forgets": FORGETS,
+    "turning": TURNING,
+    "solving": SOLVING,
+    "learning": LEARNING,
+    "committee": COMMITTEE,
+}
+"""Updates over a dim: of states that need others, by a matrix for each small step, that forget what was, of complex
+numbers, by small systems, of a matrix by a gradient; beside a state of another size."""
 SOLVED = """\
 cell Solved
 dim H = 2, P = 3, N = H * P, M = N
@@ -100,6 +204,7 @@ output x[t]
 """
 CELLS = {
     "matrix": MATRIX,
+    "swarm": SWARM,
     "norm": NORM,
     "lags": LAGS,
     "mixed": MIXED,

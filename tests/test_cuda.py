@@ -23,7 +23,7 @@ from tests.families import compiled
 from tests.modules import generate, load
 from tests.oracles import CASES
 from tests.sequential import sequential
-from tests.stepped import CELLS, LAGS, PACKED, STEPPED, TEXTS, WIDE, check, results
+from tests.stepped import CELLS, LAGS, OVER, PACKED, STEPPED, TEXTS, WIDE, check, results
 from tests.test_compiled import disagreeing
 
 host = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -56,7 +56,7 @@ def compare(emulation: Emulation, text: str, sizes: dict[str, int], lead: int | 
 
 @pytest.mark.slow
 def test_which_examples_have_kernels() -> None:
-    """All that is stepped, but for updates `over` a dim, and what Triton's kernels step."""
+    """All that is stepped, but for what Triton's kernels step."""
     named = {n for n in CASES if "_Cuda(" in generate((EXAMPLES / f"{CASES[n].file}.rnn").read_text(encoding="utf-8"))}
     assert named == set(STEPPED)
 
@@ -79,6 +79,24 @@ def test_cells(name: str, emulation: Emulation) -> None:
     for lead in (3, PACKED, 1):
         emulation.calls.clear()
         compare(emulation, CELLS[name], {}, lead, torch.float32)
+
+
+@host
+@pytest.mark.parametrize("name", [n if n == "several" else pytest.param(n, marks=pytest.mark.slow) for n in OVER])
+def test_updates_over_a_dim(name: str, emulation: Emulation) -> None:
+    for order, lead in ((0, 3), (1, PACKED), (5, PACKED)):
+        emulation.order = order
+        emulation.calls.clear()
+        compare(emulation, OVER[name], {}, lead, torch.float32)
+
+
+@host
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("several", torch.bfloat16), pytest.param("each", torch.float16, marks=pytest.mark.slow)]
+)
+def test_updates_over_a_dim_in_16_bits(name: str, dtype: torch.dtype, emulation: Emulation) -> None:
+    compare(emulation, OVER[name], {}, 3, dtype)
+    assert all("#define LOW 1" in c.text for c in emulation.calls)
 
 
 @host
@@ -254,6 +272,9 @@ def test_emit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", str(EXAMPLES / "lstm.rnn"), "--emit", "cuda"]) == 0
     text = capsys.readouterr().out
     assert text.count('extern "C" __global__') == 2 and "mma.sync" in text and "#include" not in text
+    assert text.startswith("// c, h: 4 matrix products a token, at most 1 of them one after the other.\n")
+    assert main(["compile", str(EXAMPLES / "gruv1.rnn"), "--emit", "cuda"]) == 0
+    assert capsys.readouterr().out.startswith("// h: 3 matrix products a token, at most 2 of them one after")
     assert main(["compile", str(EXAMPLES / "mingru.rnn"), "--emit", "cuda"]) == 0
     assert capsys.readouterr().out == "// MinGRU has no recurrence that is stepped by CUDA kernels.\n"
 

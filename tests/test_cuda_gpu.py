@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.modules import load
 from tests.oracles import CASES
-from tests.stepped import CELLS, LAGS, PACKED, STEPPED, TEXTS, WIDE, check, results
+from tests.stepped import CELLS, LAGS, OVER, PACKED, STEPPED, TEXTS, WIDE, check, results
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,6 +39,13 @@ def on_gpu(name: str, lead: int | Sequence[int], dtype: torch.dtype, sizes: dict
 def test_values_and_gradients(name: str, dtype: torch.dtype, lead: int | Sequence[int]) -> None:
     text, sizes = ALL[name]
     check(on_gpu(name, lead, dtype), results(text, sizes, lead, "reference", torch.float64), EXACT[dtype])
+
+
+@pytest.mark.parametrize("lead", [9, PACKED], ids=["whole", "packed"])
+@pytest.mark.parametrize("name", OVER)
+def test_updates_over_a_dim(name: str, lead: int | Sequence[int]) -> None:
+    got = [x.cpu() for x in results(OVER[name], {}, lead, "auto", torch.float32, "cuda")]
+    check(got, results(OVER[name], {}, lead, "reference", torch.float64), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", EXACT, ids=str)

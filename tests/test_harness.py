@@ -262,3 +262,12 @@ def test_every_backend_that_can_run_is_tested(
     titles = [line for line in shown.splitlines() if line.startswith("GRU, backend ")]
     assert len(titles) == len(ran) and all(name in title for name, title in zip(ran, titles, strict=True))
     assert (said in titles[0]) if said else ("not tested" not in shown)
+
+
+def test_kernels_for_a_gpu_where_there_is_none(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["test", str(EXAMPLES / "gru.rnn"), "--cases", "1"]) == 0
+    shown = capfd.readouterr().out
+    assert "GRU, backend torch" in shown and "not tested: cuda (there is no GPU)" in shown

@@ -106,10 +106,10 @@ def test_many_random_cells(text: str, length: int, seed: int, keys: int) -> None
     assert compared(text, length, seed=seed, K=keys, V=8) < 1e-5
 
 
-@pytest.mark.parametrize("form", ["one", "keys"])
-def test_sixteen_bits(form: str) -> None:
-    """float16: with products of float32 operands, only what comes in and goes out is rounded."""
-    assert compared(FORMS[form], 20, batch=1, dtype=torch.float16, K=32, V=8) < 2e-3
+@pytest.mark.parametrize(("form", "dtype", "most"), [("one", torch.float16, 2e-3), ("keys", torch.bfloat16, 1e-2)])
+def test_sixteen_bits(form: str, dtype: torch.dtype, most: float) -> None:
+    """float16 has products of float32 operands: only what comes in and goes out is rounded. bfloat16 has its own."""
+    assert compared(FORMS[form], 20, batch=1, dtype=dtype, K=32, V=8) < most
 
 
 @pytest.mark.parametrize("form", ["one", "keys"])

@@ -108,6 +108,7 @@ def launches(case: Case, target: str = "sm_90", step: bool = False) -> list[Laun
     """The launches of one call of a cell and of its backward; or of a step of one token, which has none."""
     made = module(case.text)
     made._interpreted = lambda: True
+    made._multiplied_dtype = lambda low: low
     made._segments = lambda *_: case.segments
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.version, "hip", "6.4" if TARGETS[target].backend == "hip" else None)

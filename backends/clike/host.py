@@ -18,9 +18,9 @@ from functools import cache
 from importlib import resources
 from itertools import groupby
 
-from .nest import extent, index, length, loops, size
+from .nest import extent, held, index, length, loops, size
 from .scalar import functions, identifier
-from .stages import Array, Nest, Product, Stage, System
+from .stages import Array, Nest, Product, Repeat, Stage, Stages, System
 from .step import Half, Step
 
 WIDTH = 112
@@ -44,7 +44,7 @@ def host_file(step: Step) -> File:
     body = "\n\n".join([packed.text(step), *parts])
     body = "\n".join(part for line in body.split("\n") for part in wrapped(line))
     tools = [_template("product.h")] if packed.matrices else []
-    tools += [_template("system.h")] if any(isinstance(s, System) for f in frames for s in f.half.stages.order) else []
+    tools += [_template("system.h")] if any(isinstance(s, System) for f in frames for s in f.half.stages.all) else []
     used = library("".join([*tools, body]))
     cplx = "typedef struct {\n  real re, im;\n} cplx;\n" if "cplx" in body + "".join(used) else ""
     text = "\n\n".join(p.rstrip() for p in [_template("host.h") + cplx, *used, *tools, body]) + "\n"
@@ -154,6 +154,8 @@ class _Frame:
         self.first["d_history"] = self.first["d_values"] + streams
         self.extra = [r.array for r in half.results if r.array.role not in ("new", "d_past")]
         self.used: dict[Array, None] = {}
+        self.stages = half.stages
+        self.repeat: Repeat | None = None
 
     # --- Place ---
 
@@ -165,6 +167,8 @@ class _Frame:
         return f"p_{array.name}"
 
     def bounds(self, dim: str) -> tuple[str, str]:
+        if dim == self.stages.held:
+            return held(dim), f"{held(dim)} + 1"
         return ("lo", "hi") if dim == self.half.free else ("0", size(dim))
 
     # --- text ---
@@ -187,12 +191,7 @@ class _Frame:
             lines.append(f"real *const packed = p[{self.first['packed']}];")
             lines += packed.offsets()
             lines.append("(void)b;")
-        body: list[str] = []
-        for is_product, group in groupby(self.half.stages.order, _operand):
-            if is_product:
-                body += self._products([p for p in group if isinstance(p, Product)], packed)
-            else:
-                body += [line for stage in group for line in self._stage(stage)]
+        body = self._order(self.half.stages, packed)
         rows = "last - row < tile ? last - row : tile"
         if self.back:
             count = ["while (rows < most && length[row + rows] > t) ++rows;"]
@@ -214,16 +213,51 @@ class _Frame:
             start = f"s_{a.name} + tile * ({_room(a)})"
         return lines
 
-    def _stage(self, stage: Stage) -> list[str]:
+    def _order(self, stages: Stages, packed: _Packed) -> list[str]:
+        lines: list[str] = []
+        before, self.stages = self.stages, stages
+        for is_product, group in groupby(stages.order, _operand):
+            if is_product:
+                lines += self._products([p for p in group if isinstance(p, Product)], packed)
+            else:
+                lines += [line for stage in group for line in self._stage(stage, packed)]
+        self.stages = before
+        return lines
+
+    def _stage(self, stage: Stage, packed: _Packed) -> list[str]:
         match stage:
             case Nest():
                 self.used = {}
-                inner = loops(stage, self.half.stages, self, self.half.hints)
+                inner = loops(stage, self.stages, self, self.half.hints)
                 return self._rows([*self._pointers(self.used), *inner])
             case System():
                 return self._system(stage)
+            case Repeat():
+                return self._repeat(stage, packed)
             case Product():
                 raise AssertionError("products go in groups")
+
+    def _repeat(self, s: Repeat, packed: _Packed) -> list[str]:
+        i, n = held(s.over), size(s.over)
+        self.repeat = s
+        lines = [f"memset(s_{a.name}, 0, sizeof(real) * rows * ({_room(a)}));" for a in s.sums]
+        most = n if s.back is None else f"{n} - 1"
+        lines += [f"for (long {i} = 0; {i} < {most}; ++{i}) {{", *_indented(self._order(s.steps, packed)), "}"]
+        if s.back is not None:
+            lines += [f"for (long {i} = {n} - 1; {i} >= 0; --{i}) {{", *_indented(self._order(s.back, packed)), "}"]
+        self.repeat = None
+        return lines
+
+    def _run(self, a: Array) -> str:
+        """Where what small steps hand on begins: at the outermost one it is another array."""
+        assert self.repeat is not None
+        run, i = self.repeat.runs[a], held(self.repeat.over)
+        slot = f"({i}{f' {run.shift:+}'.replace('-', '- ').replace('+', '+ ') if run.shift else ''})"
+        room = f"({POINTERS[a.kind]} *)(s_{run.room.name} + m * ({_room(run.room)})) + {slot} * ({length(a.dims)})"
+        if run.end is None:
+            return room
+        inner = i if run.first else f"{i} + 1 < {size(self.repeat.over)}"
+        return f"{inner} ? {room} : ({self._address(run.end)})"
 
     def _rows(self, lines: list[str]) -> list[str]:
         token = ["const long token = start[row + m] + t;"] if any("token" in x for x in lines) else []
@@ -232,7 +266,7 @@ class _Frame:
     def _pointers(self, arrays: Iterable[Array]) -> list[str]:
         lines: list[str] = []
         for a in arrays:
-            const = "const " if a.role in ("hoisted", "fixed", "past") or (a.role == "new" and self.back) else ""
+            const = "const " if a.role in ("hoisted", "fixed", "past", "run") or (a.role == "new" and self.back) else ""
             kind = f"{const}{POINTERS[a.kind]}"
             lines.append(f"{kind} *restrict {self.pointer(a)} = {self._address(a)};")
         return lines
@@ -246,6 +280,8 @@ class _Frame:
 
         whole = n if re.fullmatch(r"\w+", n) else f"({n})"
         match a.role:
+            case "run" | "next":
+                return self._run(a)
             case "scratch":
                 return f"({kind} *)(s_{a.name} + m * ({_room(a)}))"
             case "hoisted":

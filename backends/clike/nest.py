@@ -38,6 +38,11 @@ def size(dim: str) -> str:
     return f"n_{identifier(dim)}"
 
 
+def held(dim: str) -> str:
+    """The entry of a dim that a small step is at."""
+    return f"j_{identifier(dim)}"
+
+
 def length(dims: Sequence[str]) -> str:
     """How many entries dims have, as code."""
     return " * ".join(size(d) for d in dims) or "1"
@@ -85,6 +90,8 @@ class Body:
         self.nest, self.values, self.place, self.hints = nest, stages.values, place, hints
         self.names = NameTable(RESERVED)
         self.env = {d: f"i_{identifier(d)}" for d in nest.dims}
+        if stages.held:
+            self.env[stages.held] = held(stages.held)
         self.own = set(nest.nodes)
         self.code: dict[Expr, Code] = {}
         self.loads: dict[str, str] = {}

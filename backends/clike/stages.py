@@ -8,12 +8,18 @@ Non-goals: text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from rnnc.ir import Apply, Expr, Graph, Kind, Linear, Merge, Normalize, Reduce, Rename, Solve, Split, Type
 from rnnc.plan import is_number
+
+from .primitive import primitive
+
+if TYPE_CHECKING:
+    from .over import Over
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,33 @@ class System:
     col: str
 
 
-Stage = Nest | Product | System
+@dataclass(frozen=True)
+class Run:
+    """An array that small steps hand on. It lies in `room`, at the entry of this small step and `shift`; at the first
+    entry of all, or at the last, it is `end`."""
+
+    room: Array
+    end: Array | None
+    first: bool
+    shift: int
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Small steps, one for each entry of `over`; within, arrays with that dim are at that entry.
+
+    Where there is `back`, `steps` only make the running values that it reads, without the last one, and it goes from
+    the last entry to the first. `sums` begin at 0.
+    """
+
+    over: str
+    steps: Stages
+    back: Stages | None
+    runs: Mapping[Array, Run]
+    sums: tuple[Array, ...] = ()
+
+
+Stage = Nest | Product | System | Repeat
 
 
 @dataclass(frozen=True)
@@ -94,83 +126,21 @@ class Stages:
     depth: int
     values: Mapping[Expr, Array]
     """Where each node is that some stage reads from memory."""
+    held: str | None = None
+    """The dim that arrays are at one entry of."""
+
+    @property
+    def all(self) -> Iterator[Stage]:
+        """The stages, and those within small steps."""
+        for stage in self.order:
+            yield stage
+            if isinstance(stage, Repeat):
+                yield from stage.steps.all
+                yield from stage.back.all if stage.back else ()
 
     @property
     def products(self) -> tuple[Product, ...]:
-        return tuple(s for s in self.order if isinstance(s, Product))
-
-
-def primitive(graph: Graph, roots: Iterable[Expr], stop: Iterable[Expr]) -> dict[Expr, Expr]:
-    """The same expressions with norms, means and `logsumexp` written out; nothing below `stop` is looked at."""
-    stop, done = set(stop), dict[Expr, Expr]()
-    stack = [(r, False) for r in roots]
-    while stack:
-        node, ready = stack.pop()
-        if node in done:
-            continue
-        if node in stop or not node.children or is_number(node):
-            done[node] = node
-        elif ready:
-            done[node] = _primitive(graph, graph.rebuild(node, tuple(done[c] for c in node.children)))
-        else:
-            stack.append((node, True))
-            stack.extend((c, False) for c in node.children)
-    return done
-
-
-def _primitive(graph: Graph, node: Expr) -> Expr:
-    match node:
-        case Reduce(op="sum", over=over, arg=arg) if any(d not in arg.dims for d in over):
-            inner = [d for d in over if d in arg.dims]
-            value = graph.reduce("sum", inner, arg) if inner else arg
-            for d in over:
-                if d not in arg.dims:
-                    value = graph.apply("mul", graph.ref("size", d), value)
-            return value
-        case Linear(arg=arg) if arg.kind == "complex":
-            # The matrix is real.
-            parts = [graph.rebuild(node, (graph.apply(part, arg),)) for part in ("real", "imag")]
-            return graph.apply("add", parts[0], graph.apply("mul", graph.lit(1j), parts[1]))
-        case Linear(arg=arg) if arg.kind == "bool":
-            return graph.rebuild(node, (graph.apply("mul", arg, graph.lit(1.0)),))
-        case Reduce(op="mean", over=over, arg=arg):
-            return _mean(graph, [d for d in over if d in arg.dims], arg)
-        case Reduce(op="max" | "min" as op, over=over, arg=arg):
-            inner = [d for d in over if d in arg.dims]
-            return graph.reduce(op, inner, arg) if inner else arg
-        case Reduce(op="logsumexp", over=over, arg=arg):
-            inner = [d for d in over if d in arg.dims]
-            return _logsumexp(graph, inner, arg) if inner else arg
-        case Normalize(op="softmax", over=over, arg=arg):
-            power = graph.apply("exp", graph.apply("sub", arg, graph.reduce("max", over, arg)))
-            return graph.apply("div", power, graph.reduce("sum", over, power))
-        case Normalize(op=op, over=over, arg=arg, eps=eps):
-            if op == "layernorm":
-                arg = graph.apply("sub", arg, _mean(graph, over, arg))
-            square = graph.apply("square", arg)
-            if arg.kind == "complex":
-                square = graph.apply("real", graph.apply("mul", arg, graph.apply("conj", arg)))
-            size = graph.reduce("sum", over, square) if op == "l2norm" else _mean(graph, over, square)
-            return graph.apply("mul", arg, graph.apply("rsqrt", graph.apply("add", size, graph.lit(eps))))
-        case _:
-            return node
-
-
-def _mean(graph: Graph, over: Sequence[str], arg: Expr) -> Expr:
-    if not over:
-        return arg
-    size: Expr = graph.lit(1.0)
-    for d in over:
-        size = graph.apply("mul", size, graph.ref("size", d))
-    return graph.apply("div", graph.reduce("sum", over, arg), size)
-
-
-def _logsumexp(graph: Graph, over: Sequence[str], arg: Expr) -> Expr:
-    most = graph.reduce("max", over, arg)
-    infinite = graph.apply("eq", graph.apply("abs", most), graph.lit(float("inf")))
-    shift = graph.apply("where", infinite, graph.lit(0.0), most)
-    total = graph.reduce("sum", over, graph.apply("exp", graph.apply("sub", arg, shift)))
-    return graph.apply("add", graph.apply("log", total), shift)
+        return tuple(s for s in self.all if isinstance(s, Product))
 
 
 def base(node: Expr) -> Expr:
@@ -188,7 +158,8 @@ def operands(node: Expr) -> tuple[Expr, ...]:
 class Stager:
     """Orders the computation of `results`. `given` are the nodes that are in memory; `weight` the learned matrices.
 
-    `hint` names nodes, `new` makes distinct names.
+    `hint` names nodes, `new` makes distinct names. `overs` are the results of updates over a dim, which are one
+    operation each; `held` the dim that arrays are at an entry of.
     """
 
     def __init__(
@@ -199,24 +170,30 @@ class Stager:
         results: Sequence[Store],
         hint: Mapping[Expr, str],
         new: Callable[[str], str],
+        overs: Mapping[Expr, Over] | None = None,
+        held: str | None = None,
     ) -> None:
-        self.graph, self.weight, self.new = graph, weight, new
+        self.graph, self.weight, self.new, self.overs, self.held = graph, weight, new, overs or {}, held
         self.values: dict[Expr, Array] = dict(given)
         self.given = frozenset(given)
-        done = primitive(graph, [r.node for r in results], given)
+        inputs = {o: o.inputs for o in self.overs.values()}
+        done = primitive(graph, [*(r.node for r in results), *(e for i in inputs.values() for e in i)], given)
+        self.inputs = {o: {done[e]: dims for e, dims in i.items()} for o, i in inputs.items()}
+        self.done = done
         self.hint = {**{done[n]: h for n, h in hint.items() if n in done}, **hint}
         self.results = [Store(r.array, self._spread(done[r.node], r.array), r.add) for r in results]
         self.fixed = {n for n, a in given.items() if a.role == "fixed"}
         self.matrices: dict[Expr, _Matrix] = {}
-        self.nodes = self._below([r.node for r in self.results])
+        self.nodes = self._below([*(r.node for r in self.results), *self.overs])
         self.level: dict[Expr, int] = {}
         self.scratch: list[Array] = []
 
     def _spread(self, node: Expr, array: Array) -> Expr:
         """A node with all dims of the array that it goes to."""
-        if set(node.dims) == set(array.dims):
+        dims = tuple(d for d in array.dims if d != self.held)
+        if set(node.dims) == set(dims):
             return node
-        return self.graph.apply("like", node, self.graph.ref("input", "", Type(array.dims)))
+        return self.graph.apply("like", node, self.graph.ref("input", "", Type(dims)))
 
     def _below(self, roots: Iterable[Expr]) -> list[Expr]:
         """What is to be computed, operands first. Finds the products with matrices on the way."""
@@ -229,23 +206,30 @@ class Stager:
                 out.append(node)
             elif node not in seen and node not in self.given and not is_number(node):
                 seen.add(node)
-                if not isinstance(node, Apply | Reduce | Rename | Split | Merge | Linear | Solve):
+                known = isinstance(node, Apply | Reduce | Rename | Split | Merge | Linear | Solve)
+                if not known and node not in self.overs:
                     raise NotImplementedError(type(node).__name__)
                 if (found := self._matrix(node)) is not None:
                     self.matrices[node] = found
-                below = operands(node) if found is None else (found.operand,)
+                below = self.operands(node) if found is None else (found.operand,)
                 stack.append((node, True))
                 stack.extend((c, False) for c in below[::-1])
         return out
 
+    def operands(self, node: Expr) -> tuple[Expr, ...]:
+        return tuple(self.inputs[self.overs[node]]) if node in self.overs else operands(node)
+
     def _matrix(self, node: Expr) -> _Matrix | None:
         """A node as the product with a matrix that no token changes."""
         if isinstance(node, Linear) and node.kind == "real":
-            axes = [("kept", d) for d in node.kept]
+            array = self.weight[node.weight]
+            # One that has a matrix for each small step has that dim among the kept ones.
+            kept = array.dims[: len(array.dims) - len(node.outs) - len(node.ins)]
+            axes = [("kept", d) for d in kept]
             axes += [("in" if node.transposed else "out", d) for d in node.outs]
             axes += [("out" if node.transposed else "in", d) for d in node.ins]
             outs, ins = (node.ins, node.outs) if node.transposed else (node.outs, node.ins)
-            return _Matrix(self.weight[node.weight], node.arg, node.kept, outs, ins, tuple(axes))
+            return _Matrix(array, node.arg, kept, outs, ins, tuple(axes))
         if not isinstance(node, Reduce) or node.op != "sum" or node.kind != "real":
             return None
         factors = list(_factors(node.arg, self.given))
@@ -260,7 +244,8 @@ class Stager:
                 for x in rest[1:] or ([self.graph.lit(1.0)] if operand.kind == "bool" else []):
                     operand = self.graph.apply("mul", operand, x)
                 array, names = self.renamed(f) or (self.values[base(f)], ())
-                axes = tuple(("in" if d in node.over else "kept" if d in kept else "out", d) for d in names)
+                each = {*kept, self.held}
+                axes = tuple(("in" if d in node.over else "kept" if d in each else "out", d) for d in names)
                 parts = [tuple(d for r, d in axes if r == role) for role in ("kept", "out", "in")]
                 # Rows and columns must each be one stretch of axes.
                 if sum(a[0] != b[0] for a, b in pairwise(axes)) < len([p for p in parts if p]):
@@ -317,7 +302,10 @@ class Stager:
     def direct(self, node: Expr, dims: tuple[str, ...]) -> Array | None:
         """The array that holds a node in this order."""
         found = self.renamed(node)
-        return found[0] if found is not None and found[1] == dims and found[0].padded is None else None
+        if found is None or found[1] != dims or found[0].padded is not None:
+            return None
+        # What small steps hand on is now here, now there.
+        return found[0] if found[0].role != "run" else None
 
     def _ask(self) -> None:
         for node in self.nodes:
@@ -327,6 +315,8 @@ class Stager:
             elif isinstance(node, Solve):
                 matrix, rhs = self._system_dims(node)
                 self.level[node] = max(self.in_memory(node.matrix, matrix), self.in_memory(node.rhs, rhs))
+            elif node in self.overs:
+                self.level[node] = max((self.in_memory(*e) for e in self.inputs[self.overs[node]].items()), default=0)
             elif isinstance(node, Rename | Split | Merge):
                 continue
             else:
@@ -367,6 +357,9 @@ class Stager:
             elif isinstance(node, Solve):
                 for part, dims in zip((node.matrix, node.rhs), self._system_dims(node), strict=True):
                     before(part, dims, self.level[node])
+            elif node in self.overs:
+                for e, dims in self.inputs[self.overs[node]].items():
+                    before(e, dims, self.level[node])
             elif node in self.level:
                 if node in latest:
                     late = latest[node] - (1 if isinstance(node, Reduce) else 0)
@@ -405,6 +398,8 @@ class Stager:
                 out = self._array(node, (*(d for d in node.dims if d != node.row), node.row))
                 made = System(out, matrix, rhs, matrix_dims, rhs_dims, node.row, node.col)
                 first.setdefault(self.level[node], []).append(made)
+            elif node in self.overs and node not in self.values:
+                first.setdefault(self.level[node], []).append(self._repeat(self.overs[node], self.level[node]))
         self._share()
         order: list[Stage] = []
         keys = {(self.level[n], n.dims) for n in self.nodes if self.pointwise(n)} | {*self._stores, *self._sums}
@@ -414,13 +409,13 @@ class Stager:
                 nodes = tuple(n for n in self.nodes if self.pointwise(n) and (self.level[n], n.dims) == key)
                 stores, sums = self._stores.get(key, []), self._sums.get(key, [])
                 order.append(Nest(key[1], nodes, tuple(stores), tuple(sums)))
-        return Stages(tuple(order), tuple(self.scratch), self._depth(), self.values)
+        return Stages(tuple(order), tuple(self.scratch), self._depth(), self.values, self.held)
 
     def _depth(self) -> int:
         """The longest chain of products that need each other."""
         deep: dict[Expr, int] = {}
         for node in self.nodes:
-            below = (self.matrices[node].operand,) if node in self.matrices else operands(node)
+            below = (self.matrices[node].operand,) if node in self.matrices else self.operands(node)
             deep[node] = max((deep.get(c, 0) for c in below), default=0) + (1 if node in self.matrices else 0)
         return max(deep.values(), default=0)
 
@@ -435,18 +430,59 @@ class Stager:
         """Where a node lies in this order; has it stored there if it does not."""
         if (array := self.direct(node, dims)) is not None:
             return array
-        if node.kind == "complex":
-            raise NotImplementedError("complex operands")
         at = self.level[node] if self.pointwise(node) else level - 1
         for store in self._stores.get((at, node.dims), []):
             if store.node is node and store.array.dims == dims and not store.add:
                 return store.array
-        array = Array(self.new(self.hint.get(node) or "operand"), dims, "real", "scratch", len(self.scratch))
+        array = Array(self.new(self.hint.get(node) or "operand"), dims, node.kind, "scratch", len(self.scratch))
         self.scratch.append(array)
         self._stores.setdefault((at, node.dims), []).append(Store(array, node))
         if self.pointwise(node):
             self.values.setdefault(node, array)
         return array
+
+    def _repeat(self, over: Over, level: int) -> Repeat:
+        small = over.small
+        at = {e: self._operand(self.done[e], dims, level) for e, dims in over.inputs.items()}
+        given = {part: at[whole] for part, whole in small.given.items() if whole in at}
+
+        def between(name: str) -> tuple[Array, Array, Array]:
+            """Room for what goes from one small step to the next, and what reads and writes it."""
+            room = Array(self.new(f"{name}_room"), (small.over, *small.type.dims), small.type.kind)
+            self.scratch.append(room)
+            read, write = (
+                Array(self.new(f"{name}{end}"), small.type.dims, small.type.kind, role)
+                for end, role in (("_run", "run"), ("_next", "next"))
+            )
+            return room, read, write
+
+        def staged(stores: Sequence[Store], more: Mapping[Expr, Array]) -> Stages:
+            hints = {**small.hints, **self.hint}
+            inner = Stager(self.graph, {**given, **more}, self.weight, stores, hints, self.new, held=small.over)
+            stages = inner.stages()
+            self.scratch.extend(stages.scratch)
+            return stages
+
+        name = over.past.name.removesuffix("_prev")
+        room, run, after = between(name)
+        runs = {run: Run(room, over.past, True, -1), after: Run(room, over.out, False, 0)}
+        steps = staged([Store(after, small.expr)], {small.running: run})
+        if over.arriving is None or over.cotangent is None or over.flows is None:
+            assert over.out is not None
+            self.values.update({node: over.out for node, o in self.overs.items() if o is over})
+            return Repeat(small.over, steps, None, runs)
+        back_room, flow, flown = between(f"d_{name}")
+        (_, onward), *others = over.flows.items()
+        arrays = [self._array(node, node.dims) for node in over.flows]
+        runs |= {flow: Run(back_room, at[over.arriving], False, 1), flown: Run(back_room, arrays[0], True, 0)}
+        stores = [Store(flown, self.graph.lit(0.0) if onward is None else onward)]
+        stores += [
+            Store(a, value, small.over not in a.dims)
+            for a, (_, value) in zip(arrays[1:], others, strict=True)
+            if value is not None
+        ]
+        back = staged([*stores, *(Store(a, e) for a, e in over.kept)], {small.running: run, over.cotangent: flow})
+        return Repeat(small.over, steps, back, runs, tuple(s.array for s in stores if s.add))
 
     def _share(self) -> None:
         """An array for each pointwise node that another nest reads, or a view."""

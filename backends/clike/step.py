@@ -25,6 +25,7 @@ from rnnc.lower import Stream
 from rnnc.plan import Loop, inside
 
 from ..torch.block import NameTable
+from .over import Over, Small, back_steps, small_step
 from .scalar import RESERVED, identifier
 from .stages import Array, Stager, Stages, Store, mixed_dims
 
@@ -51,6 +52,7 @@ class Half:
     results: tuple[Store, ...]
     free: str | None
     hints: Mapping[Expr, str]
+    overs: Mapping[Expr, Over]
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,6 @@ class StepMaker:
     """Derives a `Step` from a loop of the plan."""
 
     def __init__(self, graph: Graph, loop: Loop, hints: Mapping[Expr, str], weights: Mapping[str, tuple[str, ...]]):
-        if over := next((s.over for s in loop.streams if s.over), None):
-            raise Unsupported(f"an update over {over}")
         self.graph, self.loop = graph, loop
         self.body = inside(loop)
         self.hints = {n: identifier(h) for n, h in hints.items() if n in self.body}
@@ -95,6 +95,8 @@ class StepMaker:
                 if past and isinstance(node, Ref) and node not in self.pasts and node not in self.given:
                     self.pasts[node] = self._past(node, names[node.name])
         self.given |= self.pasts
+        self.smalls: dict[Expr, Small] = {}
+        """Small steps by what stands for their result."""
         self.updates = self._substituted(names)
 
     def _enter(self, node: Expr, role: str, index: int, hints: Mapping[Expr, str]) -> Array:
@@ -121,6 +123,12 @@ class StepMaker:
                 else:
                     done[node] = self.graph.rebuild(node, tuple(done[c] for c in node.children))
             value = done[s.expr]
+            if s.over:
+                # No name of a program begins with this sign.
+                result = self.graph.ref("state", f"∂over_{s.name}", s.type)
+                self.smalls[result] = small_step(self.graph, s, value, self.hints)
+                made[s.name] = result
+                continue
             if set(value.dims) != set(s.type.dims):
                 value = self.graph.apply("like", value, self.graph.ref("input", "", s.type))
             if s.type.kind == "complex" and value.kind != "complex":
@@ -135,12 +143,15 @@ class StepMaker:
             backward, weighed = self._backward()
         except NotImplementedError as e:
             raise Unsupported(str(e)) from e
-        graphs = _above([r.node for h in (forward, backward) for r in h.results], self.given)
+        overs = [o for h in (forward, backward) for o in h.overs.values()]
+        inner = [e for o in overs for e in (*o.inputs, *o.inner)]
+        graphs = _above([*(r.node for h in (forward, backward) for r in h.results), *inner], self.given)
         consts = dict.fromkeys(n.name for n in graphs if isinstance(n, Ref) and n.role == "const")
         arrays = [a for h in (forward, backward) for a in h.stages.values.values()]
         arrays += [*self.hoisted, *self.fixed, *(r.array for h in (forward, backward) for r in h.results)]
         arrays += [a for h in (forward, backward) for a in h.stages.scratch]
         sizes = dict.fromkeys(d for a in arrays for d in a.dims)
+        sizes.update(dict.fromkeys(o.small.over for o in overs))
         sizes.update(dict.fromkeys(n.name for n in graphs if isinstance(n, Ref) and n.role == "size"))
         sizes.update(dict.fromkeys(d for n in graphs for d in n.dims))
         return Step(
@@ -155,13 +166,24 @@ class StepMaker:
             tuple(sizes),
         )
 
-    def _half(self, given: Mapping[Expr, Array], results: Sequence[Store], hints: Mapping[Expr, str]) -> Half:
-        stager = Stager(self.graph, given, self.weight, results, hints, self.table.new)
+    def _half(
+        self,
+        given: Mapping[Expr, Array],
+        results: Sequence[Store],
+        hints: Mapping[Expr, str],
+        overs: Mapping[Expr, Over],
+    ) -> Half:
+        """`results` of small steps are made there, all others by the stages around them."""
+        own = {a for o in overs.values() for a in (o.out, *(a for a, _ in o.kept))}
+        around = [r for r in results if r.array not in own]
+        stager = Stager(self.graph, given, self.weight, around, hints, self.table.new, overs)
         stages = stager.stages()
-        mixed = mixed_dims([r.node for r in results], given)
+        inner = [e for o in overs.values() for e in (*o.inputs, *o.inner)]
+        mixed = mixed_dims([*(r.node for r in results), *inner], given)
         dims = [set(r.array.dims) for r in results]
         common = [d for d in self.streams[0].type.dims if d not in mixed and all(d in x for x in dims)]
-        return Half(stages, tuple(results), common[0] if common else None, stager.hint)
+        hints = {**stager.hint, **{n: h for o in overs.values() for n, h in o.small.hints.items()}}
+        return Half(stages, tuple(results), common[0] if common else None, hints, overs)
 
     def _forward(self) -> Half:
         self.new = [
@@ -169,41 +191,49 @@ class StepMaker:
             for i, s in enumerate(self.streams)
         ]
         results = [Store(a, e) for a, e in zip(self.new, self.updates, strict=True)]
-        return self._half(self.given, results, self.hints)
+        overs: dict[Expr, Over] = {}
+        for i, (s, new, update) in enumerate(zip(self.streams, self.new, self.updates, strict=True)):
+            if s.over:
+                overs[update] = Over(self.smalls[update], self._past_of(i), new)
+        return self._half(self.given, results, self.hints, overs)
+
+    def _past_of(self, index: int) -> Array:
+        """The array of a stream a token ago, be it read or not."""
+        s = self.streams[index]
+        node = self.graph.ref("state", s.name, s.type, 1)
+        if node not in self.given:
+            self.given[node] = self.pasts[node] = self._past(node, index)
+        return self.given[node]
 
     # --- backward ---
 
     def _backward(self) -> tuple[Half, tuple[Weighed, ...]]:
         graph = self.graph
         given = dict(self.given)
-        cotangents: dict[Expr, Expr] = {}
+        arrivals: list[Expr | None] = []
         for i, (s, update, new) in enumerate(zip(self.streams, self.updates, self.new, strict=True)):
             if s.type.kind == "bool":
+                arrivals.append(None)
                 continue
             # No name of a program begins with this sign.
-            arriving: Expr = graph.ref("state", f"∂{s.name}", s.type)
+            arriving = graph.ref("state", f"∂{s.name}", s.type)
+            arrivals.append(arriving)
             name = self.table.new(f"d_{identifier(s.name)}")
             given[arriving] = Array(name, s.type.dims, s.type.kind, "d_new", i)
-            if update in cotangents:
-                arriving = graph.apply("add", cotangents[update], arriving)
-            cotangents[update] = arriving
-            if update.children and update not in given:
+            if (update.children or s.over) and update not in given:
                 given[update] = new
-        below = _above(self.updates, self.given)
-        targets = [n for n in below if n in self.given and n.kind != "bool"]
-        watch = [n for n in below if isinstance(n, Linear) and n not in self.given]
-        found = pull_back(graph, cotangents, targets, watch)
+        results: list[Store] = []
+        weighed: list[Weighed] = []
+        found, watch, overs = self._pulled(arrivals, results, weighed)
         hints = {**self.hints}
         for n, h in self.hints.items():
             if n in found and found[n].children:
                 hints.setdefault(found[n], f"d_{h}")
-        results: list[Store] = []
         for node, array in self.given.items():
             if node in found and array.role in ("hoisted", "past"):
                 role = f"d_{array.role}"
                 d = Array(self.table.new(f"d_{array.name}"), array.dims, array.kind, role, array.index, array.lag)
                 results.append(Store(d, found[node], role == "d_past"))
-        weighed: list[Weighed] = []
         for node in watch:
             if node in found:
                 weighed.append(self._of_map(node, found[node], results))
@@ -211,7 +241,79 @@ class StepMaker:
             if node in found and array.role == "fixed":
                 for term in _terms(found[node]):
                     self._of_fixed(array, term, results, weighed)
-        return self._half(given, results, hints), tuple(weighed)
+        return self._half(given, results, hints, overs), tuple(weighed)
+
+    def _pulled(
+        self, arrivals: Sequence[Expr | None], results: list[Store], weighed: list[Weighed]
+    ) -> tuple[dict[Expr, Expr], list[Linear], dict[Expr, Over]]:
+        """Cotangents of what is given and of learned maps, those maps, and the backward of updates over a dim."""
+        graph = self.graph
+        below = _above([*self.updates, *(n for s in self.smalls.values() for n in s.given.values())], self.given)
+        targets = [n for n in below if (n in self.given or n in self.smalls) and n.kind != "bool"]
+        watch = [n for n in below if isinstance(n, Linear) and n not in self.given]
+        found: dict[Expr, Expr] = {}
+        pending: dict[Expr, Expr] = {}
+        overs: dict[Expr, Over] = {}
+
+        def add(total: dict[Expr, Expr], node: Expr, value: Expr) -> None:
+            total[node] = graph.apply("add", total[node], value) if node in total else value
+
+        def pull() -> None:
+            for n, d in pull_back(graph, pending, targets, watch).items():
+                add(found, n, d)
+            pending.clear()
+
+        # A state is read by those behind it.
+        last = len(self.streams)
+        for i in range(last - 1, -1, -1):
+            arriving, result = arrivals[i], self.updates[i]
+            if result not in self.smalls or arriving is None:
+                continue
+            for update, d in zip(self.updates[i + 1 : last], arrivals[i + 1 : last], strict=True):
+                if d is not None:
+                    add(pending, update, d)
+            last = i
+            pull()
+            if result in found:
+                arriving = graph.apply("add", found.pop(result), arriving)
+            small = self.smalls[result]
+            flowing, flows, cotangent, maps = back_steps(graph, self.streams[i], small, arriving)
+            for node, value in flowing.items():
+                add(found if node in self.given else pending, node, value)
+            kept = [pair for m, d in maps.items() for pair in self._of_small_map(small, m, d, results, weighed)]
+            over = Over(small, self._past_of(i), None, arriving, cotangent, flows, kept)
+            overs.update(dict.fromkeys(flows, over))
+        for update, d in zip(self.updates[:last], arrivals[:last], strict=True):
+            if d is not None:
+                add(pending, update, d)
+        pull()
+        return found, watch, overs
+
+    def _of_small_map(
+        self, small: Small, node: Expr, cotangent: Expr, results: list[Store], weighed: list[Weighed]
+    ) -> list[tuple[Array, Expr]]:
+        """What small steps store of a learned map, so that its gradient is one product of all of them."""
+        assert isinstance(node, Linear)
+        letters = iter(ascii_lowercase[:-1])
+        each = next(letters)
+        whole = self.weight[node.weight].dims
+        kept = "".join(each if d == small.over else next(letters) for d in whole[: len(small.maps[node].kept)])
+        outs, ins = ("".join(next(letters) for _ in dims) for dims in (node.outs, node.ins))
+        sides = [(node.outs, outs), (node.ins, ins)]
+        parts: list[tuple[Array, Expr]] = []
+        texts: list[str] = []
+        for role, value, (dims, text) in zip(
+            ("left", "right"), (node.arg, cotangent), sides[:: 1 if node.transposed else -1], strict=True
+        ):
+            count = sum(r.array.role in ("left", "right") for r in results)
+            kind = value.kind if value.kind != "bool" else "real"
+            array = Array(self.table.new(f"{role}_{count}"), (small.over, *node.kept, *dims), kind, role, count)
+            results.append(Store(array, value))
+            parts.append((array, value))
+            texts.append(f"z{each}{kept.replace(each, '')}{text}")
+        equation = f"{','.join(texts)}->{kept}{outs}{ins}"
+        weighed.append(Weighed(self.weight[node.weight].index, equation, parts[0][0], parts[1][0]))
+        return parts
 
     def _operand(self, node: Expr, dims: tuple[str, ...], role: str, results: list[Store]) -> Array:
         """The array of all tokens' values of a node; one that is written anyway if there is one."""

@@ -12,7 +12,7 @@ from ..clike.stages import Array, System
 from ..clike.step import Half, Step, Unsupported
 from ..torch.text import quoted, several, wrap
 from .frame import FrameCoder
-from .kernel import Kernel
+from .parts import Kernel
 
 
 def kernels(step: Step) -> tuple[Kernel, Kernel] | None:
@@ -36,7 +36,7 @@ def _kernel(step: Step, half: Half, back: bool) -> Kernel:
 def head(step: Step, found: Sequence[Kernel]) -> str:
     """What both kernels are written in."""
     halves = (step.forward, step.backward)
-    systems = any(isinstance(s, System) for h in halves for s in h.stages.order)
+    systems = any(isinstance(s, System) for h in halves for s in h.stages.all)
     tools = [_template("clike/system.h").replace("static void", "FN void")] if systems else []
     body = "\n".join([*tools, *(k.text for k in found)])
     real = "#ifdef DOUBLE\ntypedef double real;\n#else\ntypedef float real;\n#endif\nstruct cplx {\n  real re, im;\n};"
@@ -46,8 +46,12 @@ def head(step: Step, found: Sequence[Kernel]) -> str:
 
 
 def text(step: Step, found: Sequence[Kernel]) -> str:
-    """Both kernels, and what they are written in."""
-    return "\n\n".join([head(step, found), *(k.text for k in found), ""])
+    """Both kernels, what they are written in, and what a token takes."""
+    names = ", ".join(s.name for s in step.streams)
+    stages = step.forward.stages
+    count, deep = len(stages.products), stages.depth
+    said = f"// {names}: {count} matrix products a token, at most {deep} of them one after the other."
+    return "\n\n".join([said, head(step, found), *(k.text for k in found), ""])
 
 
 def _fast(block: str) -> str:

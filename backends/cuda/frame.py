@@ -7,9 +7,10 @@ from itertools import groupby
 from ..clike.host import wrapped
 from ..clike.nest import length, size
 from ..clike.scalar import TYPES, identifier
-from ..clike.stages import Array, Product
+from ..clike.stages import Array
 from .hazards import barriers
-from .kernel import KINDS, Kernel, KernelCoder, flat, indented, stride
+from .kernel import KernelCoder
+from .parts import KINDS, Kernel, flat, indented, stride
 
 
 class FrameCoder(KernelCoder):
@@ -112,9 +113,7 @@ class FrameCoder(KernelCoder):
         """Where matrices lie, and the copies of those that the block keeps."""
         lines: list[str] = []
         for i, (key, m) in enumerate(self.matrices.items()):
-            p = next(
-                x for x in self.order if isinstance(x, Product) and (x.matrix, x.axes, x.kept, x.outs, x.ins) == key
-            )
+            p = next(x for x in self.stages.products if (x.matrix, x.axes, x.kept, x.outs, x.ins) == key)
             n, depth = length(p.outs), length(p.ins)
             kept = [d for d in p.kept if d == self.free]
             offset = ""

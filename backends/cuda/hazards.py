@@ -21,11 +21,13 @@ class Access:
 
 @dataclass(frozen=True)
 class Item:
-    """Some lines, what they touch, and whether they read numbers of this token from outside the block."""
+    """Some lines, what they touch, and whether they read numbers of this token from outside the block. `within` is what
+    they touch behind barriers of their own."""
 
     lines: tuple[str, ...]
     accesses: tuple[Access, ...]
     reads_tokens: bool = False
+    within: tuple[Access, ...] = ()
 
 
 def _clash(a: Access, b: Access) -> bool:
@@ -33,7 +35,7 @@ def _clash(a: Access, b: Access) -> bool:
 
 
 def barriers(items: Sequence[Item], rings: dict[str, int]) -> frozenset[int]:
-    """The items of a loop over tokens before which all threads wait. `rings` are the lengths of rings."""
+    """The items of a loop before which all threads wait. `rings` are the lengths of rings that turn with it."""
     found: set[int] = set()
     pending: list[Access] = []
     # What one round leaves is what the next one meets: by the third nothing changes.
@@ -50,6 +52,6 @@ def barriers(items: Sequence[Item], rings: dict[str, int]) -> frozenset[int]:
 def _later(access: Access, rings: dict[str, int]) -> Access:
     """The same entry, one token on."""
     name, lag = access.place
-    if lag is None:
+    if lag is None or name not in rings:
         return access
     return Access((name, (lag + 1) % rings[name]), access.write, access.owner)

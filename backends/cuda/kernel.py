@@ -12,82 +12,17 @@ what has flowed back to a token so far.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from string import ascii_lowercase
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from rnnc.ir import Expr, Reduce
+from rnnc.ir import Reduce
 
-from ..clike.nest import Body, gathered, length, neutral, size
+from ..clike.nest import Body, gathered, held, length, neutral, size
 from ..clike.scalar import TYPES, identifier
-from ..clike.stages import Array, Nest, Product, Store, System
+from ..clike.stages import Array, Nest, Product, Repeat, Stages, Store, System
 from ..clike.step import Half, Step, Unsupported
-from .hazards import Access, Item
-
-KINDS = {"real": "real", "complex": "cplx", "bool": "unsigned char"}
-
-
-@dataclass(frozen=True)
-class Slot:
-    """An array of a block: for each of its sequences, and for each token of a ring."""
-
-    name: str
-    dims: tuple[str, ...]
-    kind: str
-    ring: int
-    space: int | None
-    """The space whose threads each touch only their own entries: it may lie in registers."""
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Learned numbers of products: which fixed value, in which space the products are, and the dims of both sides."""
-
-    place: int
-    space: int
-    outs: tuple[str, ...]
-    ins: tuple[str, ...]
-    whole: bool
-    """Whether a block needs one matrix only."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """A product of states that are known before the backward begins: made for all tokens at once."""
-
-    out: Array
-    stream: int
-    lag: int
-    place: int
-    dims: tuple[str, ...]
-    """The states', as they are read here."""
-    equation: str
-
-
-@dataclass(frozen=True)
-class Kernel:
-    text: str
-    free: str | None
-    spaces: tuple[tuple[str, ...], ...]
-    slots: tuple[Slot, ...]
-    matrices: tuple[Matrix, ...]
-    made: tuple[Made, ...]
-    extra: tuple[Array, ...]
-    """Results besides the cotangents of states, in the order of the kernel's arguments."""
-    tiled: bool
-    """Whether sequences go in tiles, for products; else each block has one."""
-    numbers: frozenset[int]
-    """The fixed values that are read number by number."""
-    registers: tuple[int, ...]
-    """For each space, how many numbers of an entry a thread holds from token to token."""
-
-
-def flat(names: Mapping[str, str], dims: Sequence[str]) -> str:
-    """The place of an entry, row-major."""
-    text = ""
-    for d in dims:
-        text = f"({text}) * {size(d)} + {names[d]}" if text else names[d]
-    return text or "0"
+from .hazards import Access, Item, barriers
+from .parts import KINDS, Made, Matrix, Slot, below, flat, grouped, indented, made_of, stride, with_inner
 
 
 class _Unit(Body):
@@ -116,14 +51,18 @@ class KernelCoder:
 
     def __init__(self, step: Step, half: Half, back: bool) -> None:
         self.step, self.half, self.back, self.stages = step, half, back, half.stages
+        self.repeat: Repeat | None = None
         self.name = "backward" if back else "forward"
         self.free = half.free
         self.extra = tuple(r.array for r in half.results if r.array.role not in ("new", "d_past"))
         self.made: dict[Array, Made] = {}
         if back:
-            self.made = {p.out: _made(p) for p in self.stages.products if p.arg.role in ("past", "new")}
-        self.order = [s for s in self.stages.order if not (isinstance(s, Product) and s.out in self.made)]
-        products = [s for s in self.order if isinstance(s, Product)]
+            self.made = {p.out: made_of(p) for p in self.stages.products if p.arg.role in ("past", "new")}
+        products = [p for p in self.stages.products if p.out not in self.made]
+        for s in with_inner(self.stages):
+            for p in (p for p in s.order if isinstance(p, Product)):
+                if s.held in p.kept and {*p.kept} - {s.held, self.free}:
+                    raise Unsupported("a matrix for each small step and more")
         self.tiled = bool(products)
         given = {a for a in self.stages.values.values() if a.role in ("d_new", "past")}
         self.arriving = {a.index: a for a in sorted(given, key=lambda a: a.index) if a.role == "d_new"}
@@ -135,7 +74,7 @@ class KernelCoder:
         self.new = {r.array.index: r.array for r in half.results if r.array.role == "new"}
         self.shadows = {
             a
-            for s in self.order
+            for s in self.stages.all
             for a in ([s.arg] if isinstance(s, Product) else [s.matrix, s.rhs] if isinstance(s, System) else [])
             if a in self.extra
         }
@@ -159,7 +98,7 @@ class KernelCoder:
         if array in self.made:
             return False
         rings = ("d_new", "d_past") if self.back else ("new", "past")
-        return array.role in ("scratch", *rings) or array in self.shadows
+        return array.role in ("scratch", "run", "next", *rings) or array in self.shadows
 
     def ring(self, array: Array) -> tuple[str, int, int] | None:
         """The name of the ring that an array is part of, its length, and how many tokens ago."""
@@ -171,8 +110,26 @@ class KernelCoder:
         return (array.name, 2, 0) if array in self.operands else None
 
     def place(self, array: Array) -> tuple[str, int | None]:
+        if array.role in ("run", "next"):
+            assert self.repeat is not None
+            return self.repeat.runs[array].room.name, None
         ring = self.ring(array)
         return (array.name, None) if ring is None else (ring[0], ring[2])
+
+    def memory(self, array: Array, row: str, local: str) -> str:
+        """An entry in memory of the block; `local` is its place among those of a sequence."""
+        if array.role not in ("run", "next"):
+            return f"{self.slot(array)}[{self.row(array, row)} + {local}]"
+        assert self.repeat is not None
+        run, i = self.repeat.runs[array], held(self.repeat.over)
+        slot = f"({i}{f' + ({run.shift})' if run.shift else ''})"
+        return f"s_{run.room.name}[{row} * l_{run.room.name} + {slot} * ({self.count(array.dims)}) + {local}]"
+
+    def outermost(self, array: Array) -> str:
+        """Whether a small step is the one at which what is handed on lies elsewhere."""
+        assert self.repeat is not None
+        i = held(self.repeat.over)
+        return f"{i} == 0" if self.repeat.runs[array].first else f"{i} + 1 == {size(self.repeat.over)}"
 
     def row(self, array: Array, row: str) -> str:
         """Where the entries of a sequence begin, in memory of the block."""
@@ -224,12 +181,16 @@ class KernelCoder:
         if self.slotted(array):
             own = body.owned_by(array, env)
             body.accesses.append(Access(self.place(array), False, own))
-            memory = f"{self.slot(array)}[{self.row(array, 'b_row')} + {self.local(array, env)}]"
+            memory = self.memory(array, "b_row", self.local(array, env))
+            run = self.repeat.runs[array] if self.repeat and array.role == "run" else None
+            if run is not None and run.end is not None:
+                return f"({self.outermost(array)} ? {self.read(run.end, env, body)} : {memory})"
             if array in self.registers:
                 return f"(KEEP_{self.registers[array]} ? y_{array.name}[b_e] : {memory})"
             return memory
         load = self.load(array, flat(env, array.dims), "b_t")
-        if body.owner is None or env is not body.env:
+        each = self.stages.held is not None and self.stages.held in array.dims
+        if body.owner is None or env is not body.env or each:
             return load
         body.reads_tokens = True
         name = self.fetched.setdefault((body.owner, array), f"f_{array.name}_{body.owner}")
@@ -241,11 +202,15 @@ class KernelCoder:
         if self.slotted(array):
             own = body.owned_by(array, body.env)
             body.accesses.append(Access(self.place(array), True, own))
-            memory = f"{self.slot(array)}[{self.row(array, 'b_row')} + {self.local(array, body.env)}]"
+            memory = self.memory(array, "b_row", self.local(array, body.env))
+            run = self.repeat.runs[array] if self.repeat and array.role == "next" else None
+            if run is not None and run.end is not None:
+                last = self.write(Store(run.end, store.node), text, body)
+                return f"if ({self.outermost(array)}) {{ {last} }} else {memory} = {text};"
             if array in self.registers:
                 memory = f"(KEEP_{self.registers[array]} ? y_{array.name}[b_e] : {memory})"
             # The first cotangent that reaches a token comes from the farthest.
-            added = store.add and array.lag < self.reach.get(array.index, 0)
+            added = store.add and (array.role == "scratch" or array.lag < self.reach.get(array.index, 0))
             lines.append(f"{memory} = {f'plus({memory}, {text})' if added else text};")
         if array.role == "new" or array in self.extra:
             n = length(array.dims)
@@ -337,8 +302,12 @@ class KernelCoder:
     # --- stages ---
 
     def _items(self) -> list[Item]:
-        items = [self._arrive(a) for a in self.arriving.values()]
-        for group in _grouped(self.order):
+        return [*(self._arrive(a) for a in self.arriving.values()), *self._staged(self.half.stages)]
+
+    def _staged(self, stages: Stages) -> list[Item]:
+        items: list[Item] = []
+        before, self.stages = self.stages, stages
+        for group in grouped([s for s in stages.order if not (isinstance(s, Product) and s.out in self.made)]):
             stage = group[0]
             match stage:
                 case Nest():
@@ -347,7 +316,36 @@ class KernelCoder:
                     items.append(self._products([p for p in group if isinstance(p, Product)]))
                 case System():
                     items.append(self._system(stage))
+                case Repeat():
+                    items.append(self._repeat(stage))
+        self.stages = before
         return items
+
+    def _repeat(self, s: Repeat) -> Item:
+        """Small steps: all threads wait before, after, and where they must within."""
+        i, n = held(s.over), size(s.over)
+        self.repeat = s
+        lines = ["__syncthreads();"] if s.sums else []
+        # Neither is a number of one thread's.
+        whole = (*s.sums, *(r.room for r in s.runs.values()))
+        inner: list[Item] = [Item((), tuple(Access((a.name, None), True, None) for a in whole))]
+        for a in s.sums:
+            env = {d: f"i_{identifier(d)}" for d in a.dims}
+            memory = f"s_{a.name}[b_row * l_{a.name} + {self.local(a, env)}]"
+            lines += self.any(self.count(a.dims), a.dims, [f"clear({memory});"])
+        halves = [(s.steps, f"int {i} = 0; {i} < {n if s.back is None else f'{n} - 1'}; ++{i}")]
+        halves += [(s.back, f"int {i} = {n} - 1; {i} >= 0; --{i}")] if s.back else []
+        for stages, head in halves:
+            items = self._staged(stages)
+            inner += items
+            waits = barriers(items, {})
+            lines += ["__syncthreads();", f"for ({head}) {{"]
+            for k, item in enumerate(items):
+                lines += indented([*(["__syncthreads();"] if k in waits else []), *item.lines])
+            lines.append("}")
+        self.repeat = None
+        touched = tuple(a for item in inner for a in item.accesses)
+        return Item((*lines, "__syncthreads();"), (), any(item.reads_tokens for item in inner), touched)
 
     def _arrive(self, array: Array) -> Item:
         """The cotangent of a state at this token: what flowed back, and what comes from outside."""
@@ -372,7 +370,7 @@ class KernelCoder:
 
     def _sum(self, nest: Nest, store: Store) -> Item:
         """A warp for each entry of the sum."""
-        needed = _below(store.node.children[0], nest.nodes)
+        needed = below(store.node.children[0], nest.nodes)
         body = _Unit(self, Nest(nest.dims, needed, (), (store,)), None)
         outs = store.array.dims
         ins = [d for d in nest.dims if d not in outs]
@@ -429,18 +427,29 @@ class KernelCoder:
     def matrix(self, p: Product) -> int:
         inner = [d for d in p.kept if d != self.free]
         key = p.matrix, p.axes, p.kept, p.outs, p.ins
-        space = self.space((*p.kept, *p.outs))
-        self.matrices.setdefault(key, Matrix(p.matrix.index, space, p.outs, p.ins, not inner))
+        self.matrices.setdefault(key, Matrix(p.matrix.index, self.product_space(p), p.outs, p.ins, not inner))
         return list(self.matrices).index(key)
+
+    def product_space(self, p: Product) -> int:
+        return self.space((*(d for d in p.kept if d != self.stages.held), *p.outs))
+
+    def step_of(self, dims: Sequence[str], lengths: Callable[[Sequence[str]], str]) -> str:
+        """How far into an array this small step's numbers begin, as code to be added."""
+        if self.stages.held is None or self.stages.held not in dims:
+            return ""
+        return f" + {held(self.stages.held)} * ({lengths(dims[dims.index(self.stages.held) + 1 :])})"
 
     def _products(self, group: list[Product]) -> Item:
         """Products of one operand: 16 units by 8 sequences a warp, as the fragments of `mma` lie."""
         p = group[0]
-        space = self.space((*p.kept, *p.outs))
-        inner = tuple(d for d in p.kept if d != self.free)
+        space = self.product_space(p)
+        inner = tuple(d for d in p.kept if d not in (self.free, self.stages.held))
         n, depth = length(p.outs), length(p.ins)
         outs = [(self.matrix(x), x.out) for x in group]
-        arg = self.slot(p.arg)
+        arg = f"{self.slot(p.arg)}{self.step_of(p.arg.dims, self.count)}"
+        at = [f"w_{m}{self.step_of(x.kept, length)}" for (m, _), x in zip(outs, group, strict=True)]
+        if self.stages.held in p.kept:
+            at = [f"{w} * ({stride(x, 'kept')})" for w, x in zip(at, group, strict=True)]
         lines = [f"for (int b_tile = 0; b_tile < TILES_{space}; ++b_tile) {{", "  const int b_u = UNIT(4 * b_tile);"]
         lines.append(f"  real {', '.join(f'b_sum{m}[4] = {{0, 0, 0, 0}}' for m, _ in outs)};")
         if not inner:
@@ -452,18 +461,22 @@ class KernelCoder:
                     f"for (int b_k = 0; b_k < ({depth} + 15) / 16; ++b_k) {{",
                     f"  const unsigned b_0 = of_vector(b_x, 16 * b_k + 2 * b_quad, {depth});",
                     f"  const unsigned b_1 = of_vector(b_x, 16 * b_k + 2 * b_quad + 8, {depth});",
-                    *(line for m, _ in outs for line in indented(self._tile(m, n, depth))),
+                    *(
+                        line
+                        for (m, _), w in zip(outs, at, strict=True)
+                        for line in indented(self._tile(m, w, n, depth))
+                    ),
                     "}",
                 ]
             )
             lines.append("#else")
-        lines += indented(self._plain(group, outs, inner, n, depth))
+        lines += indented(self._plain(group, outs, at, arg, inner, n, depth))
         if not inner:
             lines.append("#endif")
         stores: list[str] = []
         accesses = [Access(self.place(p.arg), False, None)]
         for m, out in outs:
-            memory = f"s_{out.name}[b_row * l_{out.name} + b_unit]"
+            memory = f"s_{out.name}[b_row * l_{out.name}{self.step_of(out.dims, self.count)} + b_unit]"
             if out in self.registers:
                 memory = f"(KEEP_{space} ? y_{out.name}[b_e] : {memory})"
             stores.append(f"{memory} = b_sum{m}[b_part];")
@@ -480,8 +493,10 @@ class KernelCoder:
         ]
         return Item((f"#pragma unroll UNROLL_{space}", *lines), tuple(accesses))
 
-    def _tile(self, m: int, n: str, depth: str) -> list[str]:
-        tile = f"w_{m}, b_u, 16 * b_k + 2 * b_quad, {n}, {depth}, o_{m}, d_{m}"
+    def _tile(self, m: int, w: str, n: str, depth: str) -> list[str]:
+        tile = f"{w}, b_u, 16 * b_k + 2 * b_quad, {n}, {depth}, o_{m}, d_{m}"
+        if not list(self.matrices.values())[m].whole:
+            return ["{", "  unsigned b_a[4];", f"  of_tile(b_a, {tile});", f"  mma(b_sum{m}, b_a, b_0, b_1);", "}"]
         return [
             f"if (HELD_{m} == 2) {{",
             f"  mma(b_sum{m}, a_{m} + 4 * (b_tile * (({depth} + 15) / 16) + b_k), b_0, b_1);",
@@ -496,12 +511,18 @@ class KernelCoder:
         ]
 
     def _plain(
-        self, group: list[Product], outs: list[tuple[int, Array]], inner: tuple[str, ...], n: str, depth: str
+        self,
+        group: list[Product],
+        outs: list[tuple[int, Array]],
+        matrices: list[str],
+        arg: str,
+        inner: tuple[str, ...],
+        n: str,
+        depth: str,
     ) -> list[str]:
         """Sums of products, one after the other."""
         p = group[0]
-        arg = self.slot(p.arg)
-        space = self.space((*p.kept, *p.outs))
+        space = self.product_space(p)
         lines: list[str] = []
         for h in (0, 1):
             lines.append(f"const int b_u{h} = b_u + {8 * h} < COUNT_{space} ? b_u + {8 * h} : COUNT_{space} - 1;")
@@ -513,10 +534,10 @@ class KernelCoder:
                 entry = f" + b_g{h} * ({depth})" if inner else ""
                 start = f"{arg} + {self.row(p.arg, f'(2 * b_quad + {r})')}{entry}"
                 lines.append(f"const real *const b_x{h}{r} = {start if inner or not h else f'b_x0{r}'};")
-        for (m, _), x in zip(outs, group, strict=True):
+        for (m, _), w, x in zip(outs, matrices, group, strict=True):
             for h in (0, 1):
                 at = f" + b_g{h} * ({stride(x, 'kept')})" if inner else ""
-                lines.append(f"const ELEMENT *const b_w{m}{h} = w_{m}{at} + b_n{h} * o_{m};")
+                lines.append(f"const ELEMENT *const b_w{m}{h} = {w}{at} + b_n{h} * o_{m};")
         sides = [(h, r) for h in (0, 1) for r in (0, 1)]
         terms = [f"const real b_a{h}{r} = b_x{h}{r}[b_k];" for h, r in sides]
         fours = [f"const four b_a{h}{r} = *(const four *)(b_x{h}{r} + b_k);" for h, r in sides]
@@ -530,10 +551,10 @@ class KernelCoder:
                     fours.append(f"{total} = fused(b_m{m}{h}, b_a{h}{r}, {total});")
         lines.append("int b_k = 0;")
         if not inner:
-            held = " && ".join(f"HELD_{m} == 1" for m, _ in outs)
+            whole = " && ".join(f"HELD_{m} == 1" for m, _ in outs)
             lines += [
                 "#if !LOW",
-                f"if ({held}) {{",
+                f"if ({whole}) {{",
                 "  #pragma unroll 4",
                 f"  for (; b_k + 4 <= {depth}; b_k += 4) {{",
                 *indented(indented(fours)),
@@ -546,7 +567,7 @@ class KernelCoder:
     def _own(self, items: Sequence[Item]) -> dict[Array, int]:
         """The arrays between stages of which each thread only touches entries of its own."""
         owners: dict[str, set[int | None]] = {}
-        for a in (a for item in items for a in item.accesses):
+        for a in (a for item in items for a in (*item.accesses, *item.within)):
             owners.setdefault(a.place[0], set()).add(a.owner)
         out: dict[Array, int] = {}
         for array in self.stages.scratch:
@@ -554,51 +575,3 @@ class KernelCoder:
             if len(found) == 1 and (owner := next(iter(found))) is not None:
                 out[array] = owner
         return out
-
-
-def indented(lines: Iterable[str]) -> list[str]:
-    return [line if line.startswith(("#if", "#e")) else f"  {line}" for line in lines]
-
-
-def _grouped(order: Sequence[Nest | Product | System]) -> list[list[Nest | Product | System]]:
-    """Stages, products of one operand into as many numbers together."""
-    out: list[list[Nest | Product | System]] = []
-    for stage in order:
-        last = out[-1][0] if out else None
-        together = (
-            isinstance(stage, Product)
-            and isinstance(last, Product)
-            and (last.arg, last.kept, last.outs, last.ins) == (stage.arg, stage.kept, stage.outs, stage.ins)
-        )
-        if together:
-            out[-1].append(stage)
-        else:
-            out.append([stage])
-    return out
-
-
-def _below(node: Expr, nodes: Sequence[Expr]) -> tuple[Expr, ...]:
-    """Those of a nest's nodes that a node is made of."""
-    wanted, stack, own = set[Expr](), [node], set(nodes)
-    while stack:
-        n = stack.pop()
-        if n in own and n not in wanted:
-            wanted.add(n)
-            stack.extend(n.children)
-    return tuple(n for n in nodes if n in wanted)
-
-
-def stride(p: Product, role: str) -> str:
-    """How far apart the entries of a stretch of the matrix's axes lie."""
-    last = max((i for i, (r, _) in enumerate(p.axes) if r == role), default=len(p.axes) - 1)
-    return f"({length([d for _, d in p.axes[last + 1 :]])})"
-
-
-def _made(p: Product) -> Made:
-    # A dim may be on both sides.
-    keys = [(role, d) for role, dims in (("kept", p.kept), ("out", p.outs), ("in", p.ins)) for d in dims]
-    letters = dict(zip(keys, ascii_lowercase, strict=False))
-    matrix = "".join(letters[axis] for axis in p.axes)
-    kept, outs, ins = ("".join(letters[k] for k in keys if k[0] == role) for role in ("kept", "out", "in"))
-    equation = f"z{kept}{ins},{matrix}->z{kept}{outs}"
-    return Made(p.out, p.arg.index, p.arg.lag, p.matrix.index, (*p.kept, *p.ins), equation)

@@ -89,6 +89,10 @@ def _subject(cell: Cell, build: partial[Any], backend: str, device: str) -> Subj
             if not torch.cuda.is_available():
                 return "there is no GPU, and TRITON_INTERPRET=1 is not set"
             device = "cuda"
+    elif backend == "cuda" and device == "cpu":
+        if not torch.cuda.is_available():
+            return "there is no GPU"
+        device = "cuda"
     subject = Subject(cell, build, device, dtype, kernels=backend == "triton")
     try:
         build(**subject.sizes(random.Random(0)), device=device, dtype=dtype)
