@@ -7,11 +7,12 @@ sums over dims, and functions of several values; they are computed before.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rnnc.derive import pull_back
-from rnnc.ir import Apply, Expr, Graph, Lit, walk
+from rnnc.ir import Apply, Expr, Graph, Lit
 from rnnc.plan import is_number, per_token
 from rnnc.show import expr_text
 
@@ -103,30 +104,36 @@ class EntrywiseCoder:
 
     def calls(self, prefix: str) -> dict[str, str]:
         """Code of a call of each, with places for `x` and, of a gradient, that of the value."""
-        return {name: f"{prefix}_{name}({', '.join(self._arguments(name, '{}', '{}'))})" for name in self.roots}
+        places = {"x": "{0}", "gradient": "{1}"}
+        given = {name: [places.get(a, a) for a in self._arguments(self._lines(name))] for name in self.roots}
+        return {name: f"{prefix}_{name}({', '.join(arguments)})" for name, arguments in given.items()}
 
-    def _arguments(self, name: str, x: str, gradient: str) -> list[str]:
-        root = self.roots[name]
-        below = {c for n in walk(root) for c in n.children} | {root}
-        return [x, *([gradient] if name not in self.made else []), *(n for e, n in self.numbers.items() if e in below)]
+    def _arguments(self, lines: list[str]) -> list[str]:
+        """What lines use."""
+        used = set(re.findall(r"\w+", " ".join(lines)))
+        return [name for name in ("x", "gradient", *self.numbers.values()) if name in used]
 
     def _function(self, name: str, prefix: str) -> str:
-        root, owner = self.roots[name], name.removeprefix("d_")
-        made, arguments = self.made[owner], self._arguments(name, "x", "gradient")
-
-        def number(node: Expr) -> tuple[str, ...]:
-            value = folded(node)
-            return (self.numbers[node],) if value is None else literal(value)
-
-        tiles = Tiles(NameTable([*arguments, "tl"]), {}, number, "1")
-        tiles.values[made.source] = Tile(("x",))
-        tiles.values[self.arriving[owner]] = Tile(("gradient",))
-        tiles.expect(root)
-        result = "tl.zeros_like(x)" if isinstance(root, Lit) else tiles.tile(root).parts[0]
-        lines = [*tiles.take(), f"return {result}"]
+        owner, lines = name.removeprefix("d_"), self._lines(name)
+        made, arguments = self.made[owner], self._arguments(lines)
         if any("DTYPE" in line for line in lines):
             lines.insert(0, "DTYPE: tl.constexpr = tl.float32")
         value, source = cut(expr_text(made.value), 40), cut(expr_text(made.source), 40)
         what = f"{value} from x = {source}" if name == owner else f"Of x = {source}, from that of {value}"
         head = [f"def {prefix}_{name}({', '.join(arguments)}):", f'    """{what}."""']
         return "\n".join(["@triton.jit", *head, *(f"    {line}" for line in lines)])
+
+    def _lines(self, name: str) -> list[str]:
+        """The body of a function."""
+        root, owner = self.roots[name], name.removeprefix("d_")
+
+        def number(node: Expr) -> tuple[str, ...]:
+            value = folded(node)
+            return (self.numbers[node],) if value is None else literal(value)
+
+        tiles = Tiles(NameTable(["x", "gradient", "tl", *self.numbers.values()]), {}, number, "1")
+        tiles.values[self.made[owner].source] = Tile(("x",))
+        tiles.values[self.arriving[owner]] = Tile(("gradient",))
+        tiles.expect(root)
+        result = "tl.zeros_like(x)" if isinstance(root, Lit) else tiles.tile(root).parts[0]
+        return [*tiles.take(), f"return {result}"]
