@@ -64,7 +64,9 @@ def test_ways_of_writing(name: str) -> None:
     assert compared(text, 10, batch=1, K=8, V=8) < 1e-5
 
 
-@forms
+@pytest.mark.parametrize(
+    "form", [f if f in ("one", "keys", "over") else pytest.param(f, marks=pytest.mark.slow) for f in FORMS]
+)
 @pytest.mark.parametrize("length", [0, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 16, 70))])
 def test_lengths(form: str, length: int) -> None:
     assert compared(FORMS[form], length, batch=1, K=20, V=18) < 5e-6
@@ -112,7 +114,7 @@ def test_sixteen_bits(form: str, dtype: torch.dtype, most: float) -> None:
     assert compared(FORMS[form], 20, batch=1, dtype=dtype, K=32, V=8) < most
 
 
-@pytest.mark.parametrize("form", ["one", "keys"])
+@pytest.mark.parametrize("form", ["one", pytest.param("keys", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strong", [1e-9, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e-30, 0.0))])
 def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -> None:
     """Each by itself, in units of what its neighbours have: nothing cancels."""
@@ -132,7 +134,7 @@ def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -
     assert ((got - want).abs() <= 1e-4 * want.abs() + 1e-4).all()
 
 
-@forms
+@pytest.mark.parametrize("form", ["keys", "none"])
 def test_opcheck(form: str) -> None:
     cell = load(FORMS[form]).C(backend="triton", K=16, V=8)
     inputs = [x if x.dtype == torch.bool else x.detach().float() for x in inputs_of(FORMS[form], cell, 1, 5)]
