@@ -59,7 +59,7 @@ main() {
     tests=$(grep -ls 'mark\.gpu' tests/test_*.py)
     if [[ -n $tests ]]; then
         # shellcheck disable=SC2086
-        step 'GPU tests' 140 "$PYTHON" -m pytest -q -m gpu -n 8 --dist worksteal -p no:cacheprovider $tests
+        step 'GPU tests' 130 "$PYTHON" -m pytest -q -m gpu -n 8 --dist worksteal -p no:cacheprovider $tests
     else
         failed+=('GPU tests (there are none)')
     fi
@@ -73,14 +73,15 @@ main() {
         fi
     done
 
-    compare mingru 75 "$@"
-    compare matrix 90 "$@"
-    compare delta 75 "$@"
-    compare mamba 55 "$@"
-    compare hgrn 50 "$@"
+    compare mingru 65 "$@"
+    compare matrix 80 "$@"
+    compare delta 65 "$@"
+    compare recurrent 60 "$@"
+    compare mamba 50 "$@"
+    compare hgrn 45 "$@"
     compare lru 35 "$@"
-    compare families 45 "$@"
-    "$PYTHON" benchmarks/report.py "$OUT"/{mingru,matrix,delta,mamba,hgrn,lru,families}.json >"$OUT/tables.md" || failed+=('report')
+    compare families 40 "$@"
+    "$PYTHON" benchmarks/report.py "$OUT"/{mingru,matrix,delta,recurrent,mamba,hgrn,lru,families}.json >"$OUT/tables.md" || failed+=('report')
     local device=cuda lengths=1024,4096,16384
     [[ " $* " != *' cpu '* ]] || device=cpu lengths=16,64
     step 'rnnc bench' 45 "$PYTHON" -m rnnc bench benchmarks/cells/mingru.rnn --device "$device" --lengths "$lengths" \
