@@ -3,13 +3,14 @@
 # Results go to $OUT. Every step has its time, and when one fails the others go on; the last lines say which.
 #
 # On a machine that reaches no registry, carry what it lacks in two folders here that git ignores. Wheels, which are found
-# in .whl (pure Python, but for cuda-core, which goes with the cuda-bindings that torch has beside it; torch, triton, numpy, jinja2, networkx, sympy, pytest and hypothesis must be there):
+# in .whl (pure Python, but for cuda-core, which goes with the cuda-bindings that torch has beside it; torch, triton,
+# numpy, jinja2, networkx, sympy, pytest and hypothesis must be there):
 #
 #   printf '/.whl/\n/.peers/\n' >> .git/info/exclude
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #       --platform manylinux_2_28_x86_64 -d .whl \
-#       lark==1.3.1 fla-core==0.6.0 einops==0.8.2 packaging==26.3 accelerated-scan==0.3.1 minGRU-pytorch==0.2.1 mlstm-kernels==2.0.6 \
-#       cuda-core==1.2.2
+#       lark==1.3.1 fla-core==0.6.0 einops==0.8.2 packaging==26.3 accelerated-scan==0.3.1 minGRU-pytorch==0.2.1 \
+#       mlstm-kernels==2.0.6 cuda-core==1.2.2
 #
 # And mamba-ssm's scan, which is no wheel: its folder csrc/selective_scan (github.com/state-spaces/mamba; tried e9594ce)
 # as .peers/selective_scan. It is compiled there, with nvcc, while the tests run; so is accelerated-scan's CUDA scan. Its
