@@ -108,7 +108,7 @@ def test_the_kernels_are_used(form: str) -> None:
 @forms
 @pytest.mark.parametrize(
     ("length", "segments"),
-    [(0, 1), (1, 1), (65, 2), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((63, 1), (130, 3)))],
+    [(0, 1), (1, 1), (35, 2), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((63, 1), (65, 2), (130, 3)))],
 )
 def test_lengths_and_segments(form: str, length: int, segments: int) -> None:
     assert compared(FORMS[form], length, segments=segments) < 2e-6
@@ -127,7 +127,7 @@ def test_long_packed(form: str) -> None:
 
 
 @settings(
-    max_examples=4,
+    max_examples=3,
     deadline=None,
     derandomize=True,
     database=None,
@@ -158,7 +158,7 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize(
-    "form", [pytest.param(x, marks=() if x in ("one", "normalised") else pytest.mark.slow) for x in SEVERAL]
+    "form", [pytest.param(x, marks=() if x == "normalised" else pytest.mark.slow) for x in SEVERAL]
 )
 def test_several_writes_are_as_many_tokens(form: str) -> None:
     """Before and after all of them; packed, and in segments."""
@@ -184,7 +184,7 @@ SIXTEEN = {"float16": (torch.float16, 1e-3), "bfloat16": (torch.bfloat16, 1e-2)}
     ("form", "dtype", "most"),
     [
         pytest.param(form, *SIXTEEN[name], marks=[] if (form, name) in quick else pytest.mark.slow, id=f"{form} {name}")
-        for quick in [(("one", "bfloat16"), ("keys", "float16"))]
+        for quick in [(("one", "bfloat16"), ("one", "float16"))]
         for form in ("one", "keys", "values")
         for name in SIXTEEN
     ],
@@ -225,7 +225,7 @@ output sum[K](p * S[t-1])
 
 
 @pytest.mark.parametrize("form", ["H", "H, K", "H, V"])
-@pytest.mark.parametrize("strong", [1e-9, 1e-30, 0.0])
+@pytest.mark.parametrize("strong", [1e-9, pytest.param(1e-30, marks=pytest.mark.slow), 0.0])
 def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -> None:
     """Each by itself, in units of what its neighbours have: nothing cancels."""
     text = STRONG.replace("FORM", form)
@@ -260,7 +260,11 @@ def bounded(form: str, least: float) -> str:
 
 @pytest.mark.parametrize(
     ("form", "least"),
-    [("H, K", 0.5), ("H, K", 0.006), ("H, V", 0.5), *(pytest.param("H, V", x, marks=pytest.mark.slow) for x in (0.1,))],
+    [
+        ("H, K", 0.006),
+        ("H, V", 0.5),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in (("H, K", 0.5), ("H, V", 0.1))),
+    ],
 )
 def test_tokens_read_in_one_product(form: str, least: float) -> None:
     """Whole chunks, or blocks of them that are joined by halves."""

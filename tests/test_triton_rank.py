@@ -46,7 +46,7 @@ def test_what_is_pytorchs(text: str) -> None:
     assert not any(kernel.startswith("triton") for kernel in load(text).C().plan.values())
 
 
-QUICK = ("a decay per key before", "diagonal plus rank one", "where a token counts", "no decay at all")
+QUICK = ("diagonal plus rank one", "where a token counts", "no decay at all")
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ def test_ways_of_writing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", [f if f in ("one", "keys", "over") else pytest.param(f, marks=pytest.mark.slow) for f in FORMS]
+    "form", [f if f in ("one", "over") else pytest.param(f, marks=pytest.mark.slow) for f in FORMS]
 )
 @pytest.mark.parametrize("length", [0, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 16, 70))])
 def test_lengths(form: str, length: int) -> None:
     assert compared(FORMS[form], length, batch=1, K=20, V=18) < 5e-6
 
 
-@pytest.mark.parametrize("form", ["one", "keys", pytest.param("over", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", [f if f == "keys" else pytest.param(f, marks=pytest.mark.slow) for f in FORMS])
 def test_packed(form: str) -> None:
     """Sequences of one token, none, and more than a chunk."""
     assert compared(FORMS[form], 0, ends=[0, 1, 1, 18], K=16, V=4) < 5e-6
@@ -87,7 +87,7 @@ def test_sizes(keys: int) -> None:
 
 
 @settings(
-    max_examples=3,
+    max_examples=2,
     deadline=None,
     derandomize=True,
     database=None,
@@ -108,7 +108,10 @@ def test_many_random_cells(text: str, length: int, seed: int, keys: int) -> None
     assert compared(text, length, seed=seed, K=keys, V=8) < 1e-5
 
 
-@pytest.mark.parametrize(("form", "dtype", "most"), [("one", torch.float16, 2e-3), ("keys", torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    ("form", "dtype", "most"),
+    [("one", torch.bfloat16, 1e-2), pytest.param("keys", torch.float16, 2e-3, marks=pytest.mark.slow)],
+)
 def test_sixteen_bits(form: str, dtype: torch.dtype, most: float) -> None:
     """float16 has products of float32 operands: only what comes in and goes out is rounded. bfloat16 has its own."""
     assert compared(FORMS[form], 20, batch=1, dtype=dtype, K=32, V=8) < most

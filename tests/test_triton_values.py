@@ -33,8 +33,9 @@ install()
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 TEXTS = {n: (EXAMPLES / f"{c.file}.rnn").read_text(encoding="utf-8") for n, c in CASES.items()}
-FUSED = [n for n in CASES if "triton" in getattr(load(TEXTS[n]), n)._backends]
-# Kernels that take long to interpret; those of GLA, Mamba, Mamba-2, mLSTM and RWKV-6 stand for them in `make test`.
+FUSED = [n for n in CASES if any(k[:4] != "cuda" for k in getattr(load(TEXTS[n]), n)._fused_kernels.values())]
+# Kernels that take long to interpret; those of GLA, Mamba, Mamba-2, mLSTM, RWKV-6 and the gated delta rule stand for
+# them in `make test`.
 LIKE_OTHERS = {
     "LinearAttention",
     "RetNet",
@@ -46,6 +47,11 @@ LIKE_OTHERS = {
     "JRT",
     "MesaNet",
     "MambaSigned",
+    "DeltaNet",
+    "KDA",
+    "Comba",
+    "DeltaProduct",
+    "RWKV7",
 }
 MARKED = [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in FUSED]
 every = pytest.mark.parametrize("name", MARKED)
@@ -114,12 +120,6 @@ def too_far(made: Trial, name: str, got: Tensors, dtype: torch.dtype) -> list[st
 def test_these_examples_have_kernels() -> None:
     """The others mix entries or have no states."""
     assert set(CASES) - set(FUSED) == {
-        "DeltaNet",
-        "GatedDeltaNet",
-        "KDA",
-        "Comba",
-        "DeltaProduct",
-        "RWKV7",
         *("LSTM", "GRU", "SLSTM", "Elman", "GRUv1", "IRNN", "MGU", "PeepholeLSTM", "PVRNN", "RateNetwork", "SparseRNN"),
         "UGRNN",
         "TitansLinear",
@@ -163,7 +163,7 @@ def test_float32(name: str, length: int | Sequence[int]) -> None:
 
 # Triton's interpreter is given the operands of products in float32 where a GPU has bfloat16: two stand for the others.
 CHUNKED = {n for n in FUSED if "tensor cores" in str(getattr(load(TEXTS[n]), n)._fused_kernels)}
-SELDOM = {torch.float16: LIKE_OTHERS, torch.bfloat16: LIKE_OTHERS | CHUNKED - {"Mamba2", "DeltaNet"}}
+SELDOM = {torch.float16: LIKE_OTHERS, torch.bfloat16: LIKE_OTHERS | CHUNKED - {"Mamba2"}}
 LOW = [
     pytest.param(n, d, marks=pytest.mark.slow) if n in names else (n, d) for d, names in SELDOM.items() for n in FUSED
 ]
