@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -442,3 +443,24 @@ def test_within_the_step(name: str) -> None:
     for dtype in (torch.float32, torch.float64):
         assert not disagreeing(made.cell, module, program, 9, 1, dtype)
     assert libraries(module) and all(libraries(module))
+
+
+EDGE = """cell C
+dim D = 4
+input x[D], y[D]
+param w[D] = zeros
+state h[D], g[D]
+h[t] = sigmoid(x + linear(w * h[t-1] -> D))
+g[t] = tanh(y + linear(w * g[t-1] -> D))
+output h[t]
+output g[t]
+"""
+
+
+def test_exponentials_at_the_edge_of_float32() -> None:
+    """log(FLT_MAX), a usual clamp, and its neighbours: infinite or large, never NaN."""
+    edge = math.log(torch.finfo(torch.float32).max)
+    near = torch.tensor([edge, -edge, edge * (1 - 1e-7), -edge * (1 - 1e-7)], dtype=torch.float32)
+    x = torch.stack([near, near * (1 + 1e-7), near / 2, near * 2])[:, None]
+    ours, stepped = build(EDGE, dtype=torch.float32), build(EDGE, dtype=torch.float32, backend="reference")
+    agree([*ours(x, x / 2)[0]], [*stepped(x, x / 2)[0]], rtol=1e-5, atol=1e-30)

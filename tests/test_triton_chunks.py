@@ -24,7 +24,7 @@ from rnnc.pipeline import compile_source
 from rnnc.plan import Plan, Scan
 from rnnc.source import Source
 from tests.interpreted import install
-from tests.modules import Interpreted, build, generate, load, some_state, with_gradients
+from tests.modules import Interpreted, as_tuple, build, checked, generate, load, some_state, with_gradients
 from tests.test_chunks import CHAINED, MANY, cell, cells, inputs_of
 
 install()
@@ -312,6 +312,21 @@ def at_the_edge(module: Any, form: str, least: float, small: float = 2.0**-30) -
         module._chunk = whole
     got, want = found
     return max(((x - y).abs().max() / y.abs().max()).item() for x, y in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("form", ["H, K", "H, V"])
+def test_a_factor_below_its_declared_range_is_no_wrong_number(form: str) -> None:
+    """What its inverse takes out of float32's range is NaN; what was read before it is right."""
+    text = bounded(form, 0.5)
+    ours, stepped = build(text, backend="triton"), Interpreted(text)
+    inputs = [x if x.dtype == torch.bool else x.detach() for x in inputs_of(text, stepped, 1, 32)]
+    place = next(i for i, x in enumerate(checked(text).inputs) if x.region is not None)
+    inputs[place].clamp_(0, 1)
+    inputs[place][:, 10:] = -0.94  # a factor of 0.03
+    got = as_tuple(ours(*(x if x.dtype == torch.bool else x.float() for x in inputs))[0])
+    for x, y in zip(got, as_tuple(stepped(*inputs)[0]), strict=True):
+        assert x[:, 12:].isnan().any()
+        assert ((x - y).abs() <= 1e-5 * y.abs().max()).logical_or(x.isnan()).all()
 
 
 @pytest.mark.parametrize("form", ["H, K", "H, V"])

@@ -33,7 +33,9 @@ install()
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 TEXTS = {n: (EXAMPLES / f"{c.file}.rnn").read_text(encoding="utf-8") for n, c in CASES.items()}
-FUSED = [n for n in CASES if any(k[:4] != "cuda" for k in getattr(load(TEXTS[n]), n)._fused_kernels.values())]
+FUSED = [
+    n for n in CASES if any(k[:4] != "cuda" for k in getattr(getattr(load(TEXTS[n]), n), "_fused_kernels", {}).values())
+]
 # Kernels that take long to interpret; those of GLA, Mamba, Mamba-2, mLSTM, RWKV-6 and the gated delta rule stand for
 # them in `make test`.
 LIKE_OTHERS = {

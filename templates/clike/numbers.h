@@ -63,7 +63,8 @@ FN real r_exp(real x) {
   y = 1.0f + r_fused(r * r, y, r);
   // The last bits of `whole` are those of the number.
   y = r_of_bits(r_bits(y) + (r_bits(whole) << 23)) * (low ? 2.3283064365386963e-10f : 1.0f);
-  return x > 88.7228394f ? (float)INF : x == x ? y : x;
+  // At this one `y` may exceed 1, and its exponent the range: the true value rounds to infinity.
+  return x >= 88.7228394f ? (float)INF : x == x ? y : x;
 #endif
 }
 

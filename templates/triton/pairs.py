@@ -128,8 +128,10 @@ def _tl_middle(x, AT, SIZE: tl.constexpr):
 @triton.jit
 def _tl_around(a, a_next, row, LAG: tl.constexpr, TOGETHER: tl.constexpr):
     """Decays of reads and inverse ones of writes, from the middle of each block: their products are the decays from one
-    token to a later one, exact where both are in range."""
+    token to a later one, exact where both are in range. A factor below what was declared could take them out of it, and
+    gives NaN instead."""
     size: tl.constexpr = 2**TOGETHER
+    a = tl.where(a < 0.99 * 2.0 ** (-120.0 / size), float("nan"), a)
     whole: tl.constexpr = a.shape[0] == size
     if whole:
         start, until = tl.cumprod(a, 0), tl.cumprod(a_next, 0, reverse=True)

@@ -171,7 +171,8 @@ def _ranked_backward(
         for name in ("q_in", "w_in", "u_out", "k_out"):
             given[f"d_{name}_ptr"] = torch.empty_like(memory[f"{name}_ptr"])
         chunks, heads, _, size = memory["w_in_ptr"].shape
-        given["d_over_chunk_ptr"] = c.new_empty((chunks, heads, size), dtype=torch.float32)
+        if ranked.learned:
+            given["d_over_chunk_ptr"] = c.new_empty((chunks, heads, size), dtype=torch.float32)
         _launch_rank(ranked, "flows", given, call)
         for name, like in {"w_since": "w_in", "u_until": "u_out", "of_u": "of_u", "of_k": "of_u"}.items():
             given[f"d_{name}_ptr"] = torch.empty_like(memory[f"{like}_ptr"])
