@@ -36,7 +36,7 @@ TEXTS = {n: (EXAMPLES / f"{c.file}.rnn").read_text(encoding="utf-8") for n, c in
 FUSED = [
     n for n in CASES if any(k[:4] != "cuda" for k in getattr(getattr(load(TEXTS[n]), n), "_fused_kernels", {}).values())
 ]
-# Kernels that take long to interpret; those of GLA, Mamba, Mamba-2, mLSTM, RWKV-6 and the gated delta rule stand for
+# Kernels that take long to interpret; those of GLA, Mamba, Mamba-2, mLSTM and the gated delta rule stand for
 # them in `make test`.
 LIKE_OTHERS = {
     "LinearAttention",
@@ -54,6 +54,8 @@ LIKE_OTHERS = {
     "Comba",
     "DeltaProduct",
     "RWKV7",
+    "RWKV6",
+    "Longhorn",
 }
 MARKED = [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in FUSED]
 every = pytest.mark.parametrize("name", MARKED)
