@@ -97,7 +97,8 @@ LONG = 2000
 
 
 @pytest.mark.parametrize(
-    "program, flows", [(UNSTABLE, (1.95, 1.5, 1.0)), pytest.param(REPELLING, (4.0, 2.0, 1.0), marks=pytest.mark.slow)]
+    "program, flows",
+    [(UNSTABLE, (1.95, 1.5, 1.0)), pytest.param(REPELLING, (4.0, 2.0, 1.0), marks=pytest.mark.slow)],
 )
 def test_what_composes_beyond_numbers_is_stepped(program: Program, flows: tuple[float, ...]) -> None:
     """Products overflow, or lose what matters, where the states are all 0: they stay 0, and so do the gradients of
