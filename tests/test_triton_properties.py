@@ -84,7 +84,7 @@ def agrees(program: Program, calls: int) -> None:
         assert not wrong, "\n".join([*wrong, said, program.text])
 
 
-@examples(10)
+@examples(6)
 @given(programs())
 def test_random_cells(program: Program) -> None:
     agrees(program, 2)
