@@ -16,7 +16,7 @@ from typing import TypeGuard
 
 from rnnc.check.sizes import size_at_defaults
 from rnnc.derive import depends
-from rnnc.fuse import elementwise, streams_of
+from rnnc.fuse import elementwise, reached, streams_of
 from rnnc.ir import Apply, Conv, Expr, Graph, Linear, Normalize, Reduce, Ref, Type, walk
 from rnnc.lower import Stream
 from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, needs, per_token
@@ -327,13 +327,7 @@ class _Decoding:
         """The kernels without results that nothing reads: a later kernel may compute them again."""
         while True:
             made = {r for k in kernels for r in k.results}
-            stack = others + [e for k in kernels for e in (*k.inputs, *k.fixed)]
-            seen: set[Expr] = set()
-            while stack:
-                node = stack.pop()
-                if node not in seen:
-                    seen.add(node)
-                    stack.extend(() if node in made else node.children)
+            seen = reached(others + [e for k in kernels for e in (*k.inputs, *k.fixed)], made)
             if made <= seen:
                 return tuple(kernels)
             for i, k in enumerate(kernels):

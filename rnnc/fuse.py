@@ -7,7 +7,7 @@ Non-goals: how the kernel walks through time, and its text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 
 from rnnc.closure import Composable, LowRank
@@ -235,13 +235,7 @@ class _Fusion:
         """The kernels without results that nothing reads: a later kernel may have computed them again."""
         while True:
             made = {r for k in kernels for r in k.results}
-            stack = others + [e for k in kernels for e in (*k.inputs, *k.fixed)]
-            seen: set[Expr] = set()
-            while stack:
-                node = stack.pop()
-                if node not in seen:
-                    seen.add(node)
-                    stack.extend(() if node in made else node.children)
+            seen = reached(others + [e for k in kernels for e in (*k.inputs, *k.fixed)], made)
             if made <= seen:
                 return tuple(kernels)
             for i, k in enumerate(kernels):
@@ -407,6 +401,17 @@ _SUMS = frozenset({"add", "sub", "neg", "where", "only", "like"})
 def elementwise(node: Expr) -> bool:
     """Whether a kernel computes the node from its operands, entry by entry."""
     return isinstance(node, Apply) and node.op in OPS
+
+
+def reached(roots: Iterable[Expr], made: Set[Expr]) -> set[Expr]:
+    """What is read to compute `roots` where what is `made` is there."""
+    stack, seen = list(roots), set[Expr]()
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(() if node in made else node.children)
+    return seen
 
 
 def _names(steps: Iterable[Scan | Loop]) -> set[str]:

@@ -194,10 +194,9 @@ def test_sixteen_bits(form: str, dtype: torch.dtype, most: float) -> None:
     assert compared(FORMS[form], 70, batch=1, dtype=dtype) < most
 
 
-@pytest.mark.parametrize("form", [*FORMS, "entrywise"])
-def test_opcheck(form: str) -> None:
-    text = OTHERS[form]
-    cell = load(text).C(backend="triton")
+def opchecked(text: str, **sizes: int) -> None:
+    """PyTorch's checks of the operator that computes S, as it is called."""
+    cell = load(text).C(backend="triton", **sizes)
     inputs = [x if x.dtype == torch.bool else x.detach().float() for x in inputs_of(text, cell, 1, 5)]
     functions = type(cell)._fused.__globals__
     name = next(n for n in functions if n.endswith("_S_chunks"))
@@ -212,6 +211,11 @@ def test_opcheck(form: str) -> None:
     for keep in (False, True):
         given = [a.detach().requires_grad_(keep) if isinstance(a, Tensor) else a for a in args]
         torch.library.opcheck(operator, (*given[:-2], keep, given[-1]), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("form", [*FORMS, "entrywise"])
+def test_opcheck(form: str) -> None:
+    opchecked(OTHERS[form])
 
 
 STRONG = """cell C

@@ -6,7 +6,6 @@ Run with `TRITON_INTERPRET=1 pytest -m triton`.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import pytest
 
@@ -24,7 +23,7 @@ from tests.interpreted import install
 from tests.modules import Interpreted, build, generate, load
 from tests.test_chunks import inputs_of
 from tests.test_lowrank import BY_KEY, BY_VALUE, MIXED, OVER, TITANS, TWO, WRITTEN, cell, cells
-from tests.test_triton_chunks import compared
+from tests.test_triton_chunks import compared, opchecked
 
 install()
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -139,21 +138,7 @@ def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -
 
 @pytest.mark.parametrize("form", ["keys", "none"])
 def test_opcheck(form: str) -> None:
-    cell = load(FORMS[form]).C(backend="triton", K=16, V=8)
-    inputs = [x if x.dtype == torch.bool else x.detach().float() for x in inputs_of(FORMS[form], cell, 1, 5)]
-    functions = type(cell)._fused.__globals__
-    name = next(n for n in functions if n.endswith("_S_chunks"))
-    calls: list[tuple[Any, ...]] = []
-    operator = functions[name]
-    functions[name] = lambda *args: calls.append(args) or operator(*args)
-    try:
-        cell(*inputs)
-    finally:
-        functions[name] = operator
-    (args,) = calls
-    for keep in (False, True):
-        given = [a.detach().requires_grad_(keep) if isinstance(a, Tensor) else a for a in args]
-        torch.library.opcheck(operator, (*given[:-2], keep, given[-1]), test_utils=("test_schema", "test_faketensor"))
+    opchecked(FORMS[form], K=16, V=8)
 
 
 MUTANTS = {

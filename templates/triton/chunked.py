@@ -292,6 +292,20 @@ def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., A
     return forward
 
 
+def _laid_out(
+    x: Any, dtype: torch.dtype | None, device: torch.device, lead: Sequence[int], groups: Sequence[tuple[int, ...]]
+) -> Tensor:
+    """An operand with all of its axes, those of each group merged, in a dtype for products if there is one."""
+    x = torch.as_tensor(x, device=device)
+    # Products of float16 numbers are computed as those of float32: what has that already keeps it.
+    if dtype is torch.float16 and x.dtype in (torch.float16, torch.float32):
+        dtype = None
+    if dtype is not None or not x.is_floating_point():
+        x = x.to(dtype or torch.float32)
+    x = x.expand(*lead, *(n for g in groups for n in g))
+    return x.reshape(*lead, *(torch.Size(g).numel() for g in groups))
+
+
 def _by_kernels(
     run: _Run,
     operator: Callable[..., Any],
@@ -343,14 +357,7 @@ def _by_kernels(
 
     def laid(x: Any, dtype: torch.dtype | None, *groups: tuple[int, ...]) -> Tensor:
         """With all of its axes, those of each group merged."""
-        x = torch.as_tensor(0.0 if x is None else x, device=initial.device)
-        # Products of float16 numbers are computed as those of float32: what has that already keeps it.
-        if dtype is torch.float16 and x.dtype in (torch.float16, torch.float32):
-            dtype = None
-        if dtype is not None or not x.is_floating_point():
-            x = x.to(dtype or torch.float32)
-        x = x.expand(*lead, *(n for g in groups for n in g))
-        return x.reshape(*lead, *(torch.Size(g).numel() for g in groups))
+        return _laid_out(0.0 if x is None else x, dtype, initial.device, lead, groups)
 
     own = {"keys": [keys], "values": [values]}.get(decay, [])
     if a is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..torch.lowrank import _low_rank
 from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
-from .chunked import _Chunk, _spaced, _together
+from .chunked import _Chunk, _laid_out, _spaced, _together
 from .fused import _on, _power_of_two, _units
 from .module import _multiplied_dtype
 
@@ -275,14 +275,7 @@ def _by_rank_kernels(
 
     def laid(x: Any, dtype: torch.dtype | None, maps: tuple[int, ...], *groups: tuple[int, ...]) -> Tensor:
         """With all of its axes, those of each group merged."""
-        x = torch.as_tensor(x, device=state.device)
-        # Products of float16 numbers are computed as those of float32: what has that already keeps it.
-        if dtype is torch.float16 and x.dtype in (torch.float16, torch.float32):
-            dtype = None
-        if dtype is not None or not x.is_floating_point():
-            x = x.to(dtype or torch.float32)
-        x = x.expand(*lead, *maps, *(n for g in groups for n in g))
-        return x.reshape(*lead, *maps, *(torch.Size(g).numel() for g in groups))
+        return _laid_out(x, dtype, state.device, (*lead, *maps), groups)
 
     def tokens(xs: Sequence[Any], dtype: torch.dtype | None, rest: float, *groups: tuple[int, ...]) -> Tensor:
         """One number, or vector, of each map and write; `rest` of writes that have none."""
