@@ -17,7 +17,8 @@ def pruned(text: str) -> str:
     while True:
         # What only unused assignments read is unused as well.
         read = {name for name, reader in loads if reader not in unused}
-        found = {a for a in function.args.args if a.arg not in read} | {n for n, own in targets.items() if not own & read}
+        found: set[ast.stmt | ast.arg] = {n for n, own in targets.items() if not own & read}
+        found |= {a for a in function.args.args if a.arg not in read}
         if found <= unused:
             break
         unused |= found
