@@ -63,6 +63,11 @@ def several(items: Iterable[str]) -> str:
     return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
 
 
+def mapping(items: Iterable[tuple[str, str]]) -> str:
+    """A dict from names to items, as code."""
+    return f"{{{', '.join(f'{quoted(name)}: {value}' for name, value in items)}}}"
+
+
 def wrap(lines: Iterable[str], indent: int = 0) -> list[str]:
     """Break what does not fit, as ruff would; `indent` is what the lines will be moved to the right by."""
     out: list[str] = []

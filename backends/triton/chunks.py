@@ -58,9 +58,14 @@ class PairsCoder:
         """What is added to what factors are made of."""
         return self.entrywise.made["a"].offset if "a" in self.entrywise.made else None
 
+    def made(self, node: Expr) -> Entrywise | None:
+        """How the kernels make an operand themselves, if they do."""
+        return next((m for m in self.entrywise.made.values() if m.value is node), None)
+
     def source(self, node: Expr) -> Expr:
         """What the kernels read for an operand."""
-        return next((m.read for m in self.entrywise.made.values() if m.value is node), node)
+        made = self.made(node)
+        return node if made is None else made.read
 
     def text(self) -> str:
         """The kernels."""
