@@ -61,6 +61,11 @@ class Region:
     def dims(self) -> tuple[str, ...]:
         return (*self.spread, *(d for g in self.groups for d in g))
 
+    @cached_property
+    def convs(self) -> tuple[Conv, ...]:
+        """The convolutions that it computes, each from what it reads of several tokens."""
+        return tuple(n for n in self.inside if isinstance(n, Conv))
+
     @property
     def sources(self) -> tuple[Expr, ...]:
         return (*self.inputs, *self.fixed)
@@ -143,7 +148,7 @@ class _Regions:
                 found = [(e, "wide") for e in needs(step)]
             asked.append(found)
         last: list[tuple[Expr, Use]] = [(e, "out") for _, e in self.system.outputs]
-        return [*asked, [*last, *((c.arg, "wide") for c in self.system.convs.values())]]
+        return [*asked, last]
 
     def _made(self) -> dict[Expr, int]:
         """What is not computed from its operands, and the step that it comes out of."""
@@ -225,6 +230,8 @@ class _Regions:
                 return op in ("sum", "mean", "max", "min") and set(over) <= set(arg.dims)
             case Normalize():
                 return True
+            case Conv(arg=arg):
+                return per_token(arg) and node.dims == arg.dims
             case _:
                 return False
 
@@ -256,6 +263,12 @@ class _Regions:
     def shape(self, inside: Iterable[Expr]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]] | None:
         """The dims that are spread, and the groups that a program has all of; None where it cannot."""
         inside = set(inside)
+        convolved = [n.arg for n in inside if isinstance(n, Conv)]
+        for arg in convolved:
+            # Its gradient is summed over several tokens, and so apart from any other.
+            own = sum(arg in n.children for n in inside)
+            if arg in inside or own > 1:
+                return None
         tokens, fixed = self.border(inside)
         order = self.system.graph.order
         nodes = [*inside, *tokens]
@@ -340,18 +353,21 @@ class _Regions:
         for node in self.nodes:
             if node not in inside:
                 continue
-            if read := [(p, use) for p, use in self.readers.get(node, ()) if isinstance(p, int) or p not in inside]:
+            if read := self.outside(node, inside):
                 results.append(node)
                 uses.append(read[0][1] if len(read) == 1 and node.kind == "real" else "wide")
         tokens, fixed = self.border(inside)
-        shared = frozenset(
-            n for n in tokens if any(isinstance(p, int) or p not in inside for p, _ in self.readers.get(n, ()))
-        )
+        shared = frozenset(n for n in tokens if self.outside(n, inside))
         saved = sum(map(_operations, inside)) + sum(use in ("low", "operand") for use in uses)
         saved += sum(_narrow(n) and n not in shared for n in tokens)
         if saved < FEWEST:
             return None
         return Region(*shape, tuple(tokens), tuple(fixed), tuple(results), tuple(uses), shared, saved)
+
+
+    def outside(self, node: Expr, inside: frozenset[Expr]) -> list[tuple[Place, Use]]:
+        """What reads a value, but for a region."""
+        return [(p, use) for p, use in self.readers.get(node, ()) if isinstance(p, int) or p not in inside]
 
 
 def _together(node: Expr, group: tuple[str, ...], dim: str) -> bool:
@@ -365,6 +381,8 @@ def _together(node: Expr, group: tuple[str, ...], dim: str) -> bool:
 
 def _operations(node: Expr) -> int:
     """How many operations of PyTorch compute it."""
+    if isinstance(node, Conv):
+        return 3 * node.width - 2
     if isinstance(node, Normalize):
         return {"softmax": 1, "layernorm": 7}.get(node.op, 5)
     return 0 if isinstance(node, Apply) and node.op in ("like", "stop_gradient", "real", "conj") else 1

@@ -130,7 +130,7 @@ class CellCoder(Construction):
         self.input_names = tuple(local.values())
         past: dict[tuple[str, int], str] = {}
         values: dict[str, str] = {}
-        convs: dict[str, str] = {}
+        convs = self.convs = dict[str, str]()
 
         def field(name: str) -> str:
             return f"state.{name}"

@@ -186,12 +186,17 @@ class FusedCellCoder(CellCoder):
         fixed = [block.aligned_code(n, n.dims) for n in region.fixed]
         sizes = [f"self.{d}" for d in coder.sizes]
         args = [f"[{', '.join(x)}]" for x in (tokens, fixed, sizes)]
-        if coder.number_names:
-            args.append(f"[{', '.join(f'float({block.number(n)[0]})' for n in coder.number_names)}]")
+        args.append(f"[{', '.join(f'float({block.number(n)[0]})' for n in coder.number_names)}]")
+        if coder.convs:
+            args.append(f"[{', '.join(f'self.{c.node.weight}' for c in coder.convs)}]")
+            args.append(f"[{', '.join(f'state.{c.node.history}' for c in coder.convs)}]")
+        for c in coder.convs:
+            if c.node is self.system.convs[c.node.history]:
+                self.convs[c.node.history] = tokens[coder.tokens.index(c.leaf)]
         made = [table.new(coder.hint_of(r)) for r in region.results]
         block.variables.update(zip(region.results, made, strict=True))
         targets = ", ".join(made) if len(made) > 1 else several(made)
-        called = f"{coder.name}_parts, {coder.name}, self.{coder.method_name}, dtype, low, out"
+        called = f"run, {coder.name}_parts, {coder.name}, self.{coder.method_name}, dtype, low, out"
         block.assign(targets, f"_between({called}, {', '.join(args)})")
 
     def by_kernels(self, code: CellCode, sequential: Mapping[int, LoopCode]) -> CellCode:
@@ -218,6 +223,7 @@ class FusedCellCoder(CellCoder):
             registrations.append(r.registration(operators[-1]))
         methods = tuple(tuple(r.method(self.plain_block("dtype"))) for r in self.between)
         self.helpers |= {"_Region", "_region_operator", "_between"} if self.between else set()
+        self.helpers |= {"_Taps", "_conv"} if any(r.convs for r in self.between) else set()
         kind = "_FusedCell" if self.coders or pairs else "_CudaCell"
         base = kind if code.base == "_Cell" else f"{kind}, {code.base}"
         self.helpers |= {kind}

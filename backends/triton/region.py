@@ -6,10 +6,11 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import combinations
 
 from rnnc.derive import pull_back
-from rnnc.ir import Expr, Linear, Normalize, Ref, Type, walk
+from rnnc.ir import Conv, Expr, Linear, Normalize, Ref, Type, walk
 from rnnc.lower import System
 from rnnc.plan import is_number, per_token
 from rnnc.region import Region
@@ -24,8 +25,14 @@ from .tile import AXES, Tile, Tiles, align, folded, literal, numbers, shape
 _FRAME = frozenset(
     "tl triton float range DTYPE BT BS BN BC TOKENS BLOCKS STEPS OUTER INNER LANES token outer inner lane row block step "
     "real_token real_outer real_inner real_lane real_ts real_tn real_tc real_sn real_sc real_nc real_tsn real_tsc real_tnc "
-    "real_snc real_tsnc self dtype run _".split()
+    "real_snc real_tsnc self dtype run T PACKED place sequence position_ptr sequence_ptr _".split()
 )
+_PLACE = """\
+if PACKED:
+    place = tl.load(position_ptr + token, mask=real_token, other=0)
+    sequence = tl.load(sequence_ptr + token, mask=real_token, other=0)
+else:
+    place, sequence = token % T, token // T""".split("\n")
 _INDEX = {"t": "token", "s": "outer", "n": "inner", "c": "lane"}
 
 
@@ -38,6 +45,32 @@ class Leaf:
     ref: Ref
     name: str
     learns: bool
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A convolution: what stands for its value, its weights, newest first, and what it reads, of a token and those
+    before it; the names of the weights, of what was before the first token, and of the value's gradient."""
+
+    node: Conv
+    ref: Ref
+    weights: tuple[Ref, ...]
+    values: tuple[Expr, ...]
+    leaf: Leaf
+    name: str
+    past: str
+    flow: str
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A gradient that is summed over a program's tokens: its name, where it is stored, the variable that holds it."""
+
+    gradient: Expr
+    name: str
+    dims: tuple[str, ...]
+    total: Tile
+    tap: str = ""
 
 
 @dataclass
@@ -67,10 +100,16 @@ class RegionCoder:
         told = [n for n, r in zip(self.result_names, region.results, strict=True) if self.hint_of(r) != "value"]
         self.name = taken.new(f"{prefix}_{together(told or ['between'])}")
         self.method_name = f"{self.name.removeprefix(f'_{system.cell.name}')}_in_torch"
-        self.of: dict[Expr, Expr] = {x.node: x.ref for x in (*self.tokens, *self.fixed)}
-        self.plained: dict[Expr, Expr] = {}
-        self.functions: set[str] = set()
         self.hints: dict[Expr, str] = {}
+        self.of: dict[Expr, Expr] = {x.node: x.ref for x in (*self.tokens, *self.fixed)}
+        self.convs = [self.taps(n) for n in region.convs]
+        self.of.update((c.node, c.ref) for c in self.convs)
+        self.plained: dict[Expr, Expr] = {}
+        for c in self.convs:
+            products = [self.graph.apply("mul", w, x) for w, x in zip(c.weights, c.values, strict=True)]
+            self.plained[c.ref] = reduce(lambda a, b: self.graph.apply("add", a, b), products)
+            self.hints[self.plained[c.ref]] = "conv"
+        self.functions: set[str] = set()
         self.arriving = [
             None if r.kind == "bool" else self.graph.ref("input", f"arriving {i}", r.type)
             for i, r in enumerate(region.results)
@@ -109,6 +148,16 @@ class RegionCoder:
         dims = node.dims if per_token(node) else self.graph.sort((*node.dims, *self.region.spread))
         return Leaf(node, self.graph.ref("input", f"in {name}", Type(dims, node.kind)), name, learns)
 
+    def taps(self, node: Conv) -> Taps:
+        leaf = next(x for x in self.tokens if x.node is node.arg)
+        weight = self.stem(node.weight, ("{}_ptr", "d_{}_ptr"))
+        past = self.stem(f"{leaf.name}_past", ("{}_ptr",))
+        weights = [self.graph.ref("input", f"{weight} {j}", Type(node.dims)) for j in range(node.width)]
+        values = [leaf.ref, *(self.graph.ref("input", f"{leaf.name} {j}", Type(node.dims)) for j in range(1, node.width))]
+        ref = self.graph.ref("input", f"conv {weight}", node.type)
+        flow = self.stem(f"conv_{leaf.name}", ("d_{}_ptr",))
+        return Taps(node, ref, tuple(weights), tuple(values), leaf, weight, past, flow)
+
     # --- expressions ---
 
     def over_stand_ins(self) -> dict[Expr, Expr]:
@@ -116,7 +165,7 @@ class RegionCoder:
         done: dict[Expr, Expr] = {}
         for node in self.region.inside:
             children = tuple(self.of.get(c) or done.get(c, c) for c in node.children)
-            done[node] = self.graph.rebuild(node, children)
+            done[node] = self.of[node] if isinstance(node, Conv) else self.graph.rebuild(node, children)
         return done
 
     def _gradients(self, made: Mapping[Expr, Expr]) -> dict[Leaf, Expr]:
@@ -126,13 +175,15 @@ class RegionCoder:
             if d is not None:
                 whole[made[r]] = self.graph.apply("add", whole[made[r]], d) if made[r] in whole else d
         named = {made[n]: hint for n, hint in self.system.names.items() if n in made and made[n].children}
-        learned = [x for x in (*self.tokens, *self.fixed) if x.learns]
-        found = pull_back(self.graph, whole, [x.ref for x in learned], named)
+        convolved = {c.leaf for c in self.convs}
+        learned = [x for x in (*self.tokens, *self.fixed) if x.learns and x not in convolved]
+        found = pull_back(self.graph, whole, [*(x.ref for x in learned), *(c.ref for c in self.convs)], named)
         for node, hint in named.items():
             self.hints.setdefault(self.plain(node), hint)
         for node, hint in (*named.items(), *((x.ref, x.name) for x in learned)):
             if node in found and found[node].children:
                 self.hints.setdefault(self.plain(found[node]), f"d_{hint}")
+        self.of_convs = {c: self.plain(found[c.ref]) for c in self.convs if c.ref in found}
         return {x: self.plain(found[x.ref]) for x in learned if x.ref in found}
 
     def plain(self, root: Expr) -> Expr:
@@ -218,7 +269,11 @@ class RegionCoder:
         for x in self.fixed:
             if x.ref in below:
                 self.load(tiles, x.name, x.ref, x.node, self.address(f"{x.name}_ptr", "", "", x.node.dims))
-        shared: set[Expr] = {x.ref for x in self.fixed}
+        for c in self.convs:
+            for j, ref in enumerate(c.weights):
+                if ref in below:
+                    self.load(tiles, f"{c.name}_{j}", ref, ref, self.tap(f"{c.name}_ptr", c, j))
+        shared: set[Expr] = {x.ref for x in self.fixed} | {w for c in self.convs for w in c.weights}
         for node in walk(*roots):
             if node.children and all(c in shared or is_number(c) for c in node.children) and not is_number(node):
                 shared.add(node)
@@ -234,6 +289,29 @@ class RegionCoder:
             if x.ref in below:
                 first = f"token * {x.name}_row"
                 self.load(tiles, x.name, x.ref, x.node, self.address(f"{x.name}_ptr", first, "t", x.node.dims))
+        for c in self.convs:
+            for j, ref in enumerate(c.values):
+                if j and ref in below:
+                    tiles.values[ref] = self.earlier(tiles, c, j)
+
+    def earlier(self, tiles: SumTiles, c: Taps, j: int) -> Tile:
+        """Lines that load what a convolution reads of a token before: before the first one, of the state."""
+        dims, name = c.node.dims, c.leaf.name
+        at, axes = self.address(f"{name}_ptr", f"(token - {j}) * {name}_row", "t", dims)
+        row = self.row(f"(sequence * {len(c.values) - 1} + {j - 1} - place)", dims)
+        before, _ = self.address(f"{c.past}_ptr", row, "t", dims)
+        test = align(f"(place >= {j})", Tile((f"(place >= {j})",), "t"), axes)
+        early = align(f"(place < {j})", Tile((f"(place < {j})",), "t"), axes)
+        mask = self.mask(axes)
+        loads = [f"tl.load({a}, mask={mask} & {m}, other=0).to(DTYPE)" for a, m in ((at, test), (before, early))]
+        return tiles.assign(f"{name}_{j}", Tile((" + ".join(loads),), axes))
+
+    def tap(self, pointer: str, c: Taps, j: int, first: str = "") -> tuple[str, str]:
+        """Where a weight of a convolution stands: the newest token's is the last."""
+        text, axes = self.address("", first, "", c.node.dims)
+        text = text.removeprefix(" + ")
+        last = c.node.width - 1 - j
+        return f"{pointer} + {_bracketed(text)} * {c.node.width}{f' + {last}' if last else ''}", axes
 
     def forward(self) -> _Body:
         tiles, body = self.tiles(), _Body()
@@ -252,13 +330,10 @@ class RegionCoder:
 
     def backward(self) -> _Body:
         tiles, body = self.tiles(), _Body()
-        roots = list(self.gradients.values())
+        of_taps = {w: self.graph.apply("mul", g, x) for c, g in self.of_convs.items() for w, x in zip(c.weights, c.values)}
+        roots = [*self.gradients.values(), *self.of_convs.values(), *of_taps.values()]
         body.before = self.read_fixed(tiles, roots)
-        sums: dict[Leaf, Tile] = {}
-        for x in self.fixed:
-            if x in self.gradients:
-                axes = self.slot_axes(x)
-                sums[x] = tiles.assign(f"d_{x.name}_sum", Tile((f"tl.zeros({shape(axes)}, DTYPE)",), axes))
+        sums = self.sums(tiles, of_taps)
         body.before += tiles.take()
         self.read_tokens(tiles, roots)
         below = set(walk(*roots))
@@ -269,32 +344,53 @@ class RegionCoder:
         for x in self.tokens:
             if x in self.gradients:
                 self.write(tiles, f"d_{x.name}", x.node, self.gradients[x])
-        for x, total in sums.items():
-            axes = "".join(a for a in AXES if a in "t" + total.axes or (a == "s" and a in self.groups))
-            part = f"tl.where({self.mask(axes)}, {self.spread_out(tiles, self.gradients[x], axes)}, 0.0)"
-            for a in [a for a in axes if a not in total.axes]:
+        for c, g in self.of_convs.items():
+            tiles.name(g, f"d_{c.flow}")
+            self.write(tiles, f"d_{c.flow}", c.node, g)
+        for x in sums:
+            axes = "".join(a for a in AXES if a in "t" + x.total.axes or (a == "s" and a in self.groups))
+            part = f"tl.where({self.mask(axes)}, {self.spread_out(tiles, x.gradient, axes)}, 0.0)"
+            for a in [a for a in axes if a not in x.total.axes]:
                 part, axes = f"tl.sum({part}, {axes.index(a)})", axes.replace(a, "")
-            tiles.lines.append(f"{total.parts[0]} += {part}")
+            tiles.lines.append(f"{x.total.parts[0]} += {part}")
         body.each = tiles.take()
-        for x, total in sums.items():
-            dims, first = self.slot(x), "row"
-            size = self.product(d for d in dims if d != "*")
-            blocks = " * BLOCKS + block" if "*" in dims else ""
-            first = f"(row{blocks})" if blocks and size != "1" else f"row{blocks}"
-            first = first if size == "1" else f"{first} * {_bracketed(size)}"
-            at, axes = self.address(f"d_{x.name}_ptr", first, "", tuple(d for d in dims if d != "*"))
-            masked = f", mask={self.mask(axes)}" if axes else ""
-            body.after.append(f"tl.store({at}, {total.parts[0]}{masked})")
+        body.after = [self.keep(x) for x in sums]
         return body
 
-    def slot_axes(self, leaf: Leaf) -> str:
-        return self.axes_of(leaf.node)
+    def sums(self, tiles: SumTiles, of_taps: Mapping[Ref, Expr]) -> list[_Sum]:
+        """Lines that begin the sums of what tokens share."""
+        found: list[_Sum] = []
 
-    def slot(self, leaf: Leaf) -> tuple[str, ...]:
-        """Dims of the memory that holds a gradient before it is summed: all that are spread or, `*`, a number for each
-        block of them; then the leaf's own."""
-        own = [d for a, g in self.groups.items() if a != "s" for d in g if d in leaf.node.dims]
-        return (*(self.region.spread if set(leaf.node.dims) & set(self.region.spread) else ("*",)), *own)
+        def begin(gradient: Expr, name: str, node: Expr, tap: str = "", variable: str = "") -> None:
+            axes = self.axes_of(node)
+            total = tiles.assign(f"d_{variable or name}_sum", Tile((f"tl.zeros({shape(axes)}, DTYPE)",), axes))
+            found.append(_Sum(gradient, name, node.dims, total, tap))
+
+        for x in self.fixed:
+            if x in self.gradients:
+                begin(self.gradients[x], x.name, x.node)
+        for c in self.of_convs:
+            for j, w in enumerate(c.weights):
+                last = c.node.width - 1 - j
+                begin(of_taps[w], c.name, c.node, f" * {c.node.width}{f' + {last}' if last else ''}", f"{c.name}_{j}")
+        return found
+
+    def keep(self, x: _Sum) -> str:
+        """The line that stores a sum for this program."""
+        dims = self.slot(x.dims)
+        size = self.product(d for d in dims if d != "*")
+        first = "(row * BLOCKS + block)" if "*" in dims else "row"
+        first = first if size == "1" else f"{first} * {_bracketed(size)}"
+        pointer = f"d_{x.name}_ptr"
+        at, axes = self.address("" if x.tap else pointer, first, "", tuple(d for d in dims if d != "*"))
+        at = f"{pointer} + ({at.removeprefix(' + ')}){x.tap}" if x.tap else at
+        return f"tl.store({at}, {x.total.parts[0]}{f', mask={self.mask(axes)}' if axes else ''})"
+
+    def slot(self, dims: tuple[str, ...]) -> tuple[str, ...]:
+        """Dims of the memory that holds the gradient of something with `dims` before it is summed: all that are spread
+        or, `*`, a number for each block of them; then its own."""
+        own = [d for a, g in self.groups.items() if a != "s" for d in g if d in dims]
+        return (*(self.region.spread if set(dims) & set(self.region.spread) else ("*",)), *own)
 
     # --- text ---
 
@@ -305,12 +401,15 @@ class RegionCoder:
         back = what == "backward"
         pointers = [p for x in self.tokens for p in (f"{x.name}_ptr", f"{x.name}_row")]
         pointers += [f"{x.name}_ptr" for x in self.fixed]
+        pointers += [p for c in self.convs for p in (f"{c.name}_ptr", f"{c.past}_ptr")]
         pointers += [f"d_{n}_ptr" if back else f"{n}_ptr" for n in self.result_names]
         pointers += [f"d_{x.name}_ptr" for x in self.gradients] if back else []
-        pointers += ["TOKENS", "BLOCKS", *(["STEPS"] if body.after else [])]
+        pointers += [f"d_{n}_ptr" for c in self.of_convs for n in (c.name, c.flow)] if back else []
+        pointers += ["position_ptr", "sequence_ptr", "T", "TOKENS", "BLOCKS", *(["STEPS"] if body.after else [])]
         sizes = dict.fromkeys(["DTYPE", *self.sizes.values(), *self.number_names.values(), *self.counts.values(), "BT"])
         sizes |= dict.fromkeys(f"B{a.upper()}" for a in AXES if a in self.groups)
-        loose = ", ".join(quoted(n) for n in pointers if n in ("TOKENS", "BLOCKS", "STEPS"))
+        loose = ", ".join(quoted(n) for n in pointers if n in ("T", "TOKENS", "BLOCKS", "STEPS"))
+        sizes |= {"PACKED": None} if self.convs else {}
         head = [f"@triton.jit(do_not_specialize=[{loose}])", f"def {self.name}_{what}("]
         head += [*(f"    {n}," for n in pointers), *(f"    {n}: tl.constexpr," for n in sizes), "):"]
         lines = ["row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)"]
@@ -323,6 +422,7 @@ class RegionCoder:
         lines += body.before
         first = "(row * STEPS + step)" if body.after else "row"
         each = [f"token = {first} * BT + tl.arange(0, BT)", "real_token = token < TOKENS"]
+        each += _PLACE if self.convs else []
         each += [*self.masks("tsnc", body.each), *body.each]
         lines += ["for step in range(0, STEPS):", *(f"    {x}" for x in each)] if body.after else each
         doc = docstring(self.told(back, bool(body.after)), "    ").split("\n")
@@ -380,7 +480,12 @@ class RegionCoder:
             "tokens": mapping((x.name, dims(x.node.dims)) for x in self.tokens),
             "fixed": mapping((x.name, dims(x.node.dims)) for x in self.fixed),
             "learned": several(quoted(x.name) for x in self.gradients),
-            "slots": mapping((x.name, dims(self.slot(x))) for x in self.fixed if x in self.gradients),
+            "slots": mapping((x.name, dims(self.slot(x.node.dims))) for x in self.fixed if x in self.gradients),
+            "convs": several(
+                f"_Taps({', '.join(map(quoted, (c.name, c.leaf.name, c.past, c.flow)))}, {dims(c.node.dims)}, "
+                f"{dims(self.slot(c.node.dims))})"
+                for c in self.convs
+            ),
             "numbers": several(map(quoted, self.number_names.values())),
             "results": mapping((n, several([dims(r.dims), quoted(r.kind), quoted(u)])) for n, r, u in results),
         }
@@ -396,10 +501,13 @@ class RegionCoder:
             block.names.taken.add(x.name)
         narrow = [x.name for x in self.tokens if x.node.kind == "real"]
         block.lines += [f"{name} = {name}.to(dtype)" for name in narrow]
+        of = {c.node: c for c in self.convs}
+        block.conv = lambda node, text: f"_conv(run, {text}, {of[node].past}, {of[node].name})"
         block.expect(*self.region.results)
         made = [block.aligned_code(r, r.dims) for r in self.region.results]
-        names = ", ".join(f"{x.name}: Tensor" for x in (*self.tokens, *self.fixed))
-        head = f"def {self.method_name}(self, dtype: torch.dtype, {names}) -> tuple[Tensor, ...]:"
+        names = [x.name for x in (*self.tokens, *self.fixed)] + [n for c in self.convs for n in (c.name, c.past)]
+        given = ", ".join(f"{n}: Tensor" for n in names)
+        head = f"def {self.method_name}(self, run: _Run, dtype: torch.dtype, {given}) -> tuple[Tensor, ...]:"
         doc = f'"""What `{self.name}` computes, in PyTorch."""'
         lines = [*wrap([head], 4), f"    {doc}", *(f"    {x}" for x in wrap(block.lines, 8))]
         return [*lines, *(f"    {x}" for x in wrap([f"return {several(made)}"], 8))]
