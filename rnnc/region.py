@@ -1,13 +1,13 @@
 """Plan → Regions: what stands between learned maps and recurrences, as kernels of its own.
 
-Goals: of what PyTorch would compute for each token by itself, find the connected parts that one kernel can hold, and say
-what each reads and writes. Non-goals: text; what the kernels of recurrences make themselves.
+Goals: of what PyTorch would compute for each token by itself, find the connected parts that one kernel can hold, and
+say what each reads and writes. Non-goals: text; what the kernels of recurrences make themselves.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 from rnnc.check.sizes import size_at_defaults
 from rnnc.closure import LowRank
 from rnnc.fuse import elementwise, fuse, paired, ranked
-from rnnc.ir import Apply, Conv, Expr, Linear, Normalize, Reduce, Ref, walk
+from rnnc.ir import Apply, Conv, Expr, Linear, Normalize, Reduce, Ref
 from rnnc.lower import System
 from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, needs, per_token
 
@@ -131,24 +131,23 @@ class _Regions:
             kernel = kernels.get(id(step))
             found: list[tuple[Expr, Use]] = []
             if kernel is not None:
-                found = [(e, "wide") for e in (*kernel.inputs, *kernel.fixed)] if step is kernel.steps[0] else []
+                found += _as("wide", (*kernel.inputs, *kernel.fixed) if step is kernel.steps[0] else ())
             elif isinstance(step, Scan) and step.chunks and step.chunks.beside:
                 pass
             elif isinstance(step, Scan) and step.chunks and paired(step):
                 operands = [r.query for r in step.chunks.reads] + [e for pair in step.chunks.writes for e in pair]
                 operands += beside.get(step.stream.name, [])
-                whole: list[tuple[Expr, Use]] = [(step.closure.a, "wide"), *((e, "operand") for e in operands)]
-                for e, use in whole:
+                for e, use in (*_as("wide", [step.closure.a]), *_as("operand", operands)):
                     read = self.makes(step, e)
-                    found += [(x, use if read == (e,) else "wide") for x in read]
+                    found += _as(use if read == (e,) else "wide", read)
             elif isinstance(step, Loop) and isinstance(step.closure, LowRank) and ranked(step):
                 factors = {e for row in step.closure.map.factors for e in row}
-                found = [(e, "wide" if e in factors else "operand") for e in needs(step)]
+                found += _as("wide", (e for e in needs(step) if e in factors))
+                found += _as("operand", (e for e in needs(step) if e not in factors))
             else:
-                found = [(e, "wide") for e in needs(step)]
+                found += _as("wide", needs(step))
             asked.append(found)
-        last: list[tuple[Expr, Use]] = [(e, "out") for _, e in self.system.outputs]
-        return [*asked, last]
+        return [*asked, _as("out", (e for _, e in self.system.outputs))]
 
     def _made(self) -> dict[Expr, int]:
         """What is not computed from its operands, and the step that it comes out of."""
@@ -364,10 +363,13 @@ class _Regions:
             return None
         return Region(*shape, tuple(tokens), tuple(fixed), tuple(results), tuple(uses), shared, saved)
 
-
     def outside(self, node: Expr, inside: frozenset[Expr]) -> list[tuple[Place, Use]]:
         """What reads a value, but for a region."""
         return [(p, use) for p, use in self.readers.get(node, ()) if isinstance(p, int) or p not in inside]
+
+
+def _as(use: Use, nodes: Iterable[Expr]) -> list[tuple[Expr, Use]]:
+    return [(n, use) for n in nodes]
 
 
 def _together(node: Expr, group: tuple[str, ...], dim: str) -> bool:

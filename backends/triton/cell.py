@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, cached_property
 from importlib import resources
@@ -66,6 +66,8 @@ class FusedBlock(Block):
     def wide(self, node: Expr) -> str:
         """The variable of a narrow node in the computing dtype: one, so that gradients are summed in that dtype."""
         if node not in self.widened:
+            if node in self.projections:
+                self.variable(node)
             text, _ = super().nested(node)
             name = self.names.new(f"{text}_wide" if text.isidentifier() else "wide")
             self.assign(name, f"{text}.to(dtype)")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rnnc.decode import Decode, convolved
 from rnnc.derive import depends
 from rnnc.fuse import streams_of
-from rnnc.ir import Conv, Expr, Normalize, Reduce, Ref, Type, walk
+from rnnc.ir import Conv, Expr, Normalize, Ref, Type, walk
 from rnnc.lower import Stream, System
 from rnnc.plan import is_number
 from rnnc.show import expr_text
@@ -88,7 +88,10 @@ class DecodeCoder(Frame):
             return self.number_names[node] if value is None else literal(value)
 
         taken = self.taken | {n for names in self.number_names.values() for n in names} | {*self.counted.values()}
-        groups = (("c", self.block, self.counts["WIDTH"], "real_lane"), ("n", self.inner, self.counts["INNER"], "real_inner"))
+        groups = (
+            ("c", self.block, self.counts["WIDTH"], "real_lane"),
+            ("n", self.inner, self.counts["INNER"], "real_inner"),
+        )
         found = SumTiles(NameTable(taken), self.hints, number, groups)
         found.functions = self.functions
         return found

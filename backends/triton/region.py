@@ -1,4 +1,4 @@
-"""What stands between learned maps and recurrences, as kernels: their text, their registration, the lines that call them."""
+"""What stands between learned maps and recurrences, as kernels: their text, registration, and PyTorch's way."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .sums import SumTiles, normalized
 from .tile import AXES, Tile, Tiles, align, folded, literal, numbers, shape
 
 _FRAME = frozenset(
-    "tl triton float range DTYPE BT BS BN BC TOKENS BLOCKS STEPS OUTER INNER LANES token outer inner lane row block step "
-    "real_token real_outer real_inner real_lane real_ts real_tn real_tc real_sn real_sc real_nc real_tsn real_tsc real_tnc "
-    "real_snc real_tsnc self dtype run T PACKED place sequence position_ptr sequence_ptr _".split()
+    "tl triton float range DTYPE BT BS BN BC TOKENS BLOCKS STEPS OUTER INNER LANES token outer inner lane row block "
+    "step real_token real_outer real_inner real_lane real_ts real_tn real_tc real_sn real_sc real_nc real_tsn real_tsc "
+    "real_tnc real_snc real_tsnc self dtype run T PACKED place sequence position_ptr sequence_ptr _".split()
 )
 _PLACE = """\
 if PACKED:
@@ -153,7 +153,10 @@ class RegionCoder:
         weight = self.stem(node.weight, ("{}_ptr", "d_{}_ptr"))
         past = self.stem(f"{leaf.name}_past", ("{}_ptr",))
         weights = [self.graph.ref("input", f"{weight} {j}", Type(node.dims)) for j in range(node.width)]
-        values = [leaf.ref, *(self.graph.ref("input", f"{leaf.name} {j}", Type(node.dims)) for j in range(1, node.width))]
+        values = [
+            leaf.ref,
+            *(self.graph.ref("input", f"{leaf.name} {j}", Type(node.dims)) for j in range(1, node.width)),
+        ]
         ref = self.graph.ref("input", f"conv {weight}", node.type)
         flow = self.stem(f"conv_{leaf.name}", ("d_{}_ptr",))
         return Taps(node, ref, tuple(weights), tuple(values), leaf, weight, past, flow)
@@ -236,7 +239,9 @@ class RegionCoder:
         return name if size == "1" else f"{name} * {_bracketed(size)}"
 
     def mask(self, axes: str) -> str:
-        return {"": "", "t": "real_token", "s": "real_outer", "n": "real_inner", "c": "real_lane"}.get(axes, f"real_{axes}")
+        return {"": "", "t": "real_token", "s": "real_outer", "n": "real_inner", "c": "real_lane"}.get(
+            axes, f"real_{axes}"
+        )
 
     def spread_out(self, tiles: Tiles, node: Expr, axes: str) -> str:
         """Code of a value with all of these axes."""
@@ -253,7 +258,9 @@ class RegionCoder:
             return (self.number_names[node],) if value is None else literal(value)
 
         names = NameTable(_FRAME | self.parameters | {*self.sizes.values(), *self.number_names.values()})
-        made = SumTiles(names, self.hints, number, [(a, g, self.counts[a], self.mask(a)) for a, g in self.groups.items()])
+        made = SumTiles(
+            names, self.hints, number, [(a, g, self.counts[a], self.mask(a)) for a, g in self.groups.items()]
+        )
         made.functions = self.functions
         return made
 
@@ -273,7 +280,7 @@ class RegionCoder:
             for j, ref in enumerate(c.weights):
                 if ref in below:
                     self.load(tiles, f"{c.name}_{j}", ref, ref, self.tap(f"{c.name}_ptr", c, j))
-        shared: set[Expr] = {x.ref for x in self.fixed} | {w for c in self.convs for w in c.weights}
+        shared: set[Expr] = {*(x.ref for x in self.fixed), *(w for c in self.convs for w in c.weights)}
         for node in walk(*roots):
             if node.children and all(c in shared or is_number(c) for c in node.children) and not is_number(node):
                 shared.add(node)
@@ -283,7 +290,7 @@ class RegionCoder:
             tiles.name(node)
         return tiles.take()
 
-    def read_tokens(self, tiles: Tiles, roots: Sequence[Expr]) -> None:
+    def read_tokens(self, tiles: SumTiles, roots: Sequence[Expr]) -> None:
         below = set(walk(*roots))
         for x in self.tokens:
             if x.ref in below:
@@ -298,13 +305,13 @@ class RegionCoder:
         """Lines that load what a convolution reads of a token before: before the first one, of the state."""
         dims, name = c.node.dims, c.leaf.name
         at, axes = self.address(f"{name}_ptr", f"(token - {j}) * {name}_row", "t", dims)
-        row = self.row(f"(sequence * {len(c.values) - 1} + {j - 1} - place)", dims)
+        row = self.row(f"(sequence * {len(c.values) - 1}{f' + {j - 1}' if j > 1 else ''} - place)", dims)
         before, _ = self.address(f"{c.past}_ptr", row, "t", dims)
-        test = align(f"(place >= {j})", Tile((f"(place >= {j})",), "t"), axes)
-        early = align(f"(place < {j})", Tile((f"(place < {j})",), "t"), axes)
-        mask = self.mask(axes)
-        loads = [f"tl.load({a}, mask={mask} & {m}, other=0).to(DTYPE)" for a, m in ((at, test), (before, early))]
-        return tiles.assign(f"{name}_{j}", Tile((" + ".join(loads),), axes))
+        there = align(f"(place >= {j})", Tile((f"(place >= {j})",), "t"), axes)
+        self.functions.add("_tl_earlier")
+        return tiles.assign(
+            f"{name}_{j}", Tile((f"_tl_earlier({at}, {before}, {self.mask(axes)}, {there}, DTYPE)",), axes)
+        )
 
     def tap(self, pointer: str, c: Taps, j: int, first: str = "") -> tuple[str, str]:
         """Where a weight of a convolution stands: the newest token's is the last."""
@@ -330,7 +337,11 @@ class RegionCoder:
 
     def backward(self) -> _Body:
         tiles, body = self.tiles(), _Body()
-        of_taps = {w: self.graph.apply("mul", g, x) for c, g in self.of_convs.items() for w, x in zip(c.weights, c.values)}
+        of_taps = {
+            w: self.graph.apply("mul", g, x)
+            for c, g in self.of_convs.items()
+            for w, x in zip(c.weights, c.values, strict=True)
+        }
         roots = [*self.gradients.values(), *self.of_convs.values(), *of_taps.values()]
         body.before = self.read_fixed(tiles, roots)
         sums = self.sums(tiles, of_taps)
@@ -455,7 +466,9 @@ class RegionCoder:
         has = [f"BS of {' and '.join(region.spread)}"] if region.spread else []
         has += [f"all of {' and '.join(g)}" for g in region.groups]
         has = ["BT tokens", *has]
-        walk_text = f"A program has {', '.join(has[:-1])} and {has[-1]}." if len(has) > 1 else f"A program has {has[0]}."
+        walk_text = (
+            f"A program has {', '.join(has[:-1])} and {has[-1]}." if len(has) > 1 else f"A program has {has[0]}."
+        )
         if summed:
             walk_text = walk_text.replace("BT tokens", "STEPS times BT tokens") + " It leaves sums over its own of what"
             walk_text += " tokens share."
@@ -502,7 +515,11 @@ class RegionCoder:
         narrow = [x.name for x in self.tokens if x.node.kind == "real"]
         block.lines += [f"{name} = {name}.to(dtype)" for name in narrow]
         of = {c.node: c for c in self.convs}
-        block.conv = lambda node, text: f"_conv(run, {text}, {of[node].past}, {of[node].name})"
+
+        def convolved(node: Conv, text: str) -> str:
+            return f"_conv(run, {text}, {of[node].past}, {of[node].name})"
+
+        block.conv = convolved
         block.expect(*self.region.results)
         made = [block.aligned_code(r, r.dims) for r in self.region.results]
         names = [x.name for x in (*self.tokens, *self.fixed)] + [n for c in self.convs for n in (c.name, c.past)]

@@ -167,7 +167,9 @@ def _region_backward(region: _Region, call: _RegionCall, grads: Sequence[Tensor]
         slot = x.new_empty((rows, *shape, *taps.get(name, ())), dtype=torch.float32) if name in slots else None
         made[name] = x.new_empty(x.shape) if slot is None else slot
     arriving = [n for n, (_, kind, _) in region.results.items() if kind != "bool"]
-    named |= _pointers("d_{}_ptr", arriving, (g.contiguous() for g in grads)) | _pointers("d_{}_ptr", made, made.values())
+    named |= _pointers("d_{}_ptr", arriving, (g.contiguous() for g in grads)) | _pointers(
+        "d_{}_ptr", made, made.values()
+    )
     flows = {c.flow: made[c.source].new_empty(made[c.source].shape, dtype=torch.float32) for c in region.convs}
     named |= _pointers("d_{}_ptr", flows, flows.values())
     with _on(call.tokens[0].device):
@@ -187,7 +189,8 @@ def _taps_backward(call: _RegionCall, flow: Tensor, weight: Tensor, made: Tensor
     rows = max(1, 1024 // lanes)
     position = call.place[0] if call.place else None
     grid = (-(-tokens // rows), -(-size // lanes))
-    _tl_taps_back[grid](
+    kernel: Any = _tl_taps_back
+    kernel[grid](
         *(flow, weight, made, position, call.lead[1], tokens, size, weight.shape[-1], bool(call.place), rows, lanes)
     )
 
@@ -224,9 +227,7 @@ def _region_operator(namespace: str, name: str, region: _Region) -> Callable[...
 
     @forward.register_fake
     def _(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out, moved):
-        return _region_outputs(
-            region, _RegionCall(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out)
-        )
+        return _region_outputs(region, _RegionCall(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out))
 
     @torch.library.custom_op(
         f"{namespace}::{name}_backward",
@@ -251,7 +252,8 @@ def _region_operator(namespace: str, name: str, region: _Region) -> Callable[...
     def gradient(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
         values = iter(ctx.saved_tensors)
         tensors = [[next(values) for _ in range(n)] for n in ctx.counts]
-        call = _RegionCall(*tensors, *ctx.rest[:-1])
+        given: list[Any] = [*tensors, *ctx.rest[:-1]]
+        call = _RegionCall(*given)
         used = [g for g, (_, kind, _) in zip(grads, region.results.values()) if kind != "bool"]
         owners = _region_owners(region, call)
         found = backward(used, *tensors, *ctx.rest) if owners else []

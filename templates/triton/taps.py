@@ -1,9 +1,16 @@
-"""The gradient of what a causal convolution reads."""
+"""What a causal convolution reads of earlier tokens, and its gradient."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _tl_earlier(here, before, real, there, DTYPE: tl.constexpr):
+    """A tile of values of earlier tokens: where these are there, else what was before the first one."""
+    values = tl.load(here, mask=real & there, other=0).to(DTYPE)
+    return tl.where(there, values, tl.load(before, mask=real & ~there, other=0).to(DTYPE))
 
 
 @triton.jit(do_not_specialize=["T", "TOKENS"])
@@ -30,10 +37,7 @@ def _tl_taps_back(
     total = tl.zeros((BT, BC), tl.float32)
     for j in tl.static_range(WIDTH):
         later = token + j
-        if PACKED:
-            place = tl.load(position_ptr + later, mask=later < TOKENS, other=0)
-        else:
-            place = later % T
+        place = tl.load(position_ptr + later, mask=later < TOKENS, other=0) if PACKED else later % T
         # It is of the same sequence if it has as many tokens before it.
         real = ((later < TOKENS) & (place >= j))[:, None] & real_lane[None, :]
         flow = tl.load(flow_ptr + (later * SIZE)[:, None] + lane[None, :], mask=real, other=0)
