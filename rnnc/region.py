@@ -21,6 +21,8 @@ from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, needs, per_t
 
 LARGEST = 4096
 """Entries of a token that a program may have all of."""
+WIDEST = 8
+"""Tokens that a convolution in a kernel reads: each is one load more."""
 FEWEST = 3
 """Operations of PyTorch whose place a kernel must take."""
 
@@ -229,8 +231,8 @@ class _Regions:
                 return op in ("sum", "mean", "max", "min") and set(over) <= set(arg.dims)
             case Normalize():
                 return True
-            case Conv(arg=arg):
-                return per_token(arg) and node.dims == arg.dims
+            case Conv(arg=arg, width=width):
+                return per_token(arg) and node.dims == arg.dims and 1 < width <= WIDEST
             case _:
                 return False
 

@@ -26,7 +26,7 @@ from ..torch.cell import CellCode, CellCoder
 from ..torch.chunks import chunk_arguments, chunk_targets, column_arguments, together_code
 from ..torch.loops import LoopCode
 from ..torch.lowrank import rank_arguments, rank_targets
-from ..torch.text import cut, mapping, quoted, several, together, wrap
+from ..torch.text import cut, mapping, quoted, several, spelled, together, wrap
 from .adjoint import BackwardCoder
 from .chunks import PairsCoder
 from .decode import DecodeCoder
@@ -128,7 +128,8 @@ class FusedCellCoder(CellCoder):
         self.fusing: dict[int, Kernel] = {}
         self.done: set[int] = set()
         self.lasts: dict[str, str] = {}
-        self.coders = [KernelCoder(self.system, k, f"_{self.cell.name}_{together(_names(k))}") for k in self.kernels_of]
+        self.function_names = NameTable(())
+        self.coders = [KernelCoder(self.system, k, self.function(together(_names(k)))) for k in self.kernels_of]
         self.backwards = [BackwardCoder(c) for c in self.coders]
         self.decoding: dict[int, DecodeCoder] = {}
         self.pairs: dict[int, PairsCoder | RankCoder] = {}
@@ -144,15 +145,18 @@ class FusedCellCoder(CellCoder):
                     step.chunks,
                     beside,
                     self.plain_block,
-                    f"_{self.cell.name}_{step.stream.name}",
+                    self.function(step.stream.name),
                 )
             elif isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and ranked(step):
-                name = f"_{self.cell.name}_{step.streams[0].name}"
-                self.pairs[id(step)] = RankCoder(step, step.chunks, name)
+                self.pairs[id(step)] = RankCoder(step, step.chunks, self.function(step.streams[0].name))
 
     def on_gpu(self) -> set[int]:
         taken = {id(step) for k in fuse(self.plan) for step in k.steps}
         return {id(step) for step in self.plan.steps if isinstance(step, Loop)} - taken
+
+    def function(self, wanted: str) -> str:
+        """A new name that begins those of kernels."""
+        return self.function_names.new(spelled(f"_{self.cell.name}_{wanted}"))
 
     def code(self) -> CellCode:
         code = super().code()
@@ -178,8 +182,7 @@ class FusedCellCoder(CellCoder):
 
         if not self.coders and not self.pairs:
             return []
-        table = NameTable(())
-        return [RegionCoder(self.system, r, f"_{self.cell.name}", table) for r in regions(self.plan, makes)]
+        return [RegionCoder(self.system, r, self.function) for r in regions(self.plan, makes)]
 
     def region_lines(self, coder: RegionCoder, block: FusedBlock, table: NameTable) -> None:
         """The call of the kernel of a region."""
@@ -252,7 +255,7 @@ class FusedCellCoder(CellCoder):
     def by_token(self, code: CellCode) -> CellCode:
         """With the kernels for one token."""
         coders = [
-            DecodeCoder(self.system, k, f"_{self.cell.name}_{together(s.name for s in k.streams)}_token")
+            DecodeCoder(self.system, k, self.function(f"{together(s.name for s in k.streams)}_token"))
             for k in decodes(self.plan)
         ]
         if not coders:

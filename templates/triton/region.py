@@ -64,13 +64,15 @@ class _RegionTile(NamedTuple):
     warps: int
 
 
-def _region_tile(region: _Region, size: dict[str, int]) -> _RegionTile:
+def _region_tile(region: _Region, size: dict[str, int], back: bool) -> _RegionTile:
     groups = tuple(_power_of_two(math.prod([size[d] for d in g])) for g in region.groups)
     lump = max((math.prod([groups[i] for i in lump]) for lump in region.lumps), default=1)
-    # Neighbours in memory fill a line of the cache; 8 entries a thread leave registers for as many values as are alive.
+    # Neighbours in memory fill a line of the cache. A thread has 8 entries, and 4 where each is of several tokens: that
+    # leaves registers for as many values as are alive.
     spread = min(_power_of_two(math.prod([size[d] for d in region.spread])), max(1, 128 // lump))
     tokens = max(1, 1024 // (lump * spread))
-    return _RegionTile(tokens, spread, groups, max(1, min(16, tokens * spread * lump // 256)))
+    each = (4 if back and region.convs else 8) * (64 if torch.version.hip else 32)
+    return _RegionTile(tokens, spread, groups, max(1, min(16, tokens * spread * lump // each)))
 
 
 def _region_fits(region: _Region, size: dict[str, int]) -> bool:
@@ -104,10 +106,12 @@ class _RegionCall(NamedTuple):
     out: torch.dtype
 
 
-def _region_arguments(region: _Region, call: _RegionCall) -> tuple[dict[str, Any], dict[str, int], _RegionTile]:
+def _region_arguments(
+    region: _Region, call: _RegionCall, back: bool
+) -> tuple[dict[str, Any], dict[str, int], _RegionTile]:
     """What both kernels read, by the names of their parameters; the sizes; and the configuration."""
     size = dict(zip(region.dims, call.sizes))
-    tile = _region_tile(region, size)
+    tile = _region_tile(region, size, back)
     named: dict[str, Any] = size | dict(zip(region.numbers, call.numbers)) | {"DTYPE": tl.float32}
     for name, x in zip(region.tokens, call.tokens):
         x, named[f"{name}_row"] = _rows(x)
@@ -127,7 +131,9 @@ def _region_arguments(region: _Region, call: _RegionCall) -> tuple[dict[str, Any
 
 def _launch_region(kernel: Any, named: dict[str, Any], rows: int, tile: _RegionTile) -> None:
     wanted = {n: named[n] for n in kernel.arg_names}
-    kernel[rows, named["BLOCKS"]](**wanted, num_warps=tile.warps)
+    # Else the assembler may rather spill a little than let fewer warps run.
+    registers = {} if torch.version.hip else {"maxnreg": 255}
+    kernel[rows, named["BLOCKS"]](**wanted, num_warps=tile.warps, **registers)
 
 
 def _region_outputs(region: _Region, call: _RegionCall) -> list[Tensor]:
@@ -153,7 +159,7 @@ def _region_backward(region: _Region, call: _RegionCall, grads: Sequence[Tensor]
     past = call.past if moved else ()
     if not math.prod(call.lead):
         return [torch.zeros_like(x).contiguous() for x in (*owners.values(), *past)]
-    named, size, tile = _region_arguments(region, call)
+    named, size, tile = _region_arguments(region, call, True)
     blocks = -(-named["TOKENS"] // tile.tokens)
     slots = region.slots | {c.weight: c.slot for c in region.convs}
     # Programs that sum what tokens share are as many as fill the device some times over.
@@ -219,7 +225,7 @@ def _region_operator(namespace: str, name: str, region: _Region) -> Callable[...
         call = _RegionCall(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out)
         made = _region_outputs(region, call)
         if math.prod(lead):
-            named, _, tile = _region_arguments(region, call)
+            named, _, tile = _region_arguments(region, call, False)
             named |= _pointers("{}_ptr", region.results, made)
             with _on(tokens[0].device):
                 _launch_region(region.forward, named, -(-named["TOKENS"] // tile.tokens), tile)
