@@ -7,17 +7,18 @@ say what each reads and writes. Non-goals: text; what the kernels of recurrences
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from rnnc import entrywise
 from rnnc.check.sizes import size_at_defaults
 from rnnc.closure import LowRank
 from rnnc.fuse import elementwise, fuse, paired, ranked
 from rnnc.ir import Apply, Conv, Expr, Linear, Normalize, Reduce, Ref
 from rnnc.lower import System
-from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, is_number, needs, per_token
+from rnnc.plan import Loop, Plan, Pointwise, Scan, is_number, needs, per_token
 
 LARGEST = 4096
 """Entries of a token that a program may have all of."""
@@ -29,15 +30,8 @@ FEWEST = 3
 Use = Literal["wide", "low", "operand", "out"]
 """What becomes of a value: a number that more is computed from, the operand of a learned map, that of products in a
 recurrence's kernels, an output. All but the first are rounded in any case, and may be where they are written."""
-Makes = Callable[[Step, Expr], tuple[Expr, ...]]
-"""What the kernels of a step read for one of its operands: that itself, or what they make it of."""
 Place = Expr | int
 """A value, or the step of a plan that has this number."""
-
-
-def as_it_is(_: Step, node: Expr) -> tuple[Expr, ...]:
-    """Of kernels that make nothing themselves."""
-    return (node,)
 
 
 @dataclass(frozen=True)
@@ -77,6 +71,13 @@ class Region:
         """What it computes, operands first."""
         return tuple(n for n in _between(self.results, self.sources) if n not in self.sources and not is_number(n))
 
+    @property
+    def told(self) -> str:
+        """What a program has of a token, in words."""
+        whole = [d for g in self.groups for d in g]
+        parts = [f"all of {' and '.join(whole)}"] if whole else []
+        return " and ".join([*parts, *([f"some of {' and '.join(self.spread)}"] if self.spread else [])])
+
     @cached_property
     def lumps(self) -> tuple[tuple[int, ...], ...]:
         """The groups, by number, that one value has all of."""
@@ -85,9 +86,23 @@ class Region:
         return tuple(sorted(x for x in found if x and not any(set(x) < set(y) for y in found)))
 
 
-def regions(plan: Plan, makes: Makes = as_it_is) -> tuple[Region, ...]:
-    """The regions of a plan whose recurrences are computed by kernels."""
-    return _Regions(plan, makes).regions()
+@dataclass(frozen=True)
+class Between:
+    """The regions of a plan, and what kernels have operations for, but PyTorch computes: a program cannot have all that
+    it sums over, at the sizes that are declared."""
+
+    regions: tuple[Region, ...] = ()
+    left: tuple[Expr, ...] = ()
+
+
+def between(plan: Plan) -> Between:
+    """What stands between the kernels of a plan; nothing where no recurrence has one."""
+    found = _Regions(plan)
+    return Between(found.regions(), tuple(found.left)) if found.by_kernels else Between()
+
+
+def regions(plan: Plan) -> tuple[Region, ...]:
+    return between(plan).regions
 
 
 def _between(roots: Iterable[Expr], sources: Iterable[Expr]) -> list[Expr]:
@@ -109,8 +124,9 @@ def _between(roots: Iterable[Expr], sources: Iterable[Expr]) -> list[Expr]:
 
 
 class _Regions:
-    def __init__(self, plan: Plan, makes: Makes) -> None:
-        self.plan, self.system, self.makes = plan, plan.system, makes
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.system = plan, plan.system
+        self.by_kernels = bool(fuse(plan)) or any(paired(s) or ranked(s) for s in plan.steps)
         self.sizes = _sizes(plan.system)
         self.asked = self._asked()
         self.made = self._made()
@@ -118,6 +134,7 @@ class _Regions:
         self.candidates = {n for n in self.nodes if n not in self.made and self.fits(n)}
         self.readers = self._readers()
         self.home: dict[Expr, frozenset[Expr]] = {}
+        self.left: list[Expr] = []
 
     # --- what is asked for, and where it comes from ---
 
@@ -139,9 +156,11 @@ class _Regions:
             elif isinstance(step, Scan) and step.chunks and paired(step):
                 operands = [r.query for r in step.chunks.reads] + [e for pair in step.chunks.writes for e in pair]
                 operands += beside.get(step.stream.name, [])
+                own = entrywise.operands(step)
                 for e, use in (*_as("wide", [step.closure.a]), *_as("operand", operands)):
-                    read = self.makes(step, e)
-                    found += _as(use if read == (e,) else "wide", read)
+                    made = next((m for m in own.values() if m.value is e), None)
+                    read = [e] if made is None else [x for x in (made.read, made.offset) if x is not None]
+                    found += _as(use if made is None else "wide", read)
             elif isinstance(step, Loop) and isinstance(step.closure, LowRank) and ranked(step):
                 factors = {e for row in step.closure.map.factors for e in row}
                 found += _as("wide", (e for e in needs(step) if e in factors))
@@ -312,6 +331,7 @@ class _Regions:
                     source.setdefault(c, []).append(node)
             own = frozenset([node])
             if self.shape(own) is None:
+                self.left.append(node)
                 continue
             homes = list(dict.fromkeys(self.home[c] for c in near if c in self.home))
             whole = own.union(*homes)

@@ -31,6 +31,7 @@ from .adjoint import BackwardCoder
 from .chunks import PairsCoder
 from .decode import DecodeCoder
 from .document import documented, form
+from .entrywise import in_torch
 from .forward import ForwardCoder
 from .frame import Frame, Leaf
 from .kernel import KernelCoder
@@ -144,7 +145,6 @@ class FusedCellCoder(CellCoder):
                     step,
                     step.chunks,
                     beside,
-                    self.plain_block,
                     self.function(step.stream.name),
                 )
             elif isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and ranked(step):
@@ -173,16 +173,9 @@ class FusedCellCoder(CellCoder):
     def regions(self) -> list[RegionCoder]:
         """What stands between learned maps and kernels, as kernels too."""
 
-        def makes(step: Step, node: Expr) -> tuple[Expr, ...]:
-            pairs = self.pairs.get(id(step))
-            found = pairs.made(node) if isinstance(pairs, PairsCoder) else None
-            if found is None:
-                return (node,)
-            return (found.read,) if found.offset is None else (found.read, found.offset)
-
         if not self.coders and not self.pairs:
             return []
-        return [RegionCoder(self.system, r, self.function) for r in regions(self.plan, makes)]
+        return [RegionCoder(self.system, r, self.function) for r in regions(self.plan)]
 
     def region_lines(self, coder: RegionCoder, block: FusedBlock, table: NameTable) -> None:
         """The call of the kernel of a region."""
@@ -417,7 +410,8 @@ class FusedCellCoder(CellCoder):
         args += [quoted(pairs.decay), together_code(chunks.together), "low"]
         args.append(self.read_dtype(step, {r.node for r in chunks.reads}))
         args += column_arguments(columns, block, block.given)
-        args += [f"make_{name}=lambda x: {m.code}" for name, m in pairs.entrywise.made.items()]
+        made = pairs.entrywise.made
+        args += [f"make_{name}=lambda x: {in_torch(m, self.plain_block())}" for name, m in made.items()]
         if pairs.offset is not None:
             args.append(f"offset={block.aligned_code(pairs.offset, chunks.heads + own)}")
         if pairs.entrywise.numbers:

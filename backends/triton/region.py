@@ -140,7 +140,8 @@ class RegionCoder:
     def leaf(self, node: Expr) -> Leaf:
         wanted = self.system.names.get(node) or "value"
         if isinstance(node, Ref):
-            wanted = node.name if node.lag == 0 else f"{node.name.removesuffix('_past')}_{node.lag}_before"
+            past = node.name.removesuffix("_past") + ("_before" if node.role == "state" else "")
+            wanted = f"{past}_{node.lag}" if node.lag else node.name
         elif isinstance(node, Linear) and node not in self.system.names:
             wanted = f"{node.weight.removesuffix('_weight')}_in"
         name = self.stem(wanted, ("{}_ptr", "{}_row", "d_{}_ptr", "d_{}_sum"))
