@@ -198,7 +198,7 @@ def test_mutants(name: str) -> None:
     made = generate(cell())
     pattern, text = MUTANTS[name]
     assert re.search(pattern, made)
-    module = load_module(re.sub(pattern, text, made), "mutant.py")
+    module: Any = load_module(re.sub(pattern, text, made), "mutant.py")
     # Two tiles of tokens for each program, the last of which is not full.
     tiles = module._region_tile
     module._region_tile = lambda *given: tiles(*given)._replace(tokens=4)
@@ -266,7 +266,7 @@ def test_sixteen_bits(dtype: torch.dtype, most: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_pytorch_where_sums_are_too_long(dtype: torch.dtype) -> None:
     """Values and gradients are those of the kernels, rounded as often."""
-    module = load(cell())
+    module: Any = load(cell())
     ours = module.C(backend="triton", K=4, V=3)
     inputs = draw_for(checked(cell()), ours, 2, 5, dtype=dtype)
     state = some_state(ours, 2)
@@ -284,7 +284,7 @@ def test_pytorch_where_sums_are_too_long(dtype: torch.dtype) -> None:
 
 def test_pytorch_in_float64_and_with_tangents() -> None:
     """No kernel of a region is launched."""
-    module = load(cell())
+    module: Any = load(cell())
     ours = module.C(backend="triton", dtype=torch.float64)
 
     def launched(*_: Any) -> None:
