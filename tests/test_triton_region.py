@@ -173,9 +173,9 @@ def test_several_results_and_readers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [{"H": 1, "K": 1, "V": 1}, {"H": 3, "K": 16, "V": 9}, {"H": 5, "K": 2, "V": 33}])
-def test_sizes(sizes: dict[str, int]) -> None:
-    assert compared(cell(), 3, batch=1, **sizes) < 1e-5
+@pytest.mark.parametrize(("h", "k", "v"), [(1, 1, 1), (3, 16, 9), (5, 2, 33)])
+def test_sizes(h: int, k: int, v: int) -> None:
+    assert compared(cell(), 3, batch=1, H=h, K=k, V=v) < 1e-5
 
 
 MUTANTS = {

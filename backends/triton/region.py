@@ -424,7 +424,7 @@ class RegionCoder:
         sizes |= {"PACKED": None} if self.convs else {}
         head = [f"@triton.jit(do_not_specialize=[{loose}])", f"def {self.name}_{what}("]
         head += [*(f"    {n}," for n in pointers), *(f"    {n}: tl.constexpr," for n in sizes), "):"]
-        lines = ["row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)"]
+        lines = ["row = tl.program_id(0).to(tl.int64)", "block = tl.program_id(1)"]
         for a, axis in (("s", "outer"), ("n", "inner"), ("c", "lane")):
             if a in self.groups:
                 block, count = f"B{a.upper()}", self.counts[a]
