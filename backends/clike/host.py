@@ -3,10 +3,11 @@
 Goals: all of a loop in one call, forward or backward; the same numbers for a row whatever tile and thread it is in.
 Non-goals: compiling, threads: the generated module does both (`templates/torch/compiled.py`).
 
-A call is `forward(p, id, start, length, first, last, tile, lo, hi, consts, stride)`: `p` points to the arrays (hoisted,
-fixed, packed matrices, histories, values, for the backward their cotangents, and `File.extra`); row `m` has the tokens
-`start[m]`... and the history `id[m]`, longest rows first; of rows `first` to `last`, and of the free dim's entries `lo`
-to `hi`, results are written. `stride` says how far apart the tokens of each hoisted array are.
+A call is `forward(p, id, start, length, first, last, tile, lo, hi, consts, stride, keep)`: `p` points to the arrays
+(hoisted, fixed, packed matrices, histories, values, what is saved, for the backward the cotangents of values and
+histories, and `File.extra`); row `m` has the tokens `start[m]`... and the history `id[m]`, longest rows first; of rows
+`first` to `last`, and of the free dim's entries `lo` to `hi`, results are written. `stride` says how far apart the
+tokens of each hoisted array are. Where `keep` is 0, what is saved has one token for each row, which nobody reads.
 """
 
 from __future__ import annotations
@@ -150,9 +151,10 @@ class _Frame:
         before, streams = len(step.hoisted) + len(step.fixed), len(step.streams)
         self.first = {"hoisted": 0, "fixed": len(step.hoisted), "packed": before, "history": before + 1}
         self.first["values"] = self.first["history"] + streams
-        self.first["d_values"] = self.first["values"] + streams
+        self.first["saved"] = self.first["values"] + streams
+        self.first["d_values"] = self.first["saved"] + len(step.saved)
         self.first["d_history"] = self.first["d_values"] + streams
-        self.extra = [r.array for r in half.results if r.array.role not in ("new", "d_past")]
+        self.extra = [r.array for r in half.results if r.array.role not in ("new", "d_past", "saved")]
         self.used: dict[Array, None] = {}
         self.stages = half.stages
         self.repeat: Repeat | None = None
@@ -179,7 +181,7 @@ class _Frame:
         head = [
             f"SHARED void {name}(void *const *p, const long *id, const long *start, const long *length, long first,",
             f"{indent}long last, long tile, long lo, long hi, const double *consts,",
-            f"{indent}const long *stride) {{",
+            f"{indent}const long *stride, long keep) {{",
         ]
         scratch = self._scratch()
         lines = [f"const double k_{identifier(c)} = consts[{i}];" for i, c in enumerate(self.step.consts)]
@@ -202,7 +204,7 @@ class _Frame:
         inside = [f"const long most = {rows};", *loop, *_indented([*count, *body]), "}"]
         lines += ["for (long row = first; row < last; row += tile) {", *_indented(inside), "}", "free(scratch);"]
         lines += ["free(a);"] if self.half.stages.products else []
-        unused = ["(void)lo, (void)hi, (void)consts, (void)stride, (void)id;"]
+        unused = ["(void)lo, (void)hi, (void)consts, (void)stride, (void)id, (void)keep;"]
         return "\n".join([*head, *_indented([*unused, *lines]), "}"])
 
     def _scratch(self) -> list[str]:
@@ -266,7 +268,8 @@ class _Frame:
     def _pointers(self, arrays: Iterable[Array]) -> list[str]:
         lines: list[str] = []
         for a in arrays:
-            const = "const " if a.role in ("hoisted", "fixed", "past", "run") or (a.role == "new" and self.back) else ""
+            known = ("hoisted", "fixed", "past", "run", *(("new", "saved") if self.back else ()))
+            const = "const " if a.role in known else ""
             kind = f"{const}{POINTERS[a.kind]}"
             lines.append(f"{kind} *restrict {self.pointer(a)} = {self._address(a)};")
         return lines
@@ -290,6 +293,8 @@ class _Frame:
                 return of("fixed", "0")
             case "new":
                 return of("values", f"token * {whole}")
+            case "saved":
+                return of("saved", f"(keep ? token : id[row + m]) * {whole}")
             case "d_new":
                 return of("d_values", f"token * {whole}")
             case "past" | "d_past":

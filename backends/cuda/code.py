@@ -80,6 +80,7 @@ def definitions(
         several([_part(a) for a in (*step.hoisted, *step.fixed, *streams)]),
         several([_part(a) for a in back.extra]),
         several(products),
+        several([_part(a) for a in step.saved]),
         several([quoted(identifier(d)) for d in sizes]),
         several([str(len(sizes) + consts.index(c)) for c in step.consts]),
     ]
@@ -95,14 +96,12 @@ def _table(k: Kernel, text: str) -> str:
         for s in k.slots
     ]
     matrices = [several([str(m.place), str(m.space), dims(m.outs), dims(m.ins), str(m.whole)]) for m in k.matrices]
-    made = [several([str(m.stream), str(m.lag), str(m.place), dims(m.dims), quoted(m.equation)]) for m in k.made]
     args = [
         text,
         quoted(identifier(k.free) if k.free else ""),
         several([dims(d) for d in k.spaces]),
         several(slots),
         several(matrices),
-        several(made),
         str(k.tiled),
         several(map(str, k.registers)),
     ]
