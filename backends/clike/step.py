@@ -9,7 +9,7 @@ Roles of arrays, with `index` and `lag`:
   past                 stream `index`, `lag` tokens ago
   new                  stream `index`, at this token: written by the step, read by its backward
   saved                a value besides, written by the step and read by its backward
-  d_new, d_past        the cotangents of both; d_past is added to
+  d_new, d_past        the cotangents of both; d_past is added to, but for that of the longest lag, the first
   d_hoisted, d_fixed   cotangents of hoisted and fixed values; d_fixed is added to
   left, right          operands of products over all tokens
 """
@@ -251,11 +251,13 @@ class StepMaker:
         for n, h in self.hints.items():
             if n in found and found[n].children:
                 hints.setdefault(found[n], f"d_{h}")
-        for node, array in self.given.items():
-            if node in found and array.role in ("hoisted", "past"):
-                role = f"d_{array.role}"
-                d = Array(self.table.new(f"d_{array.name}"), array.dims, array.kind, role, array.index, array.lag)
-                results.append(Store(d, found[node], role == "d_past"))
+        flows = [(node, a) for node, a in self.given.items() if node in found and a.role in ("hoisted", "past")]
+        for node, array in flows:
+            role = f"d_{array.role}"
+            d = Array(self.table.new(f"d_{array.name}"), array.dims, array.kind, role, array.index, array.lag)
+            # The first cotangent that reaches a token comes from the farthest one behind.
+            far = max(a.lag for _, a in flows if (a.role, a.index) == (array.role, array.index))
+            results.append(Store(d, found[node], array.lag < far))
         for node in watch:
             if node in found:
                 weighed.append(self._of_map(node, found[node], results))

@@ -170,8 +170,17 @@ class _NativeCall:
                 x = _plain(x).to(self.kind(part)).expand(shape).contiguous()
             if part.role != "history":
                 self.operands.append(x)
-        self.strides = (ctypes.c_long * max(len(strides), 1))(*strides)
+        self.strides = (ctypes.c_long * (len(strides) + len(self.history)))(*strides)
         self.rows(sequence)
+
+    def arriving(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of values; of one that is the same for all tokens, one token's."""
+        out: list[Tensor] = []
+        for i, g in enumerate(map(_plain, grads), len(self.strides) - len(grads)):
+            same = g.stride()[:2] == (0, 0)
+            out.append((g[:1, :1] if same else g).contiguous())
+            self.strides[i] = 0 if same else math.prod(g.shape[2:])
+        return out
 
     def kind(self, part: _NativePart) -> torch.dtype:
         if part.kind == "complex":
@@ -364,7 +373,7 @@ def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callab
             call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position)
             return other(back, products, *call)
         call, library = found
-        d_values = [_plain(g).clone(memory_format=torch.contiguous_format) for g in grads]
+        d_values = call.arriving(grads)
         d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
         made: list[Tensor] = []
         for part in native.results:

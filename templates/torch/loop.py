@@ -231,7 +231,7 @@ def _loop_operator(
         tensors = iter(ctx.saved_tensors)
         hoisted, fixed, history, values = ([next(tensors) for _ in range(n)] for n in ctx.counts)
         sequence, position = (next(tensors), next(tensors)) if ctx.packed else (None, None)
-        full = [torch.zeros_like(v) if g is None else g for g, v, _ in zip(grads, values, history)]
+        full = [v.new_zeros(()).expand_as(v) if g is None else g for g, v, _ in zip(grads, values, history)]
         out = iter(
             backward(full, values, hoisted, fixed, history, ctx.sizes, ctx.consts, ctx.steps, sequence, position)
         )
