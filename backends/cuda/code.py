@@ -41,7 +41,9 @@ def head(step: Step, found: Sequence[Kernel]) -> str:
     body = "\n".join([*tools, *(k.text for k in found)])
     real = "#ifdef DOUBLE\ntypedef double real;\n#else\ntypedef float real;\n#endif\nstruct cplx {\n  real re, im;\n};"
     device = "#ifndef EMULATED\n" + _template("cuda/device.h") + "#endif"
-    parts = [real, device, _template("cuda/block.h"), *map(_fast, library(body)), *tools]
+    # The chip's own functions may use others than those that they stand for.
+    used = library("\n".join([body, *map(_fast, library(body))]))
+    parts = [real, device, _template("cuda/block.h"), *map(_fast, used), *tools]
     return "\n\n".join(p.strip() for p in parts)
 
 
