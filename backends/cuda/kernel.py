@@ -447,11 +447,13 @@ class KernelCoder:
         lines = [f"for (int b_tile = 0; b_tile < TILES_{space}; ++b_tile) {{", "  const int b_u = UNIT(4 * b_tile);"]
         lines.append(f"  real {', '.join(f'b_sum{m}[4] = {{0, 0, 0, 0}}' for m, _ in outs)};")
         if not inner:
+            # Only in registers must places be known; all loads of a row at once would take too many.
+            held = " || ".join(f"HELD_{m} == 2" for m, _ in outs)
             lines.append("#if LOW")
             lines += indented(
                 [
                     f"const real *const b_x = {arg} + {self.row(p.arg, 'b_group')};",
-                    "#pragma unroll",
+                    f"#pragma unroll {held} ? ({depth} + 15) / 16 : DEEP",
                     f"for (int b_k = 0; b_k < ({depth} + 15) / 16; ++b_k) {{",
                     f"  const unsigned b_0 = of_vector(b_x, 16 * b_k + 2 * b_quad, {depth});",
                     f"  const unsigned b_1 = of_vector(b_x, 16 * b_k + 2 * b_quad + 8, {depth});",
@@ -549,7 +551,7 @@ class KernelCoder:
             lines += [
                 "#if !LOW",
                 f"if ({whole}) {{",
-                "  #pragma unroll 4",
+                "  #pragma unroll DEEP",
                 f"  for (; b_k + 4 <= {depth}; b_k += 4) {{",
                 *indented(indented(fours)),
                 "  }",

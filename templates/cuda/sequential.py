@@ -80,6 +80,11 @@ def _cuda_layout(
     tiles = [-(-n // (16 * warps)) for n in counts]
     each = [4 * n for n in tiles] if kernel.tiled else [-(-n // threads) for n in counts]
     keep = [n <= 8 for n in each]
+    # A thread has so many registers, some for what is being computed and for addresses, those of each further space.
+    registers = min(255, 65536 // threads) - 72 - sum(min(n, 8) for n in each[1:])
+    held_by = [n * e for n, e in zip(kernel.registers, each)]
+    while any(keep) and sum(n for n, k in zip(held_by, keep) if k) > registers:
+        keep[max((i for i, k in enumerate(keep) if k), key=held_by.__getitem__)] = False
     unit, row = "((e) * THREADS + b_tid)", "0"
     if kernel.tiled:
         unit, row = "((((e) >> 2) * WARPS + b_warp) * 16 + b_group + 8 * ((e) >> 1 & 1))", "(2 * b_quad + ((e) & 1))"
@@ -115,8 +120,9 @@ def _cuda_layout(
             else:
                 at, where, spill = spill, "b_spill", spill + take
         macros += [f"s_{name} (({types[kind]} *)({where} + {at}))", f"l_{name} {pitch}"]
-    # A thread has so many, some for addresses and what is being computed.
-    registers = min(255, 65536 // threads) - 72 - sum(n * e for n, e, k in zip(kernel.registers, each, keep) if k)
+    registers -= sum(n for n, k in zip(held_by, keep) if k)
+    # Loads in flight take registers too.
+    macros.append(f"DEEP {max(1, min(4, registers // 24))}")
     for i, (_, space, outs, ins, whole) in enumerate(kernel.matrices):
         n, depth = count(outs, part), count(ins, part)
         steps = -(-depth // 16)
