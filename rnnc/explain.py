@@ -24,7 +24,7 @@ from rnnc.closure.obligations import as_written
 from rnnc.decode import decodes
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
-from rnnc.fuse import SOLVED, TENSOR, fuse, paired, ranked, streams_of, unranked
+from rnnc.fuse import MOST_SUMS, SOLVED, TENSOR, fuse, paired, ranked, streams_of, unranked
 from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
@@ -143,11 +143,12 @@ def _kept(step: Step) -> str:
             )
             lacking = "; no factor of the state was proved to lie in [-1, 1]: a call in which one does not is stepped"
             told = told if step.contracting else told + lacking
-            if why := unranked(step, ranks):
+            if why := unranked(step):
                 return f"{told}; PyTorch computes it, for Triton has no kernels for {why}"
             return (
-                f"{told}; Triton's kernels invert what its tokens make of each other in float32: where the product of "
-                "a chunk's transitions leaves its range, as keys that are not normalised can make it, so do results"
+                f"{told}{_rows(closure)}; Triton's kernels invert what its tokens make of each other in float32: where "
+                "the product of a chunk's transitions leaves its range, as keys that are not normalised can make it, "
+                "so do results"
             ) + _together(_mixed(closure, ranks), ranks.together)
         case Loop(closure=LowRank()):
             return (
@@ -157,6 +158,16 @@ def _kept(step: Step) -> str:
             )
         case _:
             return ""
+
+
+def _rows(closure: Closure) -> str:
+    """What kernels make of several sums of one state."""
+    assert isinstance(closure, LowRank)
+    bound = sorted({d for t in closure.map.terms for d in t.bound})
+    if len(closure.map.terms) < 2 and not bound:
+        return ""
+    many = f" (PyTorch computes more than {MOST_SUMS}, which {', '.join(bound)} can make them)" if bound else ""
+    return f"; the sums that a map takes of it are to kernels as many tokens, which do not wait for each other{many}"
 
 
 def _mixed(closure: Closure, ranks: RankChunks) -> list[str]:

@@ -361,6 +361,7 @@ class FusedCellCoder(CellCoder):
             "low",
             self.read_dtype(step, {r.read.node for r in chunks.reads}),
         ]
+        args += ["columns=(_scan, _chunks)"] if chunks.by_column else []
         targets = ", ".join(rank_targets(chunks, block, [last]))
         block.assign(targets, f"_by_rank_kernels(run, {coder.name}_chunks, _rank, {', '.join(args)})")
 
