@@ -11,7 +11,7 @@ from rnnc.ir import Expr, Linear, Ref
 from rnnc.pipeline import compile_source
 from rnnc.source import Source
 from tests.cells import EXAMPLES
-from tests.test_lowrank import BY_VALUE, COMPLEX, OVER, TITANS, TWO, WRITTEN, cell
+from tests.test_lowrank import BY_VALUE, COMPLEX, OVER, TITANS, TWO, UNMIXED, WRITTEN, cell
 
 
 def kernels(text: str) -> tuple[Kernel, ...]:
@@ -154,6 +154,7 @@ LOW_RANK = {
     "two sums": TWO,
     "a sum over a rank": cell(WRITTEN["a sum over a rank"][0]),
     "several maps": OVER,
+    "several maps without sums": UNMIXED,
     "sums of what is not read": BY_VALUE,
 }
 IN_PYTORCH = {

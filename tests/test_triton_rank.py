@@ -22,7 +22,7 @@ from rnnc.loading import load_module
 from tests.interpreted import install
 from tests.modules import Interpreted, build, generate, load
 from tests.test_chunks import inputs_of
-from tests.test_lowrank import BY_KEY, MIXED, OVER, TITANS, WRITTEN, cell, cells
+from tests.test_lowrank import BY_KEY, MIXED, OVER, TITANS, UNMIXED, WRITTEN, cell, cells
 from tests.test_triton_chunks import compared, opchecked
 
 install()
@@ -39,13 +39,14 @@ TOGETHER = {
     "one": cell(f"s * {THREE}", BOTH_READ),
     "keys": cell(f"g * {THREE}", BOTH_READ),
     "bounded": cell(f"(0.5 + 0.5 * sigmoid(p)) * {SEVERAL.format('')}", BOTH_READ),
+    "no sums": UNMIXED,
     "none": cell(SEVERAL.format("").removesuffix(" - λ * w + p * v")),
     "rank": cell("s * S[t-1] - 0.1 * sum[R](ur * sum[K](kr * S[t-1])) / K"),
     "over": cell(
         f"sj * S[t-1] + bj * kj * (vj - c) / K - {SEVERAL.format('').partition(' - ')[2]}", BOTH_READ, over=" over J"
     ),
 }
-"""Several corrections in one map: more writes than those, and fewer."""
+"""Several corrections in one map, or none: more writes than those, and fewer."""
 ALONG_V = "S[t-1] - e * u * sum[V](u * S[t-1]) / (1 + sum[V](u * u))"
 VALUES = {
     "one": cell(f"s * ({ALONG_V}) + k * v - p * w", BOTH_READ, "S[V, H, K] = 0.5"),

@@ -48,7 +48,7 @@ class RankCoder:
             "loops": loops,
             "pad": 12 if loops else 8,
             "by_column": self.chunks.by_column,
-            "grouped": [t.bound for t in self.step.closure.map.terms] != [()],
+            "grouped": [t.bound for t in self.step.closure.map.terms] not in ([], [()]),
         }
         return kernel_texts("rank", view, self.documented)
 

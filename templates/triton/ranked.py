@@ -335,7 +335,7 @@ def _by_rank_kernels(
         """V's or U's vectors."""
         given = [(right, left[0])[side] for _, right, left, _ in terms]
         laid_out = [laid(x, low, heads, own, mixed) for x, (*_, own) in zip(given, terms)]
-        return tokens([x for y in laid_out for x in y.unbind(-2)], 0.0, 2)
+        return tokens([x for y in laid_out for x in y.unbind(-2)] or [laid(0.0, low, heads, mixed)], 0.0, 2)
 
     def at_its_row(index: int, x: Tensor) -> Tensor:
         if each == 1:
