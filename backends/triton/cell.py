@@ -16,7 +16,7 @@ from rnnc.decode import alone, decodes
 from rnnc.fields import StateField
 from rnnc.fuse import Kernel, delay, fuse, paired, ranked, streams_of
 from rnnc.ir import Expr, Linear, Ref, walk
-from rnnc.plan import Loop, Plan, Scan, Step, needs
+from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, needs
 from rnnc.rank import RankChunks
 from rnnc.show import expr_text
 
@@ -247,6 +247,9 @@ class FusedCellCoder(CellCoder):
             return
         if kernel is None:
             super().step_lines(step, block, table, values)
+            if isinstance(step, Pointwise) and isinstance(block, FusedBlock) and _narrow(step.stream.expr):
+                # What it gets of the gradient is summed with the rest in the computing dtype.
+                values[step.stream.name] = block.wide(step.stream.expr)
             return
         if step is not kernel.steps[0]:
             return
