@@ -403,11 +403,13 @@ class CellCoder(Construction):
             pack = f"{code.name}_pack" if code.packs else "_nothing"
             products = several(f"({w}, {quoted(e)}, {n}, {m})" for w, e, n, m in code.products)
             functions = f"{code.name}_step, {code.name}_back, {pack}, {products}, {code.run}, {code.sweep}"
-            line = f'{code.name} = _loop_operator(_OPERATORS, "loop_{i}", {functions})'
+            saved = f", {code.saved}" if code.saved != "()" else ""
+            line = f'{code.name} = _loop_operator(_OPERATORS, "loop_{i}", {functions}{saved})'
             lines.extend(wrap([line]))
             if (k := code.kernels) is not None:
                 functions = f"{code.name}_step, {code.name}_back, {pack}, {products}, {k.run}, {k.sweep}"
-                line = f'{code.name}_kernels = _loop_operator(_OPERATORS, "loop_{i}_cuda", {functions})'
+                saved = f", {code.saved}, True" if saved else ""
+                line = f'{code.name}_kernels = _loop_operator(_OPERATORS, "loop_{i}_cuda", {functions}{saved})'
                 lines.extend(wrap([line]))
         return lines
 

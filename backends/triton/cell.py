@@ -16,7 +16,7 @@ from rnnc.decode import alone, decodes
 from rnnc.fields import StateField
 from rnnc.fuse import Kernel, delay, fuse, paired, ranked, streams_of
 from rnnc.ir import Expr, Linear, Ref, walk
-from rnnc.plan import Loop, Plan, Scan, Step, needs
+from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, needs
 from rnnc.rank import RankChunks
 from rnnc.region import regions
 from rnnc.show import expr_text
@@ -317,6 +317,9 @@ class FusedCellCoder(CellCoder):
             return
         if kernel is None:
             super().step_lines(step, block, table, values)
+            if isinstance(step, Pointwise) and isinstance(block, FusedBlock) and _narrow(step.stream.expr):
+                # What it gets of the gradient is summed with the rest in the computing dtype.
+                values[step.stream.name] = block.wide(step.stream.expr)
             return
         if step is not kernel.steps[0]:
             return
@@ -432,6 +435,7 @@ class FusedCellCoder(CellCoder):
             "low",
             self.read_dtype(step, {r.read.node for r in chunks.reads}),
         ]
+        args += ["columns=(_scan, _chunks)"] if chunks.by_column else []
         targets = ", ".join(rank_targets(chunks, block, [last]))
         block.assign(targets, f"_by_rank_kernels(run, {coder.name}_chunks, _rank, {', '.join(args)})")
 
