@@ -253,7 +253,7 @@ def cells(draw: Callable[..., Any]) -> str:
         return f"{first} * {draw(expressions(dims, draw(st.integers(1, 4))))}"
 
     before = f"a = {of('H', 'g')}\nq = {of('HK', 'x')}\nk = {of('HK', 'y')}\nv = {of('HV', 'u')}\n"
-    return cell(before, f"output {of('HV', 'rmsnorm[V](o)')}\noutput {of('HV', 'o')}\n")
+    return cell(before, f"output one = {of('HV', 'rmsnorm[V](o)')}\noutput two = {of('HV', 'o')}\n")
 
 
 @pytest.mark.slow
