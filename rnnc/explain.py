@@ -6,8 +6,8 @@ prints as it is and keeps stable (fields may be added):
                  of one token), reason;
                  spectrum, spectrum_proved, tracks, cannot_track, half_life, explodes; empty where there is none
     cells        for each: name, doc, dims, consts; inputs, outputs, state, parameters, each with name, shape, kind (and
-                 range, learned); groups, as above; claims: claim, status, reason, missing; ranges: name, range;
-                 spectra: states, spectrum; notes
+                 range, learned); groups, as above; between: computes, has, saves; left; claims: claim, status,
+                 reason, missing; ranges: name, range; spectra: states, spectrum; notes
     diagnostics  warnings and notes, in the form of `rnnc check --format json`
 """
 
@@ -30,6 +30,7 @@ from rnnc.lower import System
 from rnnc.pipeline import Compilation
 from rnnc.plan import Loop, Plan, Scan, Step
 from rnnc.rank import SMALLEST, RankChunks
+from rnnc.region import between
 from rnnc.show import expr_text, region_text
 from rnnc.source import Source
 from rnnc.together import Together
@@ -77,12 +78,27 @@ def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
             for p in cell.params
         ],
         "groups": [_group(plan.system, analysis, step, names, fused, decoded) for step, names in _steps(plan)],
+        **_between(plan),
         "claims": [
             {"claim": v.claim, "status": v.status, "reason": v.reason, "missing": v.missing} for v in analysis.verdicts
         ],
         "ranges": [{"name": n, "range": str(r)} for n, r in known.items()],
         "spectra": [{"states": list(s.states), "spectrum": spectrum_text(s)} for s in analysis.spectra],
         "notes": [note for notes in analysis.notes.values() for note in notes],
+    }
+
+
+def _between(plan: Plan) -> Report:
+    """What stands between learned maps and recurrences: one kernel each, and what PyTorch computes for its size."""
+    found, names = between(plan), plan.system.names
+
+    def equations(nodes: Iterable[Expr]) -> list[str]:
+        own = {n: expr_text(n, {x: name for x, name in names.items() if x is not n}) for n in nodes}
+        return [f"{names[n]} = {text}" if n in names else text for n, text in own.items()]
+
+    return {
+        "between": [{"computes": equations(r.results), "has": r.told, "saves": r.saved} for r in found.regions],
+        "left": equations(found.left),
     }
 
 

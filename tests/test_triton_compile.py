@@ -6,7 +6,9 @@ Run with `pytest -m triton`, without TRITON_INTERPRET: compiled Triton does not 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,9 +16,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs a process without TRITON_INTERPRET", allow_module_level=True)
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.cells import EXAMPLES
-from tests.triton_compile import SHARED, Case, Launch, build, launches
+from tests.triton_compile import SHARED, Case, Launch, build, launches, module, noted
 
 pytestmark = pytest.mark.triton
 
@@ -127,11 +131,12 @@ def _check(which: str) -> None:
         made = build(launch, target)
         told = f"{launch.name}: {made.spilled} spilled, {made.registers} registers, {made.shared} bytes shared"
         assert made.spilled == 0 and made.shared <= SHARED[target], told
-        if "BT" in launch.options and name in ALIGNED and target != "gfx942":
+        recurrent = "VEC" in launch.options
+        if recurrent and "BT" in launch.options and name in ALIGNED and target != "gfx942":
             # Lanes meet in the scan over a tile's stretches alone, and all loads are ahead of the computation.
             assert made.shuffles <= 60 * (2 if dtype == "float64" else 1), f"{launch.name}: {made.shuffles} shuffles"
             assert made.copies > 0, f"{launch.name}: nothing is fetched ahead"
-        if name in STEPPED and dtype == "float32" and target != "gfx942":
+        if recurrent and name in STEPPED and dtype == "float32" and target != "gfx942":
             assert made.copies > 0, f"{launch.name}: nothing is fetched ahead"
 
 
@@ -247,6 +252,86 @@ def test_chunks_fit_everywhere(which: str) -> None:
         assert made.shared <= SHARED[made.target], f"{launch.name}: {made.shared} bytes shared"
         if "float32" in which and made.target != "gfx942":
             assert launch.options["PRECISION"] == "tf32x3"
+
+
+# What stands between learned maps and recurrences: convolutions and norms of a head, norms of all, several results.
+BETWEEN = ("gateddeltanet", "kda", "comba", "gsa", "mamba2block", "mlstmblock", "mlstm", "jrt", "gla", "mesanet")
+
+
+def _between(which: str) -> list[Launch]:
+    stem, dtype, time, target = which.split()
+    case = replace(_example(stem), dtype=DTYPES[dtype], packed=time == "cut")
+    found = launches(case, target)
+    return list({x.name: x for x in found if "TOKENS" in x.kernel.arg_names}.values())
+
+
+def _check_between(which: str) -> None:
+    found = _between(which)
+    assert {x.name.rsplit("_", 1)[1] for x in found} >= {"forward", "backward"}
+    for launch in found:
+        made = build(launch, which.split()[3])
+        told = f"{launch.name}: {made.spilled} spilled, {made.registers} registers, {made.shared} bytes shared"
+        assert made.spilled == 0 and made.shared <= SHARED[made.target], told
+
+
+@pytest.mark.parametrize("which", ["gateddeltanet bfloat16 cut sm_90"])
+def test_what_is_between_without_spills(which: str) -> None:
+    _check_between(which)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "which", [f"{n} {d} {t} {g}" for n in BETWEEN for d in list(DTYPES)[:3] for t in ("whole", "cut") for g in SHARED]
+)
+def test_what_is_between_without_spills_anywhere(which: str) -> None:
+    _check_between(which)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations that compute something, those within operators of kernels excepted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten" and not func.is_view:
+            self.found[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _trained(kernels: bool) -> tuple[int, int]:
+    """Bytes that autograd keeps of each token of Gated DeltaNet in bfloat16; and how many operations of PyTorch a
+    forward and a backward are."""
+    made = module((EXAMPLES / "gateddeltanet.rnn").read_text(encoding="utf-8"))
+    made._interpreted, made._multiplied_dtype = lambda: True, lambda low: low
+    fits = made._region_fits
+    made._region_fits = fits if kernels else lambda *_: False
+    cell = made.GatedDeltaNet(backend="triton")
+    x = torch.ones((1, 128, cell.D), dtype=torch.bfloat16, requires_grad=True)
+    kept: dict[int, int] = {}
+    held: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        held.append(value)
+        if value.shape[:2] == x.shape[:2]:
+            kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    try:
+        with noted(), _Operations() as operations, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            y, _ = cell(x)
+            y.backward(torch.ones_like(y))
+    finally:
+        made._region_fits = fits
+    return sum(kept.values()) // 128, operations.found.total()
+
+
+def test_what_autograd_keeps_and_what_pytorch_computes() -> None:
+    """Without these kernels, float32 of every intermediate, and a pass over memory for each."""
+    (kept, operations), (kept_by_pytorch, operations_of_pytorch) = _trained(True), _trained(False)
+    assert kept < 0.25 * kept_by_pytorch
+    assert operations < 60 and operations_of_pytorch > 200
 
 
 # One token: by what a program holds. Where it is all of a state, that is 128 x 128, or 128 x 256.

@@ -10,27 +10,22 @@ from importlib import resources
 import jinja2
 
 from rnnc.chunks import Chunks
+from rnnc.entrywise import operands
 from rnnc.fuse import TENSOR
 from rnnc.ir import Expr, Lit, Ref, walk
 from rnnc.lower import System
 from rnnc.plan import Scan
 from rnnc.show import expr_text
 
-from ..torch.block import Block
 from ..torch.text import cut, docstring, quoted, several, wrap
-from .entrywise import Entrywise, EntrywiseCoder, entrywise, with_offset
+from .entrywise import EntrywiseCoder
 from .prune import pruned
-
-NewBlock = Callable[[], Block]
-"""A block for code that has no names but for numbers."""
 
 
 class PairsCoder:
     """The kernels of one step in chunks, and their registration."""
 
-    def __init__(
-        self, system: System, step: Scan, chunks: Chunks, beside: list[Scan], block: NewBlock, name: str
-    ) -> None:
+    def __init__(self, system: System, step: Scan, chunks: Chunks, beside: list[Scan], name: str) -> None:
         self.step, self.chunks, self.name = step, chunks, name
         self.states = [s.stream.name for s in (step, *beside)]
         own = chunks.keys if chunks.keyed else chunks.values
@@ -40,18 +35,7 @@ class PairsCoder:
         given = any(isinstance(n, Ref) and n.role in ("param", "input", "state") for n in walk(a))
         self.learned = self.decay != "free" and given
         self.form = TENSOR
-        self.entrywise = EntrywiseCoder(system.graph, self._made(block) if self.decay == "keys" else {})
-
-    def _made(self, block: NewBlock) -> dict[str, Entrywise]:
-        """What the kernels make themselves: with a factor along keys one reads each operand, others what that one made
-        of it. Of several writes all but the first are tokens whose factor is 1, which is made of nothing."""
-        c = self.chunks
-        if len(c.writes) != 1:
-            return {}
-        given = {"a": self.step.closure.a, "k": c.writes[0][0]} | ({"q": c.reads[0].query} if len(c.reads) == 1 else {})
-        found = {name: entrywise(value, block()) for name, value in given.items()}
-        made = {name: m for name, m in found.items() if m is not None}
-        return made | ({"a": with_offset(made["a"])} if "a" in made else {})
+        self.entrywise = EntrywiseCoder(system.graph, operands(step))
 
     @property
     def offset(self) -> Expr | None:
