@@ -359,7 +359,7 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
         if not batch * steps:
             return [torch.zeros_like(x) for x in likes]
         call = _CudaCall(cuda, hoisted, fixed, history, numbers, (batch, steps), sequence)
-        values, saved = ([v.contiguous() for v in x] for x in (values, saved))
+        values, saved = (tuple(v.contiguous() for v in x) for x in (values, saved))
         d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
         made: list[Tensor] = []
         for part in cuda.results:
