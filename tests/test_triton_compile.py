@@ -255,7 +255,7 @@ def test_chunks_fit_everywhere(which: str) -> None:
 
 
 # What stands between learned maps and recurrences: convolutions and norms of a head, norms of all, several results.
-BETWEEN = ("gateddeltanet", "kda", "comba", "gsa", "mamba2block", "mlstmblock", "mlstm", "jrt", "gla", "mesanet")
+BETWEEN = ("gateddeltanet", "kda", "comba", "gsa", "mamba2block", "mlstmblock", "mlstm", "jrt", "gla")
 
 
 def _between(which: str) -> list[Launch]:

@@ -187,7 +187,8 @@ class RegionCoder:
         for node, hint in (*named.items(), *((x.ref, x.name) for x in learned)):
             if node in found and found[node].children:
                 self.hints.setdefault(self.plain(found[node]), f"d_{hint}")
-        self.of_convs = {c: self.plain(found[c.ref]) for c in self.convs if c.ref in found}
+        # What only conditions read has a gradient, too: it is summed over tokens outside.
+        self.of_convs = {c: self.plain(found.get(c.ref, self.graph.lit(0.0))) for c in self.convs}
         return {x: self.plain(found[x.ref]) for x in learned if x.ref in found}
 
     def plain(self, root: Expr) -> Expr:
@@ -339,7 +340,7 @@ class RegionCoder:
     def backward(self) -> _Body:
         tiles, body = self.tiles(), _Body()
         of_taps = {
-            w: self.graph.apply("mul", g, x)
+            w: g if is_number(g) else self.graph.apply("mul", g, x)
             for c, g in self.of_convs.items()
             for w, x in zip(c.weights, c.values, strict=True)
         }
@@ -357,7 +358,8 @@ class RegionCoder:
             if x in self.gradients:
                 self.write(tiles, f"d_{x.name}", x.node, self.gradients[x])
         for c, g in self.of_convs.items():
-            tiles.name(g, f"d_{c.flow}")
+            if not is_number(g):
+                tiles.name(g, f"d_{c.flow}")
             self.write(tiles, f"d_{c.flow}", c.node, g)
         for x in sums:
             axes = "".join(a for a in AXES if a in "t" + x.total.axes or (a == "s" and a in self.groups))
@@ -433,7 +435,7 @@ class RegionCoder:
         lines += body.before
         first = "(row * STEPS + step)" if body.after else "row"
         each = [f"token = {first} * BT + tl.arange(0, BT)", "real_token = token < TOKENS"]
-        each += _PLACE if self.convs else []
+        each += _PLACE if any("(place >= " in line for line in body.each) else []
         each += [*self.masks("tsnc", body.each), *body.each]
         lines += ["for step in range(0, STEPS):", *(f"    {x}" for x in each)] if body.after else each
         doc = docstring(self.told(back, bool(body.after)), "    ").split("\n")
