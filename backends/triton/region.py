@@ -144,7 +144,7 @@ class RegionCoder:
             wanted = f"{past}_{node.lag}" if node.lag else node.name
         elif isinstance(node, Linear) and node not in self.system.names:
             wanted = f"{node.weight.removesuffix('_weight')}_in"
-        name = self.stem(wanted, ("{}_ptr", "{}_row", "d_{}_ptr", "d_{}_sum"))
+        name = self.stem(wanted, ("{}_ptr", "{}_row", "d_{}_ptr"))
         learns = node.kind != "bool" and not (isinstance(node, Ref) and node.role == "buffer")
         dims = node.dims if per_token(node) else self.graph.sort((*node.dims, *self.region.spread))
         return Leaf(node, self.graph.ref("input", f"in {name}", Type(dims, node.kind)), name, learns)
@@ -422,9 +422,8 @@ class RegionCoder:
         pointers += ["position_ptr", "sequence_ptr", "T", "TOKENS", "BLOCKS", *(["STEPS"] if body.after else [])]
         sizes = dict.fromkeys(["DTYPE", *self.sizes.values(), *self.number_names.values(), *self.counts.values(), "BT"])
         sizes |= dict.fromkeys(f"B{a.upper()}" for a in AXES if a in self.groups)
-        loose = ", ".join(quoted(n) for n in pointers if n in ("T", "TOKENS", "BLOCKS", "STEPS"))
         sizes |= {"PACKED": None} if self.convs else {}
-        head = [f"@triton.jit(do_not_specialize=[{loose}])", f"def {self.name}_{what}("]
+        head = [f"def {self.name}_{what}("]
         head += [*(f"    {n}," for n in pointers), *(f"    {n}: tl.constexpr," for n in sizes), "):"]
         lines = ["row = tl.program_id(0).to(tl.int64)", "block = tl.program_id(1)"]
         for a, axis in (("s", "outer"), ("n", "inner"), ("c", "lane")):
@@ -441,8 +440,9 @@ class RegionCoder:
         lines += ["for step in range(0, STEPS):", *(f"    {x}" for x in each)] if body.after else each
         doc = docstring(self.told(back, bool(body.after)), "    ").split("\n")
         doc = [f"    {doc[0]}", *doc[1:]]
-        text = pruned("\n".join([*head, *doc, *(f"    {x}" for x in [*lines, *body.after])]))
-        return "\n".join(wrap(text.split("\n")))
+        text = pruned("\n".join([*head, *doc, *(f"    {x}" for x in [*lines, *body.after])])).split("\n")
+        loose = ", ".join(quoted(n) for n in ("T", "TOKENS", "BLOCKS", "STEPS") if f"    {n}," in text)
+        return "\n".join(wrap([f"@triton.jit(do_not_specialize=[{loose}])", *text]))
 
     def masks(self, axes: str, lines: Sequence[str]) -> list[str]:
         """Lines for the masks of tiles with several axes that other lines have."""
