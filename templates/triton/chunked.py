@@ -210,15 +210,8 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
         }
         given |= {f"d_{name}_ptr": x for name, x in made.items()}
         if pairs.pairs is not None:
-            memory = _memory(pairs, call, False)
-            given |= memory | {"states_ptr": states}
+            given |= _memory(pairs, call, False) | {"states_ptr": states, "leaving_ptr": torch.empty_like(states)}
             _within_chunks(pairs, given, call, False)
-            dtype = torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
-            given["d_q_since_ptr"] = call.q.new_empty((tiles, *call.q.shape), dtype=dtype)
-            given["d_k_until_ptr"] = call.k.new_empty((tiles, *call.k.shape), dtype=dtype)
-            along = (call.q.shape[-1],) if pairs.decay == "keys" else ()
-            size = (tiles, given["CHUNKS"], call.q.shape[2], *along)
-            given["d_over_chunk_ptr"] = call.q.new_empty(size, dtype=torch.float32)
         _through_chunks(pairs, given, call, True)
         if pairs.pairs is not None:
             _within_chunks(pairs, given, call, True)
