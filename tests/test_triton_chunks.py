@@ -430,7 +430,7 @@ MUTANTS = {
         "steps = tl.where(row[:, None] > row[None, :], a_previous",
     ),
     "keys": ("(half[None, :] == half[:, None] - 1)", "(half[None, :] == half[:, None])"),
-    "values": ("tl.sum(d_state * state, 0)", "tl.sum(d_state, 0)"),
+    "values": ("entering * tl.cumprod(a, 0)", "entering"),
     "none": ("row[:, None] >= row[None, :] + LAG", "row[:, None] >= row[None, :]"),
     "normalised": ("segment_ptr + place * K * V", "segment_ptr + owner * K * V"),
 }

@@ -21,6 +21,7 @@ from ..torch.text import cut, docstring, quoted, several, wrap
 from .entrywise import Entrywise, EntrywiseCoder, entrywise, with_offset
 from .prune import pruned
 
+_KERNELS = ("carry", "forward", "carry_back", "backward", "pairs", "pairs_back")
 NewBlock = Callable[[], Block]
 """A block for code that has no names but for numbers."""
 
@@ -81,8 +82,7 @@ class PairsCoder:
 
     def documented(self, text: str) -> str:
         """A kernel with its docstring in place of the word for what it does."""
-        kinds = ("carry_back", "backward", "carry", "forward", "pairs", "pairs_back")
-        what = next(w for w in kinds if f'    """{w}"""' in text)
+        what = next(w for w in _KERNELS if f'    """{w}"""' in text)
         c, stream = self.chunks, self.step.stream
         reads = [cut(expr_text(r.node)) for r in c.reads]
         equations = "\n".join([cut(f"{stream.name}[t] = {expr_text(stream.expr)}"), *reads])
@@ -113,8 +113,7 @@ class PairsCoder:
     def registration(self, operator: str) -> list[str]:
         """Lines that register the kernels as an operator."""
         fields = {
-            **{w: f"{self.name}_{w}" for w in ("carry", "forward", "carry_back", "backward")},
-            **{w: f"{self.name}_{w}" if self.decay != "values" else "None" for w in ("pairs", "pairs_back")},
+            **{w: f"{self.name}_{w}" for w in _KERNELS},
             "decay": quoted(self.decay),
             "learned": str(self.learned),
             "offset": str(self.offset is not None),

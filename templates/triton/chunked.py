@@ -19,7 +19,7 @@ from .module import _multiplied_dtype
 class _Pairs(NamedTuple):
     """The kernels of one matrix state. `decay`: along what its factor lies: "free" (there is none), "one" (the same for
     all entries), "keys" or "values"; `learned`: whether the factor has a gradient. `pairs` and `pairs_back` are what
-    tokens of a chunk read of each other; with a factor along values the others do that as well, and they are None.
+    tokens of a chunk read of each other; with a factor along values of the states too, which `forward` writes for it.
     `numbers`: parameters of the functions that make operands of what is read; `offset`: whether something is added to
     what factors are made of."""
 
@@ -102,14 +102,15 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
 
 
 def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
-    """Memory for what is kept of chunks: the states that enter them, and of factors along keys what is decayed."""
+    """Memory for what is kept of chunks: the states that enter them, what their tokens read of each other, and of
+    factors along keys what is decayed."""
     q, k = call.q, call.k
-    tokens, dtype = _chunk(q, call.v, False).tokens, torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
-    batch, steps, heads, reads, size = q.shape
+    dtype = torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
+    tokens, (batch, steps, heads, reads, size) = _chunk(q, call.v, False).tokens, q.shape
     chunks = batch * steps // tokens + call.initial.shape[0]
-    made = {"states_ptr": call.initial.new_empty((chunks if keep else 0, *call.initial.shape[1:]), dtype=dtype)}
-    if pairs.decay != "values":
-        made["scores_ptr"] = q.new_empty((chunks, heads, reads, tokens, tokens), dtype=dtype)
+    kept = chunks if keep or pairs.decay == "values" else 0
+    made = {"states_ptr": call.initial.new_empty((kept, *call.initial.shape[1:]), dtype=dtype)}
+    made["scores_ptr"] = q.new_empty((chunks, heads, reads, tokens, tokens), dtype=dtype)
     if pairs.decay == "keys":
         made["q_since_ptr"], made["k_until_ptr"] = q.new_empty(q.shape, dtype=dtype), k.new_empty(k.shape, dtype=dtype)
         made["over_chunk_ptr"] = q.new_empty((chunks, heads, size), dtype=torch.float32)
@@ -125,6 +126,7 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
     given |= {"LEVELS": chunk.tokens.bit_length() - 1, "PACKED": call.cu_seqlens is not None}
     given |= {"offset_ptr": call.offset} | dict(zip(pairs.numbers, call.numbers))
+    given["APART"] = back
     given["TOGETHER"] = min(call.together, chunk.tokens).bit_length() - 1
     for name, x in {"a": call.a, "q": call.q, "k": call.k, "v": call.v}.items():
         if x is not None:
@@ -185,9 +187,8 @@ def _pairs_forward(pairs: _Pairs, call: _PairsCall, keep: bool, out: torch.dtype
     with _on(call.q.device):
         given = _arguments(pairs, call, False) | memory
         given |= {"initial_ptr": call.initial, "read_ptr": reads, "last_ptr": last, "KEEP": keep}
-        if pairs.pairs is not None:
-            _within_chunks(pairs, given, call, False)
-        _through_chunks(pairs, given, call, False)
+        for launch in (_through_chunks, _within_chunks) if pairs.decay == "values" else (_within_chunks, _through_chunks):
+            launch(pairs, given, call, False)
     return reads, last, memory["states_ptr"]
 
 
@@ -199,25 +200,21 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
         return [*(torch.zeros_like(x).contiguous() for x in owners.values()), d_last.clone()]
     with _on(call.q.device):
         given = _arguments(pairs, call, True)
-        tiles = given["TILES"]
-        given |= {"states_ptr": states, "d_read_ptr": grad.contiguous(), "d_last_ptr": d_last.contiguous()}
+        given |= {"d_read_ptr": grad.contiguous(), "d_last_ptr": d_last.contiguous()}
         given["d_initial_ptr"] = d_initial = call.initial.new_empty(call.initial.shape)
-        # What all values share is summed over their tiles, by a kernel or below.
-        shared = ("q", "k") if pairs.pairs is None and tiles > 1 else ()
-        made = {
-            name: x.new_empty((tiles, *x.shape), dtype=torch.float32) if name in shared else x.new_empty(x.shape)
-            for name, x in owners.items()
-        }
+        made = {name: x.new_empty(x.shape) for name, x in owners.items()}
         given |= {f"d_{name}_ptr": x for name, x in made.items()}
-        if pairs.pairs is not None:
-            given |= _memory(pairs, call, False) | {"states_ptr": states, "leaving_ptr": torch.empty_like(states)}
+        given |= _memory(pairs, call, False) | {"states_ptr": states, "leaving_ptr": torch.empty_like(states)}
+        # Where they are summed over tiles of values in memory, in float32.
+        wide = {"dtype": torch.float32} if pairs.decay == "values" else {}
+        given["d_scores_ptr"] = torch.empty_like(given["scores_ptr"], **wide)
+        if pairs.decay != "values":
             _within_chunks(pairs, given, call, False)
         _through_chunks(pairs, given, call, True)
-        if pairs.pairs is not None:
-            _within_chunks(pairs, given, call, True)
+        _within_chunks(pairs, given, call, True)
     if call.offset is not None:
         made["offset"] = made["a"].sum((0, 1), dtype=torch.float32)
-    return [*(made[n].sum(0).to(x.dtype) if n in shared else made[n] for n, x in owners.items()), d_initial]
+    return [*(made[n] for n in owners), d_initial]
 
 
 def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., Any]:

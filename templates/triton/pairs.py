@@ -57,6 +57,20 @@ def _tl_through(a, between, row):
     return tl.where(row[:, None] == row[None, :], 1.0, a[:, None] * between)
 
 
+@triton.jit
+def _tl_shifted(x, row, BY: tl.constexpr):
+    """Entry `i` of a vector at `i + BY`; 0 where nothing comes from."""
+    return tl.sum(tl.where(row[:, None] == row[None, :] + BY, x[None, :], 0.0), 1)
+
+
+@triton.jit
+def _tl_crossed(pairs, row, LAG: tl.constexpr):
+    """Of each token, the sum over pairs [C, C] of which the later is not before it, and the earlier is before it; with
+    LAG 1 before the token before it."""
+    later = tl.cumsum(pairs, 0, reverse=True)
+    return tl.sum(tl.where(row[:, None] > row[None, :] + LAG, later, 0.0), 1)
+
+
 # --- factors along keys or values ---
 
 
@@ -215,7 +229,7 @@ def _tl_scores_back(
 ):
     """Gradients of some keys' q, k and the logarithms of tokens' own factors, `a` and `a_next`, from the scores'."""
     if LAG == 0:
-        own = tl.sum(tl.where(row[:, None] == row[None, :], d_scores, 0.0), 1)[:, None]
+        own = tl.sum(tl.where(row[:, None] == row[None, :], d_scores.to(tl.float32), 0.0), 1)[:, None]
         d_q, d_k = own * k, own * q
     else:
         d_q, d_k = tl.zeros(q.shape, tl.float32), tl.zeros(k.shape, tl.float32)
@@ -247,10 +261,9 @@ def _tl_scores_back(
 
 @triton.jit
 def _tl_values_read(
-    q,
-    k,
+    entering,
+    scores,
     v,
-    state,
     a,
     a_next,
     row,
@@ -260,10 +273,9 @@ def _tl_values_read(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What the tokens of a chunk read, [C, BV]. `a`: each token's factors, with LAG 1 those of the token before."""
-    scores = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
-    since = tl.cumprod(a, 0)
-    out = _tl_dot(q, state, OPERAND, PRECISION) * since
+    """What the tokens of a chunk read, [C, BV], from what they read of the state that enters without decays, and their
+    scores [C, C]. `a`: each token's factors, with LAG 1 those of the token before."""
+    out = entering * tl.cumprod(a, 0)
     if LAG == 0:
         out += tl.sum(tl.where(row[:, None] == row[None, :], scores, 0.0), 1)[:, None] * v
     if TOGETHER > 0:
@@ -280,10 +292,8 @@ def _tl_values_read(
 @triton.jit
 def _tl_values_read_back(
     grad,
-    q,
-    k,
+    scores,
     v,
-    state,
     a,
     a_next,
     row,
@@ -292,20 +302,16 @@ def _tl_values_read_back(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of q, k, v, the state that enters, and the logarithms of `a` and `a_next`."""
-    scores = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
-    since = tl.cumprod(a, 0)
-    grad_since = (grad * since).to(OPERAND)
-    flow = grad_since * _tl_dot(q, state, OPERAND, PRECISION)
-    flow, flow_next = tl.cumsum(flow, 0, reverse=True), tl.zeros(v.shape, tl.float32)
+    """Gradients of the scores, of v and the logarithms of `a` and `a_next`, from what tokens read of each other."""
     if LAG == 0:
         same = row[:, None] == row[None, :]
         d_own = tl.sum(grad.to(tl.float32) * v.to(tl.float32), 1)
         d_scores = tl.where(same, d_own[:, None], 0.0)
-        d_v = tl.sum(tl.where(same, scores, 0.0), 1)[:, None] * grad
+        d_v = tl.sum(tl.where(same, scores.to(tl.float32), 0.0), 1)[:, None] * grad
     else:
         d_scores = tl.zeros(scores.shape, tl.float32)
         d_v = tl.zeros(v.shape, tl.float32)
+    flow, flow_next = tl.zeros(v.shape, tl.float32), tl.zeros(v.shape, tl.float32)
     for level in tl.range(0, LEVELS, num_stages=1):
         start = _tl_within(a, row, 1 << level, False, LAG == 0)
         until = _tl_within(a_next, row, 1 << level, True, False)
@@ -318,10 +324,7 @@ def _tl_values_read_back(
         read = grad_start * _tl_dot(paired, v_until, OPERAND, PRECISION)
         flow += _tl_within_back(read, row, 1 << level, False, LAG == 0)
         flow_next += _tl_within_back(v_until * to_v, row, 1 << level, True, False)
-    d_q = _tl_dot(grad_since, tl.trans(state), OPERAND, PRECISION)
-    d_q = _tl_add_dot(d_q, d_scores, k, OPERAND, PRECISION)
-    d_k = _tl_dot(tl.trans(d_scores), q, OPERAND, PRECISION)
-    return d_q, d_k, d_v, _tl_dot(tl.trans(q), grad_since, OPERAND, PRECISION), flow, flow_next
+    return d_scores, d_v, flow, flow_next
 
 
 @triton.jit
@@ -329,13 +332,3 @@ def _tl_values_write(k, v, state, a_next, whole, OPERAND: tl.constexpr, PRECISIO
     """The state that leaves a chunk."""
     until = tl.cumprod(a_next, 0, reverse=True)
     return _tl_add_dot(state * whole[None, :], tl.trans(k), v * until, OPERAND, PRECISION)
-
-
-@triton.jit
-def _tl_values_write_back(d_state, k, v, a_next, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Gradients of k, v and the logarithms of `a_next`, from that of the state that leaves."""
-    until = tl.cumprod(a_next, 0, reverse=True)
-    v_until = (v * until).to(OPERAND)
-    to_v = _tl_dot(k, d_state, OPERAND, PRECISION)
-    flow_next = tl.cumsum(v_until * to_v, 0)
-    return _tl_dot(v_until, tl.trans(d_state), OPERAND, PRECISION), to_v * until, flow_next
