@@ -90,13 +90,19 @@ def _together(decay: str, learned: bool, together: int, back: bool) -> int:
 
 
 def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
-    """The configuration of what tokens of a chunk read of each other."""
+    """The configuration of what tokens of a chunk read of each other: what spills no registers (`benchmarks/static.py`).
+    With fewer keys at a time values are read more often, with fewer values keys are, mostly from a cache."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (call.q, call.v))
     block, width = 32, 64
     if back:
-        # One factor for all entries, whose gradient is made of pairs of tokens, takes registers; so does one product.
-        single = pairs.decay == "one" or _together(pairs.decay, pairs.learned, call.together, back) > 1
-        block, width = 16 if single else 32, {"one": 16, "keys": 32}.get(pairs.decay, 64)
+        # Reads of both `S[t-1]` and `S[t]` in one loop take registers.
+        mixed = 0 < call.before < call.q.shape[-2]
+        block, width = {
+            "free": (32, 64),
+            "one": (32, 32),
+            "keys": (32, 16 if mixed else 32),
+            "values": (16 if mixed else 32, 16),
+        }[pairs.decay]
     stages = 1 if torch.version.hip else 2
     return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), 8, stages)
 

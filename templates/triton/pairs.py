@@ -30,7 +30,7 @@ def _tl_add_dot(total, x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _tl_seen(row, LAG: tl.constexpr):
+def _tl_seen(row, LAG):
     """[C, C]: whether the row's token reads what the column's wrote; with LAG 1, before its own."""
     return row[:, None] >= row[None, :] + LAG
 
@@ -59,16 +59,28 @@ def _tl_through(a, between, row):
 
 @triton.jit
 def _tl_shifted(x, row, BY: tl.constexpr):
-    """Entry `i` of a vector at `i + BY`; 0 where nothing comes from."""
-    return tl.sum(tl.where(row[:, None] == row[None, :] + BY, x[None, :], 0.0), 1)
+    """Row `i` of a tile, or entry of a vector, at `i + BY`; 0 where nothing comes from."""
+    source = row - BY
+    there = (source >= 0) & (source < x.shape[0])
+    source = tl.where(there, source, 0)
+    if len(x.shape) == 2:
+        there, source = there[:, None], tl.broadcast_to(source[:, None], x.shape)
+    return tl.where(there, tl.gather(x, source, 0), 0.0)
 
 
 @triton.jit
-def _tl_crossed(pairs, row, LAG: tl.constexpr):
+def _tl_crossed(pairs, row, LAG):
     """Of each token, the sum over pairs [C, C] of which the later is not before it, and the earlier is before it; with
     LAG 1 before the token before it."""
     later = tl.cumsum(pairs, 0, reverse=True)
     return tl.sum(tl.where(row[:, None] > row[None, :] + LAG, later, 0.0), 1)
+
+
+@triton.jit
+def _tl_decayed(x, between, a, row, LAG):
+    """Of pairs of tokens [C, C], with the factors that lie between a read and a write: the read's own with LAG 0."""
+    own, far = row[:, None] == row[None, :], x * between
+    return tl.where(own, tl.where(LAG == 0, x, 0.0), tl.where(LAG == 0, a[:, None], 1.0) * far)
 
 
 # --- factors along keys or values ---
@@ -87,23 +99,23 @@ def _tl_joined_sums(x, edge, x_later, edge_later):
 
 
 @triton.jit
-def _tl_within(a, row, SIZE, REVERSE: tl.constexpr, OWN: tl.constexpr):
+def _tl_within(a, row, SIZE, REVERSE: tl.constexpr, OWN):
     """Products of `a` [C, N] from the start of each block of SIZE tokens through each token, or from it to the block's
     end. Where not OWN, `a` is each token's neighbour's, and what comes from another block is left out."""
     edge = tl.broadcast_to((row % SIZE == (SIZE - 1 if REVERSE else 0))[:, None], a.shape).to(tl.int32)
-    if not OWN:
-        a = tl.where(edge != 0, 1.0, a)
+    a = tl.where((edge != 0) & (OWN == 0), 1.0, a)
     a, _ = tl.associative_scan((a, edge), 0, _tl_joined_products, reverse=REVERSE)
     return a
 
 
 @triton.jit
-def _tl_within_back(x, row, SIZE, REVERSE: tl.constexpr, OWN: tl.constexpr):
+def _tl_within_back(x, row, SIZE, REVERSE: tl.constexpr, OWN):
     """Gradient of the logarithms of `a` in `_tl_within`, from what the logarithms of its products get: sums of terms
     that all have the factor, so no difference of large ones."""
     edge = tl.broadcast_to((row % SIZE == (0 if REVERSE else SIZE - 1))[:, None], x.shape).to(tl.int32)
     x, _ = tl.associative_scan((x, edge), 0, _tl_joined_sums, reverse=not REVERSE)
-    return x if OWN else tl.where((row % SIZE == (SIZE - 1 if REVERSE else 0))[:, None], 0.0, x)
+    edge = row % SIZE == (SIZE - 1 if REVERSE else 0)
+    return tl.where((edge & (OWN == 0))[:, None], 0.0, x)
 
 
 @triton.jit
@@ -140,7 +152,7 @@ def _tl_middle(x, AT, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _tl_around(a, a_next, row, LAG: tl.constexpr, TOGETHER: tl.constexpr):
+def _tl_around(a, a_next, row, LAG, TOGETHER: tl.constexpr):
     """Decays of reads and inverse ones of writes, from the middle of each block: their products are the decays from one
     token to a later one, exact where both are in range. A factor below what was declared could take them out of it, and
     gives NaN instead."""
@@ -171,15 +183,13 @@ def _tl_shortened(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _tl_crossing(reads, writes, row, LAG: tl.constexpr, TOGETHER: tl.constexpr):
+def _tl_crossing(reads, writes, row, LAG, TOGETHER: tl.constexpr):
     """Gradient of the logarithms of tokens' own factors from those of reads' decays and of writes' inverse ones. A
     factor is between a write and a read where the read comes later and the write does not: the pairs after it cancel.
     """
     size: tl.constexpr = 2**TOGETHER
     found = _tl_within_back(reads - writes, row, size, False, False)
-    if LAG == 1:
-        found -= tl.where((row % size == 0)[:, None], 0.0, reads)
-    return found
+    return found - tl.where(((row % size == 0) | (LAG == 0))[:, None], 0.0, reads)
 
 
 @triton.jit
@@ -190,7 +200,7 @@ def _tl_scores(
     a,
     a_next,
     row,
-    LAG: tl.constexpr,
+    LAG,
     LEVELS: tl.constexpr,
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -221,7 +231,7 @@ def _tl_scores_back(
     a,
     a_next,
     row,
-    LAG: tl.constexpr,
+    LAG,
     LEVELS: tl.constexpr,
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -267,7 +277,7 @@ def _tl_values_read(
     a,
     a_next,
     row,
-    LAG: tl.constexpr,
+    LAG,
     LEVELS: tl.constexpr,
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -297,7 +307,7 @@ def _tl_values_read_back(
     a,
     a_next,
     row,
-    LAG: tl.constexpr,
+    LAG,
     LEVELS: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
