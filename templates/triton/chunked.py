@@ -50,7 +50,8 @@ def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
     narrow = v.dtype == torch.bfloat16
     room = (4096 if back or keys > 128 else 8192) if narrow else 2048
-    stages = 1 if torch.version.hip else 2
+    # What several reads of that many keys have in flight spills registers.
+    stages = 1 if torch.version.hip or (keys > 128 and q.shape[-2] > 1) else 2
     return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
 
 
@@ -101,7 +102,7 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
             "free": (32, 64),
             "one": (32, 32),
             "keys": (32, 16 if mixed else 32),
-            "values": (16 if mixed else 32, 16),
+            "values": (16, 16),
         }[pairs.decay]
     stages = 1 if torch.version.hip else 2
     return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), 8, stages)
@@ -119,8 +120,10 @@ def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
     made["scores_ptr"] = q.new_empty((chunks, heads, reads, tokens, tokens), dtype=dtype)
     if pairs.decay == "keys":
         made["q_since_ptr"], made["k_until_ptr"] = q.new_empty(q.shape, dtype=dtype), k.new_empty(k.shape, dtype=dtype)
-        made["over_chunk_ptr"] = q.new_empty((chunks, heads, size), dtype=torch.float32)
-    return made
+    sizes = {"keys": {"over_chunk_ptr": (size,)}, "one": {"over_chunk_ptr": ()}}.get(pairs.decay, {})
+    if pairs.decay == "one":
+        sizes |= dict.fromkeys(("since_ptr", "since_previous_ptr", "until_ptr"), (tokens,))
+    return made | {n: q.new_empty((chunks, heads, *own), dtype=torch.float32) for n, own in sizes.items()}
 
 
 def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
