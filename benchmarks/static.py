@@ -87,8 +87,9 @@ class Row:
         return self.spilled > 0 or self.shared > SHARED[self.target]
 
     def __str__(self) -> str:
+        mark = "***" if self.bad else "   "
         return (
-            f"{'***' if self.bad else '   '} {self.cell:16} {self.kernel:10} {self.size:7} {self.dtype:8} {self.target} "
+            f"{mark} {self.cell:16} {self.kernel:10} {self.size:7} {self.dtype:8} {self.target} "
             f"{self.tiles} {self.warps}w {self.stages}st: {self.registers} registers, {self.spilled} spilled, "
             f"{self.shared} shared, {self.wgmma} wgmma, {self.mma} mma, {self.seconds:.1f} s"
         )

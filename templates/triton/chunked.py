@@ -49,10 +49,17 @@ def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
     """The configuration of what goes through chunks, for the sizes of a call."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
     narrow = v.dtype == torch.bfloat16
-    room = (4096 if back or keys > 128 else 8192) if narrow else 2048
-    # What several reads of that many keys have in flight spills registers.
-    stages = 1 if torch.version.hip or (keys > 128 and q.shape[-2] > 1) else 2
+    room = (4096 if back or keys > 128 else 8192) if narrow else 2048 if keys > 64 else 1024
+    # Products of float32 numbers have their operands in registers, where nothing can be in flight as well.
+    stages = 1 if torch.version.hip or (keys > 64 and not narrow) else 2
     return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
+
+
+def _key_blocks(keys: int) -> int:
+    """Into how many blocks keys are cut, each a head of its own whose reads are summed: a program with more than 128
+    has so few values that queries and keys are read too often. One where they cannot be cut evenly."""
+    fewest = -(-keys // 128)
+    return next((n for n in range(fewest, 2 * fewest) if keys % n == 0), 1)
 
 
 def _spaced(x: Tensor) -> tuple[Tensor, list[int]]:
@@ -91,21 +98,20 @@ def _together(decay: str, learned: bool, together: int, back: bool) -> int:
 
 
 def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
-    """The configuration of what tokens of a chunk read of each other: what spills no registers (`benchmarks/static.py`).
-    With fewer keys at a time values are read more often, with fewer values keys are, mostly from a cache."""
+    """The configuration of what tokens of a chunk read of each other: one that spills no registers, as
+    `benchmarks/static.py` shows. With fewer keys at a time values are read more often, mostly from a cache."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (call.q, call.v))
-    block, width = 32, 64
-    if back:
-        # Reads of both `S[t-1]` and `S[t]` in one loop take registers.
-        mixed = 0 < call.before < call.q.shape[-2]
-        block, width = {
-            "free": (32, 64),
-            "one": (32, 32),
-            "keys": (32, 16 if mixed else 32),
-            "values": (16, 16),
-        }[pairs.decay]
+    # Reads of both `S[t-1]` and `S[t]` in one loop take registers, as do products of float32 numbers.
+    mixed, narrow = 0 < call.before < call.q.shape[-2], call.v.dtype == torch.bfloat16
+    block, width, warps = 32, 64, 8
+    if back and narrow:
+        few = (16, 16) if pairs.decay == "values" else (16, 32)
+        most = {"free": (32, 64), "one": (32, 32), "keys": (32, 32), "values": (32, 32)}[pairs.decay]
+        block, width = few if mixed and pairs.decay in ("keys", "values") else most
+    elif back:
+        block, width, warps = (16, 16, 8) if pairs.decay == "values" else (16, 32, 4)
     stages = 1 if torch.version.hip else 2
-    return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), 8, stages)
+    return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), warps, stages)
 
 
 def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
@@ -196,7 +202,8 @@ def _pairs_forward(pairs: _Pairs, call: _PairsCall, keep: bool, out: torch.dtype
     with _on(call.q.device):
         given = _arguments(pairs, call, False) | memory
         given |= {"initial_ptr": call.initial, "read_ptr": reads, "last_ptr": last, "KEEP": keep}
-        for launch in (_through_chunks, _within_chunks) if pairs.decay == "values" else (_within_chunks, _through_chunks):
+        order = [_within_chunks, _through_chunks]
+        for launch in reversed(order) if pairs.decay == "values" else order:
             launch(pairs, given, call, False)
     return reads, last, memory["states_ptr"]
 
@@ -209,6 +216,8 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
         return [*(torch.zeros_like(x).contiguous() for x in owners.values()), d_last.clone()]
     with _on(call.q.device):
         given = _arguments(pairs, call, True)
+        # Reads that are summed over blocks of keys are float32 numbers, but products' operands are no more than v's.
+        grad = grad.to(call.v.dtype) if call.v.dtype == torch.bfloat16 else grad
         given |= {"d_read_ptr": grad.contiguous(), "d_last_ptr": d_last.contiguous()}
         given["d_initial_ptr"] = d_initial = call.initial.new_empty(call.initial.shape)
         made = {name: x.new_empty(x.shape) for name, x in owners.items()}
@@ -382,13 +391,33 @@ def _by_kernels(
     _reject_tangents(*given)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     ends = None if run.cu_seqlens is None else run.cu_seqlens * count
-    reads, final, _ = operator(a, offset, q, k, v, state, ends, before, together, numbers, keep, out)
+    blocks, whole_state = _key_blocks(keys.numel()), state.shape
+    if blocks > 1:
+        a, offset, q, k, v, state = _by_key_blocks(blocks, decay, a, offset, q, k, v, state)
+    made = torch.float32 if blocks > 1 else out
+    reads, final, _ = operator(a, offset, q, k, v, state, ends, before, together, numbers, keep, made)
+    if blocks > 1:
+        reads = reads.unflatten(2, (-1, blocks)).sum(3).to(out)
+        final = final.reshape(whole_state)
     if count > 1:
         reads = torch.cat([reads[:, ::count, :, :before], reads[:, count - 1 :: count, :, before:]], -2)
     axes = (heads, keys, values)
     return _chunk_results(
         lead, reads, final, [shape for _, shape in queries], axes, order, [own for _, own, _ in beside]
     )
+
+
+def _by_key_blocks(
+    blocks: int, decay: str, a: Tensor | None, offset: Tensor | None, q: Tensor, k: Tensor, v: Tensor, state: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    """Operands with as many heads for each as there are blocks of its keys."""
+    if a is not None:
+        a = a.unflatten(3, (blocks, -1)).flatten(2, 3) if decay == "keys" else a.repeat_interleave(blocks, 2)
+    if offset is not None:
+        offset = offset.unflatten(1, (blocks, -1)).flatten(0, 1)
+    q = q.unflatten(4, (blocks, -1)).transpose(3, 4).flatten(2, 3)
+    k, v = k.unflatten(3, (blocks, -1)).flatten(2, 3), v.repeat_interleave(blocks, 2)
+    return a, offset, q, k, v, state.unflatten(2, (blocks, -1)).flatten(1, 2)
 
 
 def _woven(values: Sequence[Tensor]) -> Tensor:

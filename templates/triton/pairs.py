@@ -322,18 +322,21 @@ def _tl_values_read_back(
         d_scores = tl.zeros(scores.shape, tl.float32)
         d_v = tl.zeros(v.shape, tl.float32)
     flow, flow_next = tl.zeros(v.shape, tl.float32), tl.zeros(v.shape, tl.float32)
+    # In two loops: what both of them make takes fewer registers twice than all of it at once.
     for level in tl.range(0, LEVELS, num_stages=1):
-        start = _tl_within(a, row, 1 << level, False, LAG == 0)
-        until = _tl_within(a_next, row, 1 << level, True, False)
-        grad_start, v_until = (grad * start).to(OPERAND), (v * until).to(OPERAND)
+        grad_start = (grad * _tl_within(a, row, 1 << level, False, LAG == 0)).to(OPERAND)
+        v_until = (v * _tl_within(a_next, row, 1 << level, True, False)).to(OPERAND)
         pairs = _tl_pairs(row, level)
         d_scores += tl.where(pairs, _tl_dot(grad_start, tl.trans(v_until), OPERAND, PRECISION), 0.0)
-        paired = tl.where(pairs, scores, 0.0)
-        to_v = _tl_dot(tl.trans(paired), grad_start, OPERAND, PRECISION)
-        d_v += to_v * until
-        read = grad_start * _tl_dot(paired, v_until, OPERAND, PRECISION)
+        read = grad_start * _tl_dot(tl.where(pairs, scores, 0.0), v_until, OPERAND, PRECISION)
         flow += _tl_within_back(read, row, 1 << level, False, LAG == 0)
-        flow_next += _tl_within_back(v_until * to_v, row, 1 << level, True, False)
+    for level in tl.range(0, LEVELS, num_stages=1):
+        grad_start = grad * _tl_within(a, row, 1 << level, False, LAG == 0)
+        until = _tl_within(a_next, row, 1 << level, True, False)
+        paired = tl.where(_tl_pairs(row, level), scores, 0.0)
+        to_v = _tl_dot(tl.trans(paired), grad_start, OPERAND, PRECISION) * until
+        d_v += to_v
+        flow_next += _tl_within_back(v * to_v, row, 1 << level, True, False)
     return d_scores, d_v, flow, flow_next
 
 
