@@ -6,9 +6,8 @@ launch them: registers, what is spilled of them, shared memory, instructions of 
         [--bad] [--json FILE]
 
 One line for each kernel of a cell, dtype, size (keys x values) and target; `***` where registers are spilled or shared
-memory is above the limit, which is all that `--bad` prints. Spills are bytes; on gfx942 registers. The cells are one
-of each kind that kernels tell apart: whether there is a factor, along what, learned, bounded from below (by how much),
-made of other values in the kernel; one read or several, of the state before and after the token. A sum is at the end.
+memory is above the limit, which is all that `--bad` prints. Spills are bytes; on gfx942 registers. The cells are those
+of `tests/chunk_kinds.py`, or examples by name. A sum is at the end.
 """
 
 from __future__ import annotations
@@ -17,51 +16,15 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from tests.cells import EXAMPLES
+from tests.chunk_kinds import CHUNKS
 from tests.triton_compile import SHARED, Case, Launch, build, launches
 
-HEAD = """cell C
-dim H = 4, K = 64, V = 64
-input q[H, K], p[H, K], k[H, K], v[H, V], w[H, V], m[H]
-input s[H] in [0, 1], g[H, K] in [0, 1], r[H, V] in [0, 1], x[H, K]
-param b[H, K] = uniform(-1, 1)
-buffer c[K] = 0.9 - 0.1 / (1 + arange[K](1))
-buffer d[V] = 0.9 - 0.1 / (1 + arange[V](1))
-state S[H, K, V]
-"""
-ONCE, BEFORE, TWICE = "q * S[t]", "q * S[t-1]", "q * S[t]; p * S[t-1]"
-
-
-def _cell(update: str, reads: str = ONCE) -> str:
-    return f"{HEAD}S[t] = {update}\n" + "".join(f"output sum[K]({r})\n" for r in reads.split("; "))
-
-
-CHUNKS = {
-    "free": _cell("S[t-1] + k * v"),
-    "free reads": _cell("S[t-1] + k * v", TWICE),
-    "one": _cell("s * S[t-1] + k * v"),
-    "one before": _cell("s * S[t-1] + k * v", BEFORE),
-    "one reads": _cell("s * S[t-1] + k * v", TWICE),
-    "one fixed": _cell("0.9 * S[t-1] + k * v"),
-    "keys": _cell("g * S[t-1] + k * v"),
-    "keys before": _cell("g * S[t-1] + k * v", BEFORE),
-    "keys reads": _cell("g * S[t-1] + k * v", TWICE),
-    "keys fixed": _cell("c * S[t-1] + k * v"),
-    "keys of 64": _cell("(0.5 + 0.5 * g) * S[t-1] + k * v"),
-    "keys of 64 reads": _cell("(0.5 + 0.5 * g) * S[t-1] + k * v", TWICE),
-    "keys of 16": _cell("(0.01 + 0.99 * g) * S[t-1] + k * v"),
-    "keys made": _cell("exp(logsigmoid(x + b) / 16) * S[t-1] + silu(k) * v", "q * K ** -0.5 * S[t]"),
-    "values": _cell("r * S[t-1] + k * v"),
-    "values before": _cell("r * S[t-1] + k * v", BEFORE),
-    "values reads": _cell("r * S[t-1] + k * v", TWICE),
-    "values fixed": _cell("d * S[t-1] + k * v"),
-    "values of 64": _cell("(0.5 + 0.5 * r) * S[t-1] + k * v"),
-}
 SIZES = "16x16,32x32,64x64,128x128,256x256,16x256,256x16,64x128,128x64,64x256,256x64"
 
 
@@ -96,7 +59,13 @@ class Row:
 
 
 def rows(
-    cell: str, size: str, dtype: str, target: str, kernels: list[str], packed: bool, other: dict[str, int]
+    cell: str,
+    size: str,
+    dtype: str,
+    target: str,
+    kernels: Sequence[str] = (),
+    packed: bool = False,
+    other: Mapping[str, int] | None = None,
 ) -> Iterator[Row]:
     """Each kernel of a cell once, those of segments included."""
     keys, values = map(int, size.split("x"))
@@ -107,7 +76,7 @@ def rows(
         kernel = name.rsplit("_S_")[-1]
         if kernels and kernel not in kernels:
             continue
-        launch = replace(launch, options={**launch.options, **other})
+        launch = replace(launch, options={**launch.options, **(other or {})})
         started, o = time.perf_counter(), launch.options
         made = build(launch, target)
         seconds = time.perf_counter() - started

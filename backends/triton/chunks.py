@@ -78,7 +78,7 @@ class PairsCoder:
             "numbers": list(self.entrywise.numbers.values()),
         }
         functions = self.entrywise.functions(self.name)
-        return "\n\n\n".join([*functions, kernel_texts("chunks", view, self.documented)])
+        return "\n\n\n".join([*functions, kernel_texts("chunks chunks_back", view, self.documented)])
 
     def documented(self, text: str) -> str:
         """A kernel with its docstring in place of the word for what it does."""
@@ -94,15 +94,27 @@ class PairsCoder:
             "chunk to chunk, C tokens, with the state [BK, BV] in registers. If there are several segments, it first "
             "applies those before its own. Where KEEP, the states that enter chunks are written for the backward.",
             "backward": "The same programs, from the last chunk to the first, with the gradient of the state in "
-            "registers. If there are several segments, it first applies those after its own.",
+            "registers. If there are several segments, it first applies those after its own. The gradients of the "
+            "states that leave chunks are written for `pairs_back`.",
             "carry": "What a segment of a sequence writes into the state that enters it, and its decay over all of it.",
             "pairs": f"What tokens of a chunk read of each other: scores [C, C] of queries and keys, decayed{decayed}. "
             "A program has one segment of one sequence of one head, and goes through its keys, BK at a time.",
             "pairs_back": "Gradients of queries and keys, and of the factors, from those of the scores and of what is "
-            "read of and written to the state, which are sums over TILES of values.",
+            "read of and written to the state: with the states that entered the chunk and the gradients of those that "
+            "left it, BV values at a time.",
             "carry_back": "What a segment of a sequence adds to the gradient of the state that leaves it, and its "
             "decay over all of it.",
         }
+        if self.decay == "values":
+            walk_text |= {
+                "forward": "A program has one segment of one sequence of one head and BV of its values, and goes from "
+                "chunk to chunk, C tokens, with the state [BK, BV] in registers. If there are several segments, it "
+                "first applies those before its own. The states that enter chunks are written for `pairs`.",
+                "pairs": "What tokens of a chunk read of each other and of the state that entered it. A program has "
+                "one segment of one sequence of one head, and goes through its values, BV at a time.",
+                "pairs_back": "Gradients of queries, keys, values and factors, from those of what is read. The scores' "
+                "are summed in memory over values, BV at a time; then queries and keys follow, BK at a time.",
+            }
         first = {
             "forward": equations,
             "backward": f"Gradients, from the last token to the first, of\n\n{textwrap.indent(equations, '    ')}",
@@ -123,9 +135,10 @@ class PairsCoder:
         return [*lines, *(f"        {name}={value}," for name, value in fields.items()), "    ),", ")"]
 
 
-def kernel_texts(template: str, view: Mapping[str, object], documented: Callable[[str], str]) -> str:
-    """The kernels of a template, each with its docstring and without what it does not use."""
-    functions = _template(template).render(k=view).strip("\n").split("\n\n\n")
+def kernel_texts(templates: str, view: Mapping[str, object], documented: Callable[[str], str]) -> str:
+    """The kernels of templates, of which later ones use what earlier ones define, each with its docstring and without
+    what it does not use."""
+    functions = _template(templates).render(k=view).strip("\n").split("\n\n\n")
     made = [documented(pruned(f.strip("\n"))) for f in functions]
     return "\n\n\n".join("\n".join(wrap(f.split("\n"))) for f in made)
 
@@ -138,7 +151,8 @@ def described(text: str, what: str, parts: tuple[str, str]) -> str:
 
 
 @cache
-def _template(name: str) -> jinja2.Template:
-    text = (resources.files("rnnc.templates") / "triton" / f"{name}.py.jinja").read_text(encoding="utf-8")
+def _template(names: str) -> jinja2.Template:
+    folder = resources.files("rnnc.templates") / "triton"
+    text = "".join((folder / f"{name}.py.jinja").read_text(encoding="utf-8") for name in names.split())
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return environment.from_string(text)

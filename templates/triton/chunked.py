@@ -45,11 +45,19 @@ class _Chunk(NamedTuple):
     stages: int
 
 
+def _operands_in_shared(device: torch.device) -> bool:
+    """Whether products read their operands from shared memory (Hopper and later); else registers hold them."""
+    if torch.version.hip or device.type != "cuda" or not torch.cuda.is_available():
+        return not torch.version.hip
+    return torch.cuda.get_device_capability(device)[0] >= 9
+
+
 def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
     """The configuration of what goes through chunks, for the sizes of a call."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
     narrow = v.dtype == torch.bfloat16
-    room = (4096 if back or keys > 128 else 8192) if narrow else 2048 if keys > 64 else 1024
+    wide = not back and keys <= 128 and _operands_in_shared(q.device)
+    room = (8192 if wide else 4096) if narrow else 2048 if keys > 64 else 1024
     # Products of float32 numbers have their operands in registers, where nothing can be in flight as well.
     stages = 1 if torch.version.hip or (keys > 64 and not narrow) else 2
     return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
@@ -105,9 +113,13 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
     mixed, narrow = 0 < call.before < call.q.shape[-2], call.v.dtype == torch.bfloat16
     block, width, warps = 32, 64, 8
     if back and narrow:
-        few = (16, 16) if pairs.decay == "values" else (16, 32)
-        most = {"free": (32, 64), "one": (32, 32), "keys": (32, 32), "values": (32, 32)}[pairs.decay]
-        block, width = few if mixed and pairs.decay in ("keys", "values") else most
+        shared = _operands_in_shared(call.q.device)
+        block, width = {
+            "free": (32, 64),
+            "one": (16, 16) if torch.version.hip else (32, 16 if mixed else 32),
+            "keys": (16, 32) if mixed and shared else (32, 32) if shared else (16, 16),
+            "values": (32, 32) if shared and not mixed else (16, 16),
+        }[pairs.decay]
     elif back:
         block, width, warps = (16, 16, 8) if pairs.decay == "values" else (16, 32, 4)
     stages = 1 if torch.version.hip else 2
