@@ -1,5 +1,5 @@
-"""A cell for each kind of matrix state that kernels in chunks tell apart: whether there is a factor, along what, whether
-it is learned, bounded from below, or made in the kernel; reads of the state before and after the token, or both."""
+"""A cell for each kind of matrix state that kernels in chunks tell apart: whether there is a factor, along what, if it
+is learned, bounded from below, or made in the kernel; reads of the state before the token, after it, or both."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ CHUNKS = {
     "keys of 64 reads": _cell("(0.5 + 0.5 * g) * S[t-1] + k * v", TWICE),
     "keys of 16": _cell("(0.01 + 0.99 * g) * S[t-1] + k * v"),
     "keys made": _cell("exp(logsigmoid(x + b) / 16) * S[t-1] + silu(k) * v", "q * K ** -0.5 * S[t]"),
+    "keys made of 64": _cell("(0.5 + 0.5 * sigmoid(x)) * S[t-1] + (1 - (0.5 + 0.5 * sigmoid(x))) * v"),
     "values": _cell("r * S[t-1] + k * v"),
     "values before": _cell("r * S[t-1] + k * v", BEFORE),
     "values reads": _cell("r * S[t-1] + k * v", TWICE),

@@ -109,15 +109,17 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
     """The configuration of what tokens of a chunk read of each other: one that spills no registers, as
     `benchmarks/static.py` shows. With fewer keys at a time values are read more often, mostly from a cache."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (call.q, call.v))
-    # Reads of both `S[t-1]` and `S[t]` in one loop take registers, as do products of float32 numbers.
+    # Reads of both `S[t-1]` and `S[t]` in one loop take registers, as do tokens that are read in one product, and
+    # products of float32 numbers.
     mixed, narrow = 0 < call.before < call.q.shape[-2], call.v.dtype == torch.bfloat16
     block, width, warps = 32, 64, 8
     if back and narrow:
         shared = _operands_in_shared(call.q.device)
+        full = mixed or _together(pairs.decay, pairs.learned, call.together, back) > 1
         block, width = {
             "free": (32, 64),
             "one": (16, 16) if torch.version.hip else (32, 16 if mixed else 32),
-            "keys": (16, 32) if mixed and shared else (32, 32) if shared else (16, 16),
+            "keys": (16 if full else 32, 32) if shared else (16, 16),
             "values": (32, 32) if shared and not mixed else (16, 16),
         }[pairs.decay]
     elif back:
