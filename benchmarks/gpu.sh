@@ -10,11 +10,12 @@
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #       --platform manylinux_2_28_x86_64 -d .whl \
 #       lark==1.3.1 fla-core==0.6.0 einops==0.8.2 packaging==26.3 accelerated-scan==0.3.1 minGRU-pytorch==0.2.1 \
-#       mlstm-kernels==2.0.6 cuda-core==1.2.2
+#       mlstm-kernels==2.0.6 cuda-core==1.2.2 flashrnn==1.0.5
 #
 # And mamba-ssm's scan, which is no wheel: its folder csrc/selective_scan (github.com/state-spaces/mamba; tried e9594ce)
-# as .peers/selective_scan. It is compiled there, with nvcc, while the tests run; so is accelerated-scan's CUDA scan. Its
-# SSD is Triton: its folder mamba_ssm without the __init__.py at its top, as .peers/mamba_ssm.
+# as .peers/selective_scan. It is compiled there, with nvcc, while the tests run; so are accelerated-scan's CUDA scan
+# and FlashRNN for two sizes. Mamba's SSD is Triton: its folder mamba_ssm without the __init__.py at its top, as
+# .peers/mamba_ssm.
 
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -55,6 +56,13 @@ main() {
         else
             echo 'no sources of mamba-ssm in .peers/selective_scan: it is left out'
         fi
+        if [[ -d $SITE/flashrnn ]]; then
+            for backend in cuda cuda_fused; do
+                (timeout 200 "$PYTHON" benchmarks/build_peers.py flashrnn $backend >"$BUILT/flashrnn-$backend.log" 2>&1) &
+                builds+=("$!:flashrnn-$backend")
+            done
+            export SLOW=built
+        fi
     fi
 
     local tests
@@ -71,7 +79,10 @@ main() {
             failed+=("build of ${build##*:}")
             tail -n 5 "$BUILT/${build##*:}.log"
             # Or an import would try again, or wait for the lock of a build that was stopped.
-            [[ ${build##*:} == mamba ]] || rm -f "$SITE/accelerated_scan/warp.py"
+            case ${build##*:} in
+            warp) rm -f "$SITE/accelerated_scan/warp.py" ;;
+            flashrnn-*) unset SLOW ;;
+            esac
         fi
     done
 

@@ -6,8 +6,16 @@ from rnnc.chunks import Chunks
 from rnnc.closure import LowRank
 from rnnc.fuse import Kernel, fuse
 from rnnc.plan import Loop, Plan, Pointwise, Scan
+from rnnc.region import regions
 from rnnc.show import expr_text
 from rnnc.together import Together
+
+_USES = {
+    "wide": "from which more is computed",
+    "low": "which a learned map reads",
+    "operand": "an operand of products",
+    "out": "an output",
+}
 
 
 def plan_text(plan: Plan) -> str:
@@ -34,6 +42,10 @@ def plan_text(plan: Plan) -> str:
                 lines.extend(f"    before, once: {expr_text(e)}" for e in step.fixed)
     for kernel in fuse(plan):
         lines.extend(f"  {line}" for line in _kernel(kernel))
+    for region in regions(plan):
+        lines.append(f"  one kernel, {region.told}:")
+        lines += [f"    reads {expr_text(n)}" for n in region.sources]
+        lines += [f"    {expr_text(n)}, {_USES[use]}" for n, use in zip(region.results, region.uses, strict=True)]
     seen: set[int] = set()
     for p in plan.projections.values():
         if id(p) not in seen:

@@ -67,7 +67,7 @@ class Emulation:
         assert library.emulate(pointers, *numbers) == 0, "threads wait for each other in vain"
 
     def compiled(self, text: str, name: str, arguments: Sequence[Any]) -> Any:
-        types = [*["long long"] * 2, *["const long long *"] * 3, "char *", *["void *"] * (len(arguments) - 6)]
+        types = [*["long long"] * 3, *["const long long *"] * 3, "char *", *["void *"] * (len(arguments) - 7)]
         types = [t if isinstance(a, int) else "double" for t, a in zip(types, arguments, strict=True)]
         call = ", ".join(f"*({t} *)emulated_args[{i}]" for i, t in enumerate(types))
         more = f"""

@@ -68,6 +68,16 @@ state s[N]: complex
 s[t] = λ * s[t-1] / (1 + 0.1 * sum[N](real(s[t-1] * conj(s[t-1])))) + z + 0.05 * sum[N](s[t-1])
 output s[t]
 """
+HIDDEN = """\
+cell Hidden
+dim D = 3, E = 7
+input x[D]
+param U[E, D] = normal(0.5)
+state h[D]
+a = tanh(mean[D](U * h[t-1]))
+h[t] = 0.5 * h[t-1] + tanh(linear(a -> D) + x)
+output h[t]
+"""
 WIDE = "cell Wide\ndim D = 530\ninput x[D]\nstate h[D]\nh[t] = tanh(linear(h[t-1] -> D) + x)\noutput h[t]\n"
 SHARED = """\
 cell Shared
@@ -213,6 +223,7 @@ CELLS = {
     "complex": COMPLEX,
     "shared": SHARED,
     "solved": SOLVED,
+    "hidden": HIDDEN,
 }
 PACKED = (2, 0, 5, 1, 3, 1, 1, 4, 2, 0)
 

@@ -308,3 +308,22 @@ def test_a_wrong_or_late_peer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
         assert record["results"][-1]["reason"].startswith(said)
         run.time(case, [harness.Peer("broken", broken)], record)
         assert "forward" not in record["results"][-1]
+
+
+def test_others_compute_the_cells_with_recurrent_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The odd ones: GRU's candidate has a bias of its own, the gradient of the bias of sLSTM's input gate is zero."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setitem(sys.modules, "flashrnn", None)
+    harness: Any = importlib.import_module("harness")
+    run = harness.Run("test", torch.device("cpu"), None, 60.0)
+    for case, peers in importlib.import_module("recurrent").shapes(True):
+        if case.program.stem in ("gru", "slstm"):
+            run.check(case, peers)
+    for record in run.found["cases"]:
+        why = {result["name"]: result["reason"] for result in record["results"]}
+        assert why["rnnc torch"] == why["a Python loop"] == "" and "SLOW" in why["a Python loop, torch.compile"]
+        assert why["PyTorch's own"] == ("" if record["cell"] == "GRU" else "Missing: it has no slstm")
+        assert all("flashrnn" in reason for name, reason in why.items() if name.startswith("FlashRNN"))
+        assert all(
+            max(result["error_gradients"], default=0) < 1e-5 for result in record["results"] if not result["reason"]
+        )

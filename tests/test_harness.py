@@ -22,6 +22,7 @@ from rnnc.parse import parse
 from rnnc.pipeline import Compilation, compile_source, module_text
 from rnnc.rounding import compare
 from rnnc.source import Source
+from tests.marks import some, without
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -158,9 +159,7 @@ REWRITTEN = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "cancels within a sum" else pytest.param(n, marks=pytest.mark.slow) for n in REWRITTEN]
-)
+@pytest.mark.parametrize("name", some(["cancels within a sum"], REWRITTEN))
 def test_what_cancels_may_be_computed_otherwise(name: str) -> None:
     frame = "cell Rewritten\ndim D = 3\ninput x[D], y[D]\nparam p[D] = 0.3\nstate h[D]\nh[t] = 0.9 * h[t-1] + x\n"
     written, computed = (f"{frame}output out = {text}\noutput h[t]\n" for text in REWRITTEN[name])
@@ -217,7 +216,7 @@ MUTANTS = {
 LONG = ("a sign of a gradient", "a past too late", "another gate", "an index")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in MUTANTS])
+@pytest.mark.parametrize("name", without(LONG, MUTANTS))
 def test_mutants_are_found(name: str) -> None:
     example, right, wrong = MUTANTS[name]
     source = Source(example, (EXAMPLES / f"{example}.rnn").read_text())

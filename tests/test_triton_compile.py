@@ -6,7 +6,9 @@ Run with `pytest -m triton`, without TRITON_INTERPRET: compiled Triton does not 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,11 +16,13 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs a process without TRITON_INTERPRET", allow_module_level=True)
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.static import rows
 from tests.cells import EXAMPLES
 from tests.chunk_kinds import CHUNKS as KINDS
-from tests.triton_compile import SHARED, Case, Launch, build, launches
+from tests.triton_compile import SHARED, Case, Launch, build, launches, module, noted
 
 pytestmark = pytest.mark.triton
 
@@ -129,11 +133,12 @@ def _check(which: str) -> None:
         made = build(launch, target)
         told = f"{launch.name}: {made.spilled} spilled, {made.registers} registers, {made.shared} bytes shared"
         assert made.spilled == 0 and made.shared <= SHARED[target], told
-        if "BT" in launch.options and name in ALIGNED and target != "gfx942":
+        recurrent = "VEC" in launch.options
+        if recurrent and "BT" in launch.options and name in ALIGNED and target != "gfx942":
             # Lanes meet in the scan over a tile's stretches alone, and all loads are ahead of the computation.
             assert made.shuffles <= 60 * (2 if dtype == "float64" else 1), f"{launch.name}: {made.shuffles} shuffles"
             assert made.copies > 0, f"{launch.name}: nothing is fetched ahead"
-        if name in STEPPED and dtype == "float32" and target != "gfx942":
+        if recurrent and name in STEPPED and dtype == "float32" and target != "gfx942":
             assert made.copies > 0, f"{launch.name}: nothing is fetched ahead"
 
 
@@ -220,24 +225,52 @@ def test_each_kind_of_chunks_without_spills_anywhere(which: str) -> None:
     _check_kind(which)
 
 
-RANKS = {"gateddeltanet": {"K": 128, "V": 128}, "kda": {"K": 128, "V": 128}, "rwkv7": {"K": 64, "V": 64}}
+# Corrections of a state, several that read the same one or one along values, which is not what reads sum over.
+CORRECTED = """\
+cell Corrected
+dim H = 4, K = 128, V = 128
+input q[H, K], k[H, K], p[H, K], v[H, V], u[H, V], b[H] in [0, 2], e[H] in [0, 1], g[H, AXIS] in [0, 1], s[H] in [0, 1]
+state S[H, K, V]
+S[t] = FACTOR * S[t-1] CORRECTION + k * v
+output sum[K](q * S[t])
+"""
+TWICE = "- b * k * sum[K](k * S[t-1]) - e * p * sum[K](p * S[t-1])"
+
+
+def _corrected(factor: str, correction: str, axis: str = "K") -> Case:
+    text = CORRECTED.replace("FACTOR", factor).replace("CORRECTION", correction)
+    return Case(text.replace("AXIS", axis))
+
+
+RANKS = {
+    "gateddeltanet": _example("gateddeltanet", K=128, V=128),
+    "kda": _example("kda", K=128, V=128),
+    "rwkv7": _example("rwkv7", K=64, V=64),
+    "twice": _corrected("s", TWICE),
+    "twice, by key": _corrected("g", TWICE),
+    "along values": _corrected("s", "- b * u * sum[V](u * S[t-1])"),
+    "along values, by value": _corrected("g", "- b * u * sum[V](u * S[t-1])", "V"),
+}
+# What is spilled: see decision 23.
+SPILLED = {"kda pairs_back": 100, "rwkv7 pairs_back": 100, "twice factors_back": 280, "twice, by key pairs_back": 200}
+SPILLED |= {"along values, by value pairs_back": 60, "along values, by value columns": 30}
 
 
 @pytest.mark.parametrize(
-    "stem", [n if n == "gateddeltanet" else pytest.param(n, marks=pytest.mark.slow) for n in RANKS]
+    "name", [n if n == "gateddeltanet" else pytest.param(n, marks=pytest.mark.slow) for n in RANKS]
 )
-def test_low_rank_chunks_on_tensor_cores(stem: str) -> None:
+def test_low_rank_chunks_on_tensor_cores(name: str) -> None:
     """The same of low-rank transitions; `solve` has tiles of 16 tokens, which are `mma`'s."""
-    found = launches(replace(_example(stem, **RANKS[stem]), dtype=torch.bfloat16), "sm_90")
+    found = launches(replace(RANKS[name], dtype=torch.bfloat16), "sm_90")
     kernels = {x.name.rsplit("_S_")[1]: x for x in found if "C" in x.options}
     assert {"system", "solve", "pairs", "forward", "backward", "flows", "solve_back", "pairs_back"} <= set(kernels)
-    for name, launch in kernels.items():
+    assert ("columns" in kernels) == ("values" in name)
+    for kind, launch in kernels.items():
         made = build(launch, "sm_90")
         told = f"{launch.name}: {made.spilled} spilled, {made.registers} registers, {made.shared} bytes shared"
-        # What is spilled with a factor for each key: see decision 23.
-        assert made.spilled <= (100 if stem != "gateddeltanet" and name == "pairs_back" else 0), told
+        assert made.spilled <= SPILLED.get(f"{name} {kind}", 0), told
         assert made.shared <= SHARED["sm_90"], told
-        assert ("wgmma.mma_async" in made.asm["ptx"]) == (name != "solve"), launch.name
+        assert ("wgmma.mma_async" in made.asm["ptx"]) == (kind != "solve"), launch.name
 
 
 @pytest.mark.slow
@@ -249,6 +282,86 @@ def test_chunks_fit_everywhere(which: str) -> None:
         assert made.shared <= SHARED[made.target], f"{launch.name}: {made.shared} bytes shared"
         if "float32" in which and made.target != "gfx942":
             assert launch.options["PRECISION"] == "tf32x3"
+
+
+# What stands between learned maps and recurrences: convolutions and norms of a head, norms of all, several results.
+BETWEEN = ("gateddeltanet", "kda", "comba", "gsa", "mamba2block", "mlstmblock", "mlstm", "jrt", "gla", "mesanet")
+
+
+def _between(which: str) -> list[Launch]:
+    stem, dtype, time, target = which.split()
+    case = replace(_example(stem), dtype=DTYPES[dtype], packed=time == "cut")
+    found = launches(case, target)
+    return list({x.name: x for x in found if "TOKENS" in x.kernel.arg_names}.values())
+
+
+def _check_between(which: str) -> None:
+    found = _between(which)
+    assert {x.name.rsplit("_", 1)[1] for x in found} >= {"forward", "backward"}
+    for launch in found:
+        made = build(launch, which.split()[3])
+        told = f"{launch.name}: {made.spilled} spilled, {made.registers} registers, {made.shared} bytes shared"
+        assert made.spilled == 0 and made.shared <= SHARED[made.target], told
+
+
+@pytest.mark.parametrize("which", ["gateddeltanet bfloat16 cut sm_90"])
+def test_what_is_between_without_spills(which: str) -> None:
+    _check_between(which)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "which", [f"{n} {d} {t} {g}" for n in BETWEEN for d in list(DTYPES)[:3] for t in ("whole", "cut") for g in SHARED]
+)
+def test_what_is_between_without_spills_anywhere(which: str) -> None:
+    _check_between(which)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations that compute something, those within operators of kernels excepted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten" and not func.is_view:
+            self.found[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _trained(kernels: bool) -> tuple[int, int]:
+    """Bytes that autograd keeps of each token of Gated DeltaNet in bfloat16; and how many operations of PyTorch a
+    forward and a backward are."""
+    made = module((EXAMPLES / "gateddeltanet.rnn").read_text(encoding="utf-8"))
+    made._interpreted, made._multiplied_dtype = lambda: True, lambda low: low
+    fits = made._region_fits
+    made._region_fits = fits if kernels else lambda *_: False
+    cell = made.GatedDeltaNet(backend="triton")
+    x = torch.ones((1, 128, cell.D), dtype=torch.bfloat16, requires_grad=True)
+    kept: dict[int, int] = {}
+    held: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        held.append(value)
+        if value.shape[:2] == x.shape[:2]:
+            kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    try:
+        with noted(), _Operations() as operations, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            y, _ = cell(x)
+            y.backward(torch.ones_like(y))
+    finally:
+        made._region_fits = fits
+    return sum(kept.values()) // 128, operations.found.total()
+
+
+def test_what_autograd_keeps_and_what_pytorch_computes() -> None:
+    """Without these kernels, float32 of every intermediate, and a pass over memory for each."""
+    (kept, operations), (kept_by_pytorch, operations_of_pytorch) = _trained(True), _trained(False)
+    assert kept < 0.25 * kept_by_pytorch
+    assert operations < 60 and operations_of_pytorch > 200
 
 
 # One token: by what a program holds. Where it is all of a state, that is 128 x 128, or 128 x 256.

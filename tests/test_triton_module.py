@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.cells import EXAMPLES
 from tests.interpreted import install
+from tests.marks import some
 from tests.modules import PROGRAMS, agree, as_tuple, build, checked, draw, make, some_state, tensors, with_gradients
 
 install()
@@ -31,7 +32,9 @@ pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWar
 
 NAMES = ("scan", "mingru", "mamba", "mlstm", "kalman", "leakypeak", "s5reset", "mixed")
 every = pytest.mark.parametrize("name", NAMES)
-most = pytest.mark.parametrize("name", [n for n in NAMES if n != "mlstm"])  # which takes seconds a call
+MOST = [n for n in NAMES if n != "mlstm"]  # which takes seconds a call
+most = pytest.mark.parametrize("name", MOST)
+GRAPHS = [(name, packed) for name in ("mingru", "mamba", "kalman", "s5reset") for packed in (False, True)]
 HGRN_LIKE = """\
 cell Hgrn
 dim D = 4
@@ -200,7 +203,8 @@ def test_bytes_saved_for_the_backward(name: str) -> None:
         inputs = [torch.randn(2, 200, 4).requires_grad_() for _ in checked(text).inputs]
     with Calls() as seen:
         cell(*inputs)
-    ((operator, args),) = [c for c in seen.calls if c[0].namespace == module_of(cell)._OPERATORS]
+    own = [c for c in seen.calls if c[0].namespace == module_of(cell)._OPERATORS]
+    ((operator, args),) = [c for c in own if "::fused" in c[0].name()]
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         operator(*fresh(args, True))
@@ -220,7 +224,7 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("name", ["scan", "mamba", "kalman", "leakypeak", "s5reset"])
+@pytest.mark.parametrize("name", some(["scan", "mamba", "leakypeak"], MOST))
 def test_no_memory_is_read_that_was_not_written(name: str, monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
     length = 41 if name in ("mlstm", "mamba") else 70
     cell, inputs = make(name), draw(name, 1, length, requires_grad=True)
@@ -242,7 +246,7 @@ def test_the_same_bits_twice(name: str) -> None:
     agree(with_gradients(cell, cell(*inputs), *inputs), first, 0, 0)
 
 
-@most
+@pytest.mark.parametrize("name", some(["scan", "mamba", "mixed"], MOST))
 def test_any_strides(name: str) -> None:
     cell, inputs = make(name), draw(name, 2, 6)
     variants = [
@@ -283,8 +287,7 @@ def test_a_step_goes_on_where_kernels_stopped(name: str) -> None:
     agree([*as_tuple(stepped), *after], [*(o[:, 8] for o in as_tuple(whole)), *last])
 
 
-@pytest.mark.parametrize("name", ["mingru", "mamba", "kalman", "s5reset"])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("name", "packed"), some([("mingru", False), ("mamba", True)], GRAPHS))
 def test_compile_in_one_graph(name: str, packed: bool) -> None:
     torch._dynamo.reset()
     cell, inputs = make(name), draw(name, 1, 7, requires_grad=True)

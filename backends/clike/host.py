@@ -3,10 +3,12 @@
 Goals: all of a loop in one call, forward or backward; the same numbers for a row whatever tile and thread it is in.
 Non-goals: compiling, threads: the generated module does both (`templates/torch/compiled.py`).
 
-A call is `forward(p, id, start, length, first, last, tile, lo, hi, consts, stride)`: `p` points to the arrays (hoisted,
-fixed, packed matrices, histories, values, for the backward their cotangents, and `File.extra`); row `m` has the tokens
-`start[m]`... and the history `id[m]`, longest rows first; of rows `first` to `last`, and of the free dim's entries `lo`
-to `hi`, results are written. `stride` says how far apart the tokens of each hoisted array are.
+A call is `forward(p, id, start, length, first, last, tile, lo, hi, consts, stride, keep)`: `p` points to the arrays
+(hoisted, fixed, packed matrices, histories, values, what is saved, for the backward the gradients of values and the
+cotangents of histories, and `File.extra`); row `m` has the tokens `start[m]`... and the history `id[m]`, longest rows
+first; of rows `first` to `last`, and of the free dim's entries `lo` to `hi`, results are written. `stride` says how far
+apart the tokens of each hoisted array are, and those of each gradient. Where `keep` is 0, what is saved has one token
+for each row, which nobody reads.
 """
 
 from __future__ import annotations
@@ -150,9 +152,13 @@ class _Frame:
         before, streams = len(step.hoisted) + len(step.fixed), len(step.streams)
         self.first = {"hoisted": 0, "fixed": len(step.hoisted), "packed": before, "history": before + 1}
         self.first["values"] = self.first["history"] + streams
-        self.first["d_values"] = self.first["values"] + streams
+        self.first["saved"] = self.first["values"] + streams
+        self.first["d_values"] = self.first["saved"] + len(step.saved)
         self.first["d_history"] = self.first["d_values"] + streams
-        self.extra = [r.array for r in half.results if r.array.role not in ("new", "d_past")]
+        self.extra = [r.array for r in half.results if r.array.role not in ("new", "d_past", "saved")]
+        # How many tokens back the cotangent of each stream flows: so many are on their way, in a ring.
+        flows = [r.array for r in half.results if r.array.role == "d_past"]
+        self.reach = {a.index: max(x.lag for x in flows if x.index == a.index) for a in flows}
         self.used: dict[Array, None] = {}
         self.stages = half.stages
         self.repeat: Repeat | None = None
@@ -179,11 +185,12 @@ class _Frame:
         head = [
             f"SHARED void {name}(void *const *p, const long *id, const long *start, const long *length, long first,",
             f"{indent}long last, long tile, long lo, long hi, const double *consts,",
-            f"{indent}const long *stride) {{",
+            f"{indent}const long *stride, long keep) {{",
         ]
         scratch = self._scratch()
         lines = [f"const double k_{identifier(c)} = consts[{i}];" for i, c in enumerate(self.step.consts)]
-        total = " + ".join(f"({_room(a)})" for a in self.half.stages.scratch) or "0"
+        rooms = [*map(_room, self.half.stages.scratch), *(n for _, n in self._rings())]
+        total = " + ".join(f"({n})" for n in rooms) or "0"
         lines += [f"real *const scratch = malloc(sizeof(real) * tile * ({total}) + 64);"]
         lines += scratch
         if self.half.stages.products:
@@ -199,10 +206,12 @@ class _Frame:
         else:
             count = ["while (rows && length[row + rows - 1] <= t) --rows;"]
             loop = ["long rows = most;", "for (long t = 0; t < length[row]; ++t) {"]
-        inside = [f"const long most = {rows};", *loop, *_indented([*count, *body]), "}"]
+        body = [*self._arriving(), *body]
+        clear = [f"memset({r}, 0, sizeof(real) * tile * ({n}));" for r, n in self._rings()]
+        inside = [f"const long most = {rows};", *clear, *loop, *_indented([*count, *body]), "}"]
         lines += ["for (long row = first; row < last; row += tile) {", *_indented(inside), "}", "free(scratch);"]
         lines += ["free(a);"] if self.half.stages.products else []
-        unused = ["(void)lo, (void)hi, (void)consts, (void)stride, (void)id;"]
+        unused = ["(void)lo, (void)hi, (void)consts, (void)stride, (void)id, (void)keep;"]
         return "\n".join([*head, *_indented([*unused, *lines]), "}"])
 
     def _scratch(self) -> list[str]:
@@ -211,7 +220,53 @@ class _Frame:
         for a in self.half.stages.scratch:
             lines.append(f"real *const s_{a.name} = {start};")
             start = f"s_{a.name} + tile * ({_room(a)})"
+        for ring, room in self._rings():
+            lines.append(f"real *const {ring} = {start};")
+            start = f"{ring} + tile * ({room})"
         return lines
+
+    def _rings(self) -> list[tuple[str, str]]:
+        """The names of rings, and what they take for a row."""
+        streams = self.step.streams
+        arrays = [(i, n, Array("", streams[i].type.dims, streams[i].type.kind)) for i, n in self.reach.items()]
+        return [(f"s_ring_{i}", f"{n + 1} * ({_room(a)})") for i, n, a in arrays]
+
+    def _arriving(self) -> list[str]:
+        """What comes from outside joins what has flowed back to this token."""
+        found = {a.index: a for a in self.half.stages.values.values() if a.role == "d_new" and a.index in self.reach}
+        lines: list[str] = []
+        for a in found.values():
+            names = {d: f"i_{identifier(d)}" for d in a.dims}
+            at, kind = index(a, names), POINTERS[a.kind]
+            text = f"c_add(ring[{at}], arriving[{at}])" if a.kind == "complex" else f"ring[{at}] + arriving[{at}]"
+            inner = [f"ring[{at}] = {text};"]
+            for d in a.dims[::-1]:
+                lo, hi = self.bounds(d)
+                head = ["#pragma omp simd"] if d == a.dims[-1] and a.kind == "real" else []
+                inner = [
+                    *head,
+                    f"for (long {names[d]} = {lo}; {names[d]} < {hi}; ++{names[d]}) {{",
+                    *_indented(inner),
+                    "}",
+                ]
+            lines += self._rows(
+                [
+                    f"{kind} *restrict ring = {self._address(a)};",
+                    f"const {kind} *restrict arriving = {self._from_outside(a)};",
+                    *inner,
+                ]
+            )
+        return lines
+
+    def _from_outside(self, a: Array) -> str:
+        """The cotangent of a stream's values at this token, but for what flows back."""
+        place, step = self.first["d_values"] + a.index, len(self.step.hoisted) + a.index
+        return f"({POINTERS[a.kind]} *)p[{place}] + token * stride[{step}]"
+
+    def _ring(self, a: Array, t: str) -> str:
+        """The cotangent of a stream at token `t` so far."""
+        room = _room(Array("", a.dims, a.kind))
+        return f"({POINTERS[a.kind]} *)(s_ring_{a.index} + ({t} % {self.reach[a.index] + 1} * tile + m) * ({room}))"
 
     def _order(self, stages: Stages, packed: _Packed) -> list[str]:
         lines: list[str] = []
@@ -266,7 +321,8 @@ class _Frame:
     def _pointers(self, arrays: Iterable[Array]) -> list[str]:
         lines: list[str] = []
         for a in arrays:
-            const = "const " if a.role in ("hoisted", "fixed", "past", "run") or (a.role == "new" and self.back) else ""
+            known = ("hoisted", "fixed", "past", "run", *(("new", "saved", "d_new") if self.back else ()))
+            const = "const " if a.role in known else ""
             kind = f"{const}{POINTERS[a.kind]}"
             lines.append(f"{kind} *restrict {self.pointer(a)} = {self._address(a)};")
         return lines
@@ -290,13 +346,17 @@ class _Frame:
                 return of("fixed", "0")
             case "new":
                 return of("values", f"token * {whole}")
+            case "saved":
+                return of("saved", f"(keep ? token : id[row + m]) * {whole}")
             case "d_new":
-                return of("d_values", f"token * {whole}")
+                return self._ring(a, "t") if a.index in self.reach else self._from_outside(a)
             case "past" | "d_past":
-                d = "d_" if a.role == "d_past" else ""
                 slot = f"id[row + m] * {self.step.streams[a.index].depth} + {a.lag - 1} - t"
-                late = of(f"{d}values", f"(token - {a.lag}) * {whole}")
-                return f"t >= {a.lag} ? {late} : {of(f'{d}history', f'({slot}) * {whole}')}"
+                if a.role == "past":
+                    late, early = of("values", f"(token - {a.lag}) * {whole}"), "history"
+                else:
+                    late, early = self._ring(a, f"(t - {a.lag})"), "d_history"
+                return f"t >= {a.lag} ? {late} : {of(early, f'({slot}) * {whole}')}"
             case _:
                 place = self.first["d_history"] + len(self.step.streams) + self.extra.index(a)
                 at = "id[row + m]" if a.role == "d_fixed" else "token"

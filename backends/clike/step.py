@@ -8,7 +8,8 @@ Roles of arrays, with `index` and `lag`:
   hoisted, fixed       values made before the loop (weights follow the fixed ones)
   past                 stream `index`, `lag` tokens ago
   new                  stream `index`, at this token: written by the step, read by its backward
-  d_new, d_past        the cotangents of both; d_past is added to
+  saved                a value besides, written by the step and read by its backward
+  d_new, d_past        the cotangents of both; d_past is added to, but for that of the longest lag, the first
   d_hoisted, d_fixed   cotangents of hoisted and fixed values; d_fixed is added to
   left, right          operands of products over all tokens
 """
@@ -25,6 +26,7 @@ from rnnc.lower import Stream
 from rnnc.plan import Loop, inside
 
 from ..torch.block import NameTable
+from .kept import kept
 from .over import Over, Small, back_steps, small_step
 from .scalar import RESERVED, identifier
 from .stages import Array, Stager, Stages, Store, mixed_dims
@@ -57,7 +59,8 @@ class Half:
 
 @dataclass(frozen=True)
 class Step:
-    """A step and its backward. `weights` are the names of learned matrices, in the order of the loop's."""
+    """A step and its backward. `weights` are the names of learned matrices, in the order of the loop's; `saved` is what
+    the step writes for its backward beside its streams."""
 
     streams: tuple[Stream, ...]
     hoisted: tuple[Array, ...]
@@ -66,6 +69,9 @@ class Step:
     forward: Half
     backward: Half
     weighed: tuple[Weighed, ...]
+    saved: tuple[Array, ...]
+    places: tuple[tuple[tuple[int, int], ...], ...]
+    """For each axis of what is saved, which of the streams and fixed values has that dim, and where."""
     consts: tuple[str, ...]
     sizes: tuple[str, ...]
 
@@ -98,11 +104,29 @@ class StepMaker:
         self.smalls: dict[Expr, Small] = {}
         """Small steps by what stands for their result."""
         self.updates = self._substituted(names)
+        self.new = [
+            Array(self.table.new(identifier(s.name)), s.type.dims, s.type.kind, "new", i)
+            for i, s in enumerate(self.streams)
+        ]
+        self.saved: dict[Expr, Array] = {}
+        self.places = self._places()
 
     def _enter(self, node: Expr, role: str, index: int, hints: Mapping[Expr, str]) -> Array:
         wanted = hints.get(node) or (node.name if isinstance(node, Ref) else f"{role}_{index}")
         self.given[node] = array = Array(self.table.new(identifier(wanted)), node.dims, node.kind, role, index)
         return array
+
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """A stream or parameter that has each dim, and its axis there: other values may be without, and broadcast."""
+        shapes = [("", "", *s.type.dims) for s in self.streams] + [a.dims for a in self.fixed]
+        plain = range(len(self.streams), len(self.streams) + len(self.loop.fixed))
+        whole = {i for i, n in zip(plain, self.loop.fixed, strict=True) if isinstance(n, Ref)}
+        found: dict[str, tuple[int, int]] = {}
+        for i, dims in enumerate(shapes):
+            if i not in plain or i in whole:
+                for axis, d in enumerate(dims):
+                    found.setdefault(d, (i, axis))
+        return found
 
     def _past(self, node: Ref, index: int) -> Array:
         name = f"{identifier(node.name)}_prev{node.lag if node.lag > 1 else ''}"
@@ -139,8 +163,8 @@ class StepMaker:
 
     def make(self) -> Step:
         try:
-            forward = self._forward()
             backward, weighed = self._backward()
+            forward = self._forward()
         except NotImplementedError as e:
             raise Unsupported(str(e)) from e
         overs = [o for h in (forward, backward) for o in h.overs.values()]
@@ -162,6 +186,8 @@ class StepMaker:
             forward,
             backward,
             weighed,
+            tuple(self.saved.values()),
+            tuple(tuple(self.places[d] for d in a.dims) for a in self.saved.values()),
             tuple(consts),
             tuple(sizes),
         )
@@ -174,8 +200,7 @@ class StepMaker:
         overs: Mapping[Expr, Over],
     ) -> Half:
         """`results` of small steps are made there, all others by the stages around them."""
-        own = {a for o in overs.values() for a in (o.out, *(a for a, _ in o.kept))}
-        around = [r for r in results if r.array not in own]
+        around = self._around(results, overs)
         stager = Stager(self.graph, given, self.weight, around, hints, self.table.new, overs)
         stages = stager.stages()
         inner = [e for o in overs.values() for e in (*o.inputs, *o.inner)]
@@ -186,11 +211,8 @@ class StepMaker:
         return Half(stages, tuple(results), common[0] if common else None, hints, overs)
 
     def _forward(self) -> Half:
-        self.new = [
-            Array(self.table.new(identifier(s.name)), s.type.dims, s.type.kind, "new", i)
-            for i, s in enumerate(self.streams)
-        ]
         results = [Store(a, e) for a, e in zip(self.new, self.updates, strict=True)]
+        results += [Store(a, e) for e, a in self.saved.items()]
         overs: dict[Expr, Over] = {}
         for i, (s, new, update) in enumerate(zip(self.streams, self.new, self.updates, strict=True)):
             if s.over:
@@ -229,11 +251,13 @@ class StepMaker:
         for n, h in self.hints.items():
             if n in found and found[n].children:
                 hints.setdefault(found[n], f"d_{h}")
-        for node, array in self.given.items():
-            if node in found and array.role in ("hoisted", "past"):
-                role = f"d_{array.role}"
-                d = Array(self.table.new(f"d_{array.name}"), array.dims, array.kind, role, array.index, array.lag)
-                results.append(Store(d, found[node], role == "d_past"))
+        flows = [(node, a) for node, a in self.given.items() if node in found and a.role in ("hoisted", "past")]
+        for node, array in flows:
+            role = f"d_{array.role}"
+            d = Array(self.table.new(f"d_{array.name}"), array.dims, array.kind, role, array.index, array.lag)
+            # The first cotangent that reaches a token comes from the farthest one behind.
+            far = max(a.lag for _, a in flows if (a.role, a.index) == (array.role, array.index))
+            results.append(Store(d, found[node], array.lag < far))
         for node in watch:
             if node in found:
                 weighed.append(self._of_map(node, found[node], results))
@@ -241,7 +265,28 @@ class StepMaker:
             if node in found and array.role == "fixed":
                 for term in _terms(found[node]):
                     self._of_fixed(array, term, results, weighed)
-        return self._half(given, results, hints, overs), tuple(weighed)
+        self._save(given, results, [a for a in arrivals if a is not None], overs)
+        return self._half({**given, **self.saved}, results, hints, overs), tuple(weighed)
+
+    def _save(
+        self,
+        given: Mapping[Expr, Array],
+        results: Sequence[Store],
+        arrivals: Sequence[Expr],
+        overs: Mapping[Expr, Over],
+    ) -> None:
+        """Finds what the step is to write."""
+        around = self._around(results, overs)
+        stager = Stager(self.graph, given, self.weight, around, self.hints, self.table.new, overs)
+        roots = [*(r.node for r in stager.results), *(e for inputs in stager.inputs.values() for e in inputs)]
+        for i, node in enumerate(kept(roots, given, {*arrivals, *overs}, stager.matrices, self.places)):
+            name = self.table.new(stager.hint.get(node) or "saved")
+            self.saved[node] = Array(name, node.dims, "real", "saved", i)
+
+    def _around(self, results: Sequence[Store], overs: Mapping[Expr, Over]) -> list[Store]:
+        """The results that the stages around small steps make."""
+        own = {a for o in overs.values() for a in (o.out, *(a for a, _ in o.kept))}
+        return [r for r in results if r.array not in own]
 
     def _pulled(
         self, arrivals: Sequence[Expr | None], results: list[Store], weighed: list[Weighed]

@@ -41,7 +41,9 @@ def head(step: Step, found: Sequence[Kernel]) -> str:
     body = "\n".join([*tools, *(k.text for k in found)])
     real = "#ifdef DOUBLE\ntypedef double real;\n#else\ntypedef float real;\n#endif\nstruct cplx {\n  real re, im;\n};"
     device = "#ifndef EMULATED\n" + _template("cuda/device.h") + "#endif"
-    parts = [real, device, _template("cuda/block.h"), *map(_fast, library(body)), *tools]
+    # The chip's own functions may use others than those that they stand for.
+    used = library("\n".join([body, *map(_fast, library(body))]))
+    parts = [real, device, _template("cuda/block.h"), *map(_fast, used), *tools]
     return "\n\n".join(p.strip() for p in parts)
 
 
@@ -80,6 +82,7 @@ def definitions(
         several([_part(a) for a in (*step.hoisted, *step.fixed, *streams)]),
         several([_part(a) for a in back.extra]),
         several(products),
+        several([_part(a) for a in step.saved]),
         several([quoted(identifier(d)) for d in sizes]),
         several([str(len(sizes) + consts.index(c)) for c in step.consts]),
     ]
@@ -95,14 +98,12 @@ def _table(k: Kernel, text: str) -> str:
         for s in k.slots
     ]
     matrices = [several([str(m.place), str(m.space), dims(m.outs), dims(m.ins), str(m.whole)]) for m in k.matrices]
-    made = [several([str(m.stream), str(m.lag), str(m.place), dims(m.dims), quoted(m.equation)]) for m in k.made]
     args = [
         text,
         quoted(identifier(k.free) if k.free else ""),
         several([dims(d) for d in k.spaces]),
         several(slots),
         several(matrices),
-        several(made),
         str(k.tiled),
         several(map(str, k.registers)),
     ]

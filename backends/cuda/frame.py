@@ -24,7 +24,6 @@ class FrameCoder(KernelCoder):
             tuple(self.spaces),
             tuple(self.slots()),
             tuple(self.matrices.values()),
-            tuple(self.made.values()),
             self.extra,
             self.tiled,
             frozenset(self.numbers),
@@ -41,9 +40,10 @@ class FrameCoder(KernelCoder):
         streams = range(len(step.streams))
         names = [f"hoisted_{i}" for i in range(len(step.hoisted))] + [f"fixed_{i}" for i in range(len(step.fixed))]
         names += [f"history_{i}" for i in streams] + [f"values_{i}" for i in streams]
+        names += [f"saved_{i}" for i in range(len(step.saved))]
         if self.back:
             names += [f"grad_{i}" for i in streams] + [f"d_history_{i}" for i in streams]
-            names += [a.name for a in self.made] + [a.name for a in self.extra]
+            names += [a.name for a in self.extra]
         return names
 
     def _text(self) -> str:
@@ -51,7 +51,7 @@ class FrameCoder(KernelCoder):
         waits = barriers(self.items, rings)
         pointers = [f"void *p_{n}" for n in self.arguments()]
         numbers = [f"double k_{identifier(c)}" for c in self.step.consts]
-        fixed = ["long long b_count, long long b_every"]
+        fixed = ["long long b_count, long long b_every, long long b_keep"]
         fixed.append("const long long *b_ids, const long long *b_starts, const long long *b_lengths")
         head = f"{self.name}({', '.join([*fixed, 'char *b_spills', *pointers, *numbers])}) {{"
         lines = [
@@ -61,7 +61,7 @@ class FrameCoder(KernelCoder):
             "char *const b_spill = b_spills + (long long)(blockIdx.y * gridDim.x + blockIdx.x) * SPILL;",
             "const int b_tid = threadIdx.x, b_warp = b_tid / 32, b_group = b_tid % 32 / 4, b_quad = b_tid % 4;",
             "const long long b_first = (long long)blockIdx.x * ROWS;",
-            "(void)b_spill, (void)b_warp, (void)b_group, (void)b_quad;",
+            "(void)b_spill, (void)b_warp, (void)b_group, (void)b_quad, (void)b_keep;",
         ]
         if self.free:
             n = size(self.free)
@@ -158,8 +158,7 @@ class FrameCoder(KernelCoder):
     def _declared(self) -> list[str]:
         lines: list[str] = []
         for array, space in self.registers.items():
-            if array not in self.made:
-                lines.append(f"{KINDS[array.kind]} y_{array.name}[KEEP_{space} ? EACH_{space} : 1];")
+            lines.append(f"{KINDS[array.kind]} y_{array.name}[KEEP_{space} ? EACH_{space} : 1];")
         for (space, array), name in self.fetched.items():
             each = f"[KEEP_{space} ? EACH_{space} : 1]"
             names = [name] if array.role == "fixed" or self.tiled else [name, f"g_{name.removeprefix('f_')}"]

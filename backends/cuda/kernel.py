@@ -22,7 +22,7 @@ from ..clike.scalar import TYPES, identifier
 from ..clike.stages import Array, Nest, Product, Repeat, Stages, Store, System
 from ..clike.step import Half, Step, Unsupported
 from .hazards import Access, Item, barriers
-from .parts import KINDS, Made, Matrix, Slot, below, flat, grouped, indented, made_of, stride, with_inner
+from .parts import KINDS, Matrix, Slot, below, flat, grouped, indented, stride, with_inner
 
 
 class _Unit(Body):
@@ -55,10 +55,7 @@ class KernelCoder:
         self.name = "backward" if back else "forward"
         self.free = half.free
         self.extra = tuple(r.array for r in half.results if r.array.role not in ("new", "d_past"))
-        self.made: dict[Array, Made] = {}
-        if back:
-            self.made = {p.out: made_of(p) for p in self.stages.products if p.arg.role in ("past", "new")}
-        products = [p for p in self.stages.products if p.out not in self.made]
+        products = self.stages.products
         for s in with_inner(self.stages):
             for p in (p for p in s.order if isinstance(p, Product)):
                 if s.held in p.kept and {*p.kept} - {s.held, self.free}:
@@ -95,8 +92,6 @@ class KernelCoder:
 
     def slotted(self, array: Array) -> bool:
         """Whether a block has an array of its own for this one."""
-        if array in self.made:
-            return False
         rings = ("d_new", "d_past") if self.back else ("new", "past")
         return array.role in ("scratch", "run", "next", *rings) or array in self.shadows
 
@@ -162,8 +157,7 @@ class KernelCoder:
             found = self.ring(a)
             assert found is not None
             out.append(Slot(a.name, a.dims, a.kind, found[1], None))
-        others = [a for a in self.stages.scratch if a not in self.made]
-        for a in [*others, *(x for x in self.extra if x in self.shadows)]:
+        for a in [*self.stages.scratch, *(x for x in self.extra if x in self.shadows)]:
             out.append(Slot(a.name, a.dims, a.kind, 2 if a in self.operands else 1, self.registers.get(a)))
         return out
 
@@ -214,10 +208,10 @@ class KernelCoder:
             lines.append(f"{memory} = {f'plus({memory}, {text})' if added else text};")
         if array.role == "new" or array in self.extra:
             n = length(array.dims)
-            role = "values" if array.role == "new" else array.role
-            place = f"p_values_{array.index}" if role == "values" else f"p_{array.name}"
-            kind = self.stored(array)
-            token = "b_id[b_row]" if role == "d_fixed" else "(b_start[b_row] + b_t)"
+            known = {"new": f"p_values_{array.index}", "saved": f"p_saved_{array.index}"}
+            place, kind = known.get(array.role, f"p_{array.name}"), self.stored(array)
+            token = "b_id[b_row]" if array.role == "d_fixed" else "(b_start[b_row] + b_t)"
+            token = f"(b_keep ? {token} : b_id[b_row])" if array.role == "saved" else token
             where = f"{token} * ({n}) + {flat(body.env, array.dims)}"
             if store.add:
                 text = f"plus(get(({kind} *){place}, {where}), {text})"
@@ -247,8 +241,8 @@ class KernelCoder:
         n, kind = length(array.dims), self.stored(array)
         if array.role == "fixed":
             return f"({kind} *)p_fixed_{array.index}", entry
-        names = {"hoisted": f"hoisted_{array.index}", "d_new": f"grad_{array.index}"}
-        name = array.name if array in self.made else names.get(array.role, f"values_{array.index}")
+        names = {"hoisted": f"hoisted_{array.index}", "d_new": f"grad_{array.index}", "saved": f"saved_{array.index}"}
+        name = names.get(array.role, f"values_{array.index}")
         token = f"(b_start[b_row] + {at}{f' - {array.lag}' if array.role == 'past' else ''})"
         return f"({kind} *)p_{name}", f"{token} * ({n}) + {entry}"
 
@@ -307,7 +301,7 @@ class KernelCoder:
     def _staged(self, stages: Stages) -> list[Item]:
         items: list[Item] = []
         before, self.stages = self.stages, stages
-        for group in grouped([s for s in stages.order if not (isinstance(s, Product) and s.out in self.made)]):
+        for group in grouped(stages.order):
             stage = group[0]
             match stage:
                 case Nest():
@@ -453,11 +447,13 @@ class KernelCoder:
         lines = [f"for (int b_tile = 0; b_tile < TILES_{space}; ++b_tile) {{", "  const int b_u = UNIT(4 * b_tile);"]
         lines.append(f"  real {', '.join(f'b_sum{m}[4] = {{0, 0, 0, 0}}' for m, _ in outs)};")
         if not inner:
+            # Only in registers must places be known; all loads of a row at once would take too many.
+            held = " || ".join(f"HELD_{m} == 2" for m, _ in outs)
             lines.append("#if LOW")
             lines += indented(
                 [
                     f"const real *const b_x = {arg} + {self.row(p.arg, 'b_group')};",
-                    "#pragma unroll",
+                    f"#pragma unroll {held} ? ({depth} + 15) / 16 : DEEP",
                     f"for (int b_k = 0; b_k < ({depth} + 15) / 16; ++b_k) {{",
                     f"  const unsigned b_0 = of_vector(b_x, 16 * b_k + 2 * b_quad, {depth});",
                     f"  const unsigned b_1 = of_vector(b_x, 16 * b_k + 2 * b_quad + 8, {depth});",
@@ -555,7 +551,7 @@ class KernelCoder:
             lines += [
                 "#if !LOW",
                 f"if ({whole}) {{",
-                "  #pragma unroll 4",
+                "  #pragma unroll DEEP",
                 f"  for (; b_k + 4 <= {depth}; b_k += 4) {{",
                 *indented(indented(fours)),
                 "  }",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from string import ascii_lowercase
 
 from rnnc.ir import Expr
 
@@ -39,26 +38,12 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A product of states that are known before the backward begins: made for all tokens at once."""
-
-    out: Array
-    stream: int
-    lag: int
-    place: int
-    dims: tuple[str, ...]
-    """The states', as they are read here."""
-    equation: str
-
-
-@dataclass(frozen=True)
 class Kernel:
     text: str
     free: str | None
     spaces: tuple[tuple[str, ...], ...]
     slots: tuple[Slot, ...]
     matrices: tuple[Matrix, ...]
-    made: tuple[Made, ...]
     extra: tuple[Array, ...]
     """Results besides the cotangents of states, in the order of the kernel's arguments."""
     tiled: bool
@@ -119,13 +104,3 @@ def stride(p: Product, role: str) -> str:
     """How far apart the entries of a stretch of the matrix's axes lie."""
     last = max((i for i, (r, _) in enumerate(p.axes) if r == role), default=len(p.axes) - 1)
     return f"({length([d for _, d in p.axes[last + 1 :]])})"
-
-
-def made_of(p: Product) -> Made:
-    # A dim may be on both sides.
-    keys = [(role, d) for role, dims in (("kept", p.kept), ("out", p.outs), ("in", p.ins)) for d in dims]
-    letters = dict(zip(keys, ascii_lowercase, strict=False))
-    matrix = "".join(letters[axis] for axis in p.axes)
-    kept, outs, ins = ("".join(letters[k] for k in keys if k[0] == role) for role in ("kept", "out", "in"))
-    equation = f"z{kept}{ins},{matrix}->z{kept}{outs}"
-    return Made(p.out, p.arg.index, p.arg.lag, p.matrix.index, (*p.kept, *p.ins), equation)

@@ -7,7 +7,7 @@ import hashlib
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 
 import jinja2
@@ -38,8 +38,10 @@ def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_fil
     wanted = {h for c in cells for h in c.helpers}
     if operators:
         wanted.add("_free_namespace")
+    definitions = _closure(wanted, runtime)
+    shared_code = "\n\n\n".join(definitions)
     body = _template().render(
-        runtime="\n\n\n".join(_closure(wanted, runtime)),
+        runtime=shared_code,
         namespace=f"rnnc_{digest[:12]}",
         operators=operators,
         scans=scans,
@@ -51,7 +53,8 @@ def module(plans: Sequence[Plan], text: str, coder: type[CellCoder], runtime_fil
     tools += ["cuda-core"] if any(loop.kernels for c in cells for loop in c.loops) else []
     needs = f"torch, and {' and '.join(tools)} for its kernels on a GPU," if tools else "torch alone"
     head = docstring(_head([c.name for c in cells], text, digest, needs, "_native" in wanted))
-    return f"{head}\n\nfrom __future__ import annotations\n\n{_imports(body)}\n\n{body}"
+    imports = _imports([*definitions, body.removeprefix(shared_code)])
+    return f"{head}\n\nfrom __future__ import annotations\n\n{imports}\n\n{body}"
 
 
 def _view(cell: CellCode) -> dict[str, object]:
@@ -150,9 +153,15 @@ _MODULES = (
 )
 
 
-def _imports(code: str) -> str:
-    """The import statements that the code uses."""
-    used = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+@lru_cache(1024)
+def _names(code: str) -> frozenset[str]:
+    """The names that code uses. Definitions of the runtime come again with every module."""
+    return frozenset(node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name))
+
+
+def _imports(parts: Iterable[str]) -> str:
+    """The import statements that parts of a module use."""
+    used = frozenset[str]().union(*map(_names, parts))
 
     def of(module: str, *names: str) -> list[str]:
         found = [n for n in names if n in used]

@@ -58,6 +58,8 @@ class CellCode:
     token: tuple[str, ...] = ()
     """The equations of one token once more, by kernels."""
     token_kernels: tuple[str, ...] = ()
+    methods: tuple[tuple[str, ...], ...] = ()
+    """Further methods of the class."""
 
 
 class CellCoder(Construction):
@@ -128,7 +130,7 @@ class CellCoder(Construction):
         self.input_names = tuple(local.values())
         past: dict[tuple[str, int], str] = {}
         values: dict[str, str] = {}
-        convs: dict[str, str] = {}
+        convs = self.convs = dict[str, str]()
 
         def field(name: str) -> str:
             return f"state.{name}"
@@ -185,6 +187,7 @@ class CellCoder(Construction):
             "dtype",
         )
         block.helpers = self.helpers
+        self.begin(block, table)
         self.queues: dict[str, str] = {}
         self.finals: dict[str, str] = {}
         # What contractions read is never computed from the state.
@@ -214,6 +217,9 @@ class CellCoder(Construction):
         block.assign(name, outputs)
         block.lines.append(f"return {name}, {self.cell.name}State({', '.join(fields)})")
         return wrap(block.lines, 8)
+
+    def begin(self, block: Block, table: NameTable) -> None:
+        """Called before there are lines of the equations."""
 
     def earlier(self, name: str, lag: int) -> str:
         """Code of a past value of a stream, or of what a convolution reads, as the state has it."""
@@ -397,11 +403,13 @@ class CellCoder(Construction):
             pack = f"{code.name}_pack" if code.packs else "_nothing"
             products = several(f"({w}, {quoted(e)}, {n}, {m})" for w, e, n, m in code.products)
             functions = f"{code.name}_step, {code.name}_back, {pack}, {products}, {code.run}, {code.sweep}"
-            line = f'{code.name} = _loop_operator(_OPERATORS, "loop_{i}", {functions})'
+            saved = f", {code.saved}" if code.saved != "()" else ""
+            line = f'{code.name} = _loop_operator(_OPERATORS, "loop_{i}", {functions}{saved})'
             lines.extend(wrap([line]))
             if (k := code.kernels) is not None:
                 functions = f"{code.name}_step, {code.name}_back, {pack}, {products}, {k.run}, {k.sweep}"
-                line = f'{code.name}_kernels = _loop_operator(_OPERATORS, "loop_{i}_cuda", {functions})'
+                saved = f", {code.saved}, True" if saved else ""
+                line = f'{code.name}_kernels = _loop_operator(_OPERATORS, "loop_{i}_cuda", {functions}{saved})'
                 lines.extend(wrap([line]))
         return lines
 

@@ -61,6 +61,7 @@ def native_code(native: NativeStep, name: str, sizes: tuple[str, ...], consts: t
         several([_part(a) for a in file.extra]),
         several(products),
         several(cut),
+        several([_part(a) for a in step.saved]),
         str(file.products),
         several([quoted(identifier(d)) for d in sizes]),
         several(numbers),

@@ -41,6 +41,8 @@ class LoopCode:
     sweep: str
     """and of what takes its backward."""
     helpers: frozenset[str]
+    saved: str = "()"
+    """Code of the shapes of what the step writes for its backward."""
     kernels: LoopKernels | None = None
 
 
@@ -169,6 +171,7 @@ class LoopCoder:
             run,
             sweep,
             frozenset(self.helpers),
+            several([several([f"({i}, {axis})" for i, axis in p]) for p in native.step.places]) if native else "()",
             kernels,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 WIDTH = 120
@@ -45,6 +46,18 @@ def together(names: Iterable[str]) -> str:
     return joined if len(joined) <= 60 or not more else f"{first}_and_{len(more)}_more"
 
 
+def spelled(name: str) -> str:
+    """A name in ASCII, as that of a function of Triton must be: Greek letters are spelled out."""
+    return "".join(c if c.isascii() else _letter(c) for c in name)
+
+
+def _letter(c: str) -> str:
+    found = re.fullmatch(r"GREEK (?:SMALL|(CAPITAL)) LETTER (\w+)", unicodedata.name(c, ""))
+    if found is None:
+        return f"u{ord(c):x}"
+    return found.group(2).capitalize() if found.group(1) else found.group(2).lower()
+
+
 def constant(value: int | float) -> str:
     """A number as Python has it."""
     if value == float("inf"):
@@ -61,6 +74,11 @@ def several(items: Iterable[str]) -> str:
     """A tuple of items, as code."""
     items = list(items)
     return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+
+
+def mapping(items: Iterable[tuple[str, str]]) -> str:
+    """A dict from names to items, as code."""
+    return f"{{{', '.join(f'{quoted(name)}: {value}' for name, value in items)}}}"
 
 
 def wrap(lines: Iterable[str], indent: int = 0) -> list[str]:

@@ -15,7 +15,20 @@ RUNTIME = (
     "cuda/sequential.py",
     *(
         f"triton/{name}.py"
-        for name in ("numbers", "complex", "span", "scan", "pairs", "solved", "fused", "chunked", "ranked", "decode")
+        for name in (
+            "numbers",
+            "complex",
+            "span",
+            "scan",
+            "pairs",
+            "solved",
+            "fused",
+            "chunked",
+            "ranked",
+            "taps",
+            "region",
+            "decode",
+        )
     ),
     TORCH[-1],
     "triton/module.py",

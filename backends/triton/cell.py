@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, cached_property
 from importlib import resources
@@ -16,8 +16,9 @@ from rnnc.decode import alone, decodes
 from rnnc.fields import StateField
 from rnnc.fuse import Kernel, delay, fuse, paired, ranked, streams_of
 from rnnc.ir import Expr, Linear, Ref, walk
-from rnnc.plan import Loop, Plan, Scan, Step, needs
+from rnnc.plan import Loop, Plan, Pointwise, Scan, Step, needs
 from rnnc.rank import RankChunks
+from rnnc.region import regions
 from rnnc.show import expr_text
 
 from ..torch.block import Block, NameTable
@@ -25,17 +26,19 @@ from ..torch.cell import CellCode, CellCoder
 from ..torch.chunks import chunk_arguments, chunk_targets, column_arguments, together_code
 from ..torch.loops import LoopCode
 from ..torch.lowrank import rank_arguments, rank_targets
-from ..torch.text import cut, quoted, several, together, wrap
+from ..torch.text import cut, mapping, quoted, several, spelled, together, wrap
 from .adjoint import BackwardCoder
 from .chunks import PairsCoder
 from .decode import DecodeCoder
 from .document import documented, form
+from .entrywise import in_torch
 from .forward import ForwardCoder
 from .frame import Frame, Leaf
 from .kernel import KernelCoder
 from .maptext import map_text
 from .prune import pruned
 from .rank import RankCoder
+from .region import RegionCoder
 
 SEQUENTIAL = "cuda: one step after the other in a kernel"
 """The kernel of what neither composes nor is elementwise, in words."""
@@ -64,6 +67,8 @@ class FusedBlock(Block):
     def wide(self, node: Expr) -> str:
         """The variable of a narrow node in the computing dtype: one, so that gradients are summed in that dtype."""
         if node not in self.widened:
+            if node in self.projections:
+                self.variable(node)
             text, _ = super().nested(node)
             name = self.names.new(f"{text}_wide" if text.isidentifier() else "wide")
             self.assign(name, f"{text}.to(dtype)")
@@ -81,6 +86,27 @@ class FusedBlock(Block):
         return text
 
     keeps = False
+
+    # --- what kernels of their own compute ---
+
+    def prepare(self, root: Expr) -> None:
+        if root in self.between and root not in self.variables:
+            self.compute(self.between[root])
+        else:
+            super().prepare(root)
+
+    def _below(self, node: Expr) -> tuple[Expr, ...]:
+        return self.between[node].region.sources if node in self.between else super()._below(node)
+
+    def _named(self, node: Expr) -> bool:
+        return node in self.between or super()._named(node)
+
+    def compute(self, coder: RegionCoder) -> None:
+        raise NotImplementedError
+
+    @cached_property
+    def between(self) -> dict[Expr, RegionCoder]:
+        return {}
 
     @cached_property
     def widened(self) -> dict[Expr, str]:
@@ -103,10 +129,12 @@ class FusedCellCoder(CellCoder):
         self.fusing: dict[int, Kernel] = {}
         self.done: set[int] = set()
         self.lasts: dict[str, str] = {}
-        self.coders = [KernelCoder(self.system, k, f"_{self.cell.name}_{together(_names(k))}") for k in self.kernels_of]
+        self.function_names = NameTable(())
+        self.coders = [KernelCoder(self.system, k, self.function(together(_names(k)))) for k in self.kernels_of]
         self.backwards = [BackwardCoder(c) for c in self.coders]
         self.decoding: dict[int, DecodeCoder] = {}
         self.pairs: dict[int, PairsCoder | RankCoder] = {}
+        self.between: list[RegionCoder] = []
         for step in plan.steps:
             if isinstance(step, Scan) and step.chunks is not None and not step.chunks.beside and paired(step):
                 beside = [
@@ -117,16 +145,18 @@ class FusedCellCoder(CellCoder):
                     step,
                     step.chunks,
                     beside,
-                    self.plain_block,
-                    f"_{self.cell.name}_{step.stream.name}",
+                    self.function(step.stream.name),
                 )
             elif isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and ranked(step):
-                name = f"_{self.cell.name}_{step.streams[0].name}"
-                self.pairs[id(step)] = RankCoder(step, step.chunks, name)
+                self.pairs[id(step)] = RankCoder(step, step.chunks, self.function(step.streams[0].name))
 
     def on_gpu(self) -> set[int]:
         taken = {id(step) for k in fuse(self.plan) for step in k.steps}
         return {id(step) for step in self.plan.steps if isinstance(step, Loop)} - taken
+
+    def function(self, wanted: str) -> str:
+        """A new name that begins those of kernels."""
+        return self.function_names.new(spelled(f"_{self.cell.name}_{wanted}"))
 
     def code(self) -> CellCode:
         code = super().code()
@@ -135,17 +165,50 @@ class FusedCellCoder(CellCoder):
             code = self.by_kernels(code, sequential)
         return self.by_token(code)
 
+    def begin(self, block: Block, table: NameTable) -> None:
+        if not self.one_token and isinstance(block, FusedBlock):
+            block.between.update((r, c) for c in self.between for r in c.region.results)
+            block.compute = lambda coder: self.region_lines(coder, block, table)
+
+    def regions(self) -> list[RegionCoder]:
+        """What stands between learned maps and kernels, as kernels too."""
+
+        if not self.coders and not self.pairs:
+            return []
+        return [RegionCoder(self.system, r, self.function) for r in regions(self.plan)]
+
+    def region_lines(self, coder: RegionCoder, block: FusedBlock, table: NameTable) -> None:
+        """The call of the kernel of a region."""
+        region = coder.region
+        tokens = [block.wide(n) if n in region.shared and _narrow(n) else block.raw(n) for n in region.inputs]
+        fixed = [block.aligned_code(n, n.dims) for n in region.fixed]
+        sizes = [f"self.{d}" for d in coder.sizes]
+        args = [f"[{', '.join(x)}]" for x in (tokens, fixed, sizes)]
+        args.append(f"[{', '.join(f'float({block.number(n)[0]})' for n in coder.number_names)}]")
+        if coder.convs:
+            args.append(f"[{', '.join(f'self.{c.node.weight}' for c in coder.convs)}]")
+            args.append(f"[{', '.join(f'state.{c.node.history}' for c in coder.convs)}]")
+        for c in coder.convs:
+            if c.node is self.system.convs[c.node.history]:
+                self.convs[c.node.history] = tokens[coder.tokens.index(c.leaf)]
+        made = [table.new(coder.hint_of(r)) for r in region.results]
+        block.variables.update(zip(region.results, made, strict=True))
+        targets = ", ".join(made) if len(made) > 1 else several(made)
+        called = f"run, {coder.name}_parts, {coder.name}, self.{coder.method_name}, dtype, low, out"
+        block.assign(targets, f"_between({called}, {', '.join(args)})")
+
     def by_kernels(self, code: CellCode, sequential: Mapping[int, LoopCode]) -> CellCode:
         """With the kernels for sequences."""
         self.fusing = {id(step): k for k in self.kernels_of for step in k.steps}
         self.block_class = FusedBlock
+        self.between = self.regions()
         names = self.input_names
         fused = self.equations()
         assert self.input_names == names
         pairs = list(self.pairs.values())
-        pair_texts = [p.text() for p in pairs]
-        self.helpers |= {name for text in pair_texts for name in re.findall(r"\b_tl_\w+", text)}
-        parts = (*(self.kernel_text(b) for b in self.backwards), *pair_texts)
+        texts = [p.text() for p in (*pairs, *self.between)]
+        self.helpers |= {name for text in texts for name in re.findall(r"\b_tl_\w+", text)}
+        parts = (*(self.kernel_text(b) for b in self.backwards), *texts)
         first = self.first + len(code.operators)
         steps = [s for s in self.plan.steps if id(s) in sequential]
         operators = [f"fused_{i}" for i, _ in enumerate(self.coders, first)]
@@ -153,6 +216,12 @@ class FusedCellCoder(CellCoder):
         for p in pairs:
             operators.append(f"chunks_{first + len(operators)}")
             registrations.append(p.registration(operators[-1]))
+        for r in self.between:
+            operators.append(f"region_{first + len(operators)}")
+            registrations.append(r.registration(operators[-1]))
+        methods = tuple(tuple(r.method(self.plain_block("dtype"))) for r in self.between)
+        self.helpers |= {"_Region", "_region_operator", "_between"} if self.between else set()
+        self.helpers |= {"_Taps", "_conv"} if any(r.convs for r in self.between) else set()
         kind = "_FusedCell" if self.coders or pairs else "_CudaCell"
         base = kind if code.base == "_Cell" else f"{kind}, {code.base}"
         self.helpers |= {kind}
@@ -173,12 +242,13 @@ class FusedCellCoder(CellCoder):
             registrations=(*code.registrations, *(line for r in registrations for line in r)),
             operators=(*code.operators, *operators),
             helpers=frozenset(self.helpers),
+            methods=methods,
         )
 
     def by_token(self, code: CellCode) -> CellCode:
         """With the kernels for one token."""
         coders = [
-            DecodeCoder(self.system, k, f"_{self.cell.name}_{together(s.name for s in k.streams)}_token")
+            DecodeCoder(self.system, k, self.function(f"{together(s.name for s in k.streams)}_token"))
             for k in decodes(self.plan)
         ]
         if not coders:
@@ -247,6 +317,9 @@ class FusedCellCoder(CellCoder):
             return
         if kernel is None:
             super().step_lines(step, block, table, values)
+            if isinstance(step, Pointwise) and isinstance(block, FusedBlock) and _narrow(step.stream.expr):
+                # What it gets of the gradient is summed with the rest in the computing dtype.
+                values[step.stream.name] = block.wide(step.stream.expr)
             return
         if step is not kernel.steps[0]:
             return
@@ -340,7 +413,8 @@ class FusedCellCoder(CellCoder):
         args += [quoted(pairs.decay), together_code(chunks.together), "low"]
         args.append(self.read_dtype(step, {r.node for r in chunks.reads}))
         args += column_arguments(columns, block, block.given)
-        args += [f"make_{name}=lambda x: {m.code}" for name, m in pairs.entrywise.made.items()]
+        made = pairs.entrywise.made
+        args += [f"make_{name}=lambda x: {in_torch(m, self.plain_block())}" for name, m in made.items()]
         if pairs.offset is not None:
             args.append(f"offset={block.aligned_code(pairs.offset, chunks.heads + own)}")
         if pairs.entrywise.numbers:
@@ -361,6 +435,7 @@ class FusedCellCoder(CellCoder):
             "low",
             self.read_dtype(step, {r.read.node for r in chunks.reads}),
         ]
+        args += ["columns=(_scan, _chunks)"] if chunks.by_column else []
         targets = ", ".join(rank_targets(chunks, block, [last]))
         block.assign(targets, f"_by_rank_kernels(run, {coder.name}_chunks, _rank, {', '.join(args)})")
 
@@ -437,7 +512,7 @@ class FusedCellCoder(CellCoder):
             return several(quoted(coder.sizes.get(d, d)) for d in names)
 
         def named(leaves: list[Leaf]) -> str:
-            return _mapping((x.name, dims(x.node.dims)) for x in leaves)
+            return mapping((x.name, dims(x.node.dims)) for x in leaves)
 
         def slots(leaves: list[Leaf]) -> str:
             return several(dims(coder.slot(x)) if x in found else "None" for x in leaves)
@@ -463,7 +538,7 @@ class FusedCellCoder(CellCoder):
             "fixed": named(coder.fixed),
             "fixed_slots": slots(coder.fixed),
             "numbers": several(quoted(n) for names in coder.number_names.values() for n in names),
-            "results": _mapping((n, several([dims(r.dims), quoted(r.kind), str(w)])) for n, r, w in results),
+            "results": mapping((n, several([dims(r.dims), quoted(r.kind), str(w)])) for n, r, w in results),
             "kept": several(map(str, k.kept)),
             "wide": several(map(str, k.wide)),
             "stored": str(coder.stored),
@@ -487,13 +562,9 @@ def _composed(backward: BackwardCoder) -> dict[str, str]:
     made: dict[str, str] = {}
     for suffix, composition in (("", backward.coder.composition), ("_back", backward.composition)):
         names, checks = (composition.names, composition.checks()) if composition else ({}, [])
-        made[f"maps{suffix}"] = _mapping((n, quoted(state)) for n, state in names.items())
+        made[f"maps{suffix}"] = mapping((n, quoted(state)) for n, state in names.items())
         made[f"checks{suffix}"] = several(map(quoted, checks))
     return made
-
-
-def _mapping(items: Iterable[tuple[str, str]]) -> str:
-    return f"{{{', '.join(f'{quoted(name)}: {value}' for name, value in items)}}}"
 
 
 @cache

@@ -10,28 +10,24 @@ from importlib import resources
 import jinja2
 
 from rnnc.chunks import Chunks
+from rnnc.entrywise import operands
 from rnnc.fuse import TENSOR
 from rnnc.ir import Expr, Lit, Ref, walk
 from rnnc.lower import System
 from rnnc.plan import Scan
 from rnnc.show import expr_text
 
-from ..torch.block import Block
 from ..torch.text import cut, docstring, quoted, several, wrap
-from .entrywise import Entrywise, EntrywiseCoder, entrywise, with_offset
+from .entrywise import EntrywiseCoder
 from .prune import pruned
 
 _KERNELS = ("carry", "forward", "carry_back", "backward", "pairs", "pairs_back")
-NewBlock = Callable[[], Block]
-"""A block for code that has no names but for numbers."""
 
 
 class PairsCoder:
     """The kernels of one step in chunks, and their registration."""
 
-    def __init__(
-        self, system: System, step: Scan, chunks: Chunks, beside: list[Scan], block: NewBlock, name: str
-    ) -> None:
+    def __init__(self, system: System, step: Scan, chunks: Chunks, beside: list[Scan], name: str) -> None:
         self.step, self.chunks, self.name = step, chunks, name
         self.states = [s.stream.name for s in (step, *beside)]
         own = chunks.keys if chunks.keyed else chunks.values
@@ -41,18 +37,7 @@ class PairsCoder:
         given = any(isinstance(n, Ref) and n.role in ("param", "input", "state") for n in walk(a))
         self.learned = self.decay != "free" and given
         self.form = TENSOR
-        self.entrywise = EntrywiseCoder(system.graph, self._made(block) if self.decay == "keys" else {})
-
-    def _made(self, block: NewBlock) -> dict[str, Entrywise]:
-        """What the kernels make themselves: with a factor along keys one reads each operand, others what that one made
-        of it. Of several writes all but the first are tokens whose factor is 1, which is made of nothing."""
-        c = self.chunks
-        if len(c.writes) != 1:
-            return {}
-        given = {"a": self.step.closure.a, "k": c.writes[0][0]} | ({"q": c.reads[0].query} if len(c.reads) == 1 else {})
-        found = {name: entrywise(value, block()) for name, value in given.items()}
-        made = {name: m for name, m in found.items() if m is not None}
-        return made | ({"a": with_offset(made["a"])} if "a" in made else {})
+        self.entrywise = EntrywiseCoder(system.graph, operands(step))
 
     @property
     def offset(self) -> Expr | None:
@@ -78,7 +63,7 @@ class PairsCoder:
             "numbers": list(self.entrywise.numbers.values()),
         }
         functions = self.entrywise.functions(self.name)
-        return "\n\n\n".join([*functions, kernel_texts("chunks chunks_back", view, self.documented)])
+        return "\n\n\n".join([*functions, kernel_texts("chunks", view, self.documented)])
 
     def documented(self, text: str) -> str:
         """A kernel with its docstring in place of the word for what it does."""
@@ -135,10 +120,9 @@ class PairsCoder:
         return [*lines, *(f"        {name}={value}," for name, value in fields.items()), "    ),", ")"]
 
 
-def kernel_texts(templates: str, view: Mapping[str, object], documented: Callable[[str], str]) -> str:
-    """The kernels of templates, of which later ones use what earlier ones define, each with its docstring and without
-    what it does not use."""
-    functions = _template(templates).render(k=view).strip("\n").split("\n\n\n")
+def kernel_texts(template: str, view: Mapping[str, object], documented: Callable[[str], str]) -> str:
+    """The kernels of a template, each with its docstring and without what it does not use."""
+    functions = _template(template).render(k=view).strip("\n").split("\n\n\n")
     made = [documented(pruned(f.strip("\n"))) for f in functions]
     return "\n\n\n".join("\n".join(wrap(f.split("\n"))) for f in made)
 
@@ -151,8 +135,8 @@ def described(text: str, what: str, parts: tuple[str, str]) -> str:
 
 
 @cache
-def _template(names: str) -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     folder = resources.files("rnnc.templates") / "triton"
-    text = "".join((folder / f"{name}.py.jinja").read_text(encoding="utf-8") for name in names.split())
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    return environment.from_string(text)
+    loader = jinja2.FunctionLoader(lambda file: (folder / file).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.get_template(f"{name}.py.jinja")

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rnnc.decode import Decode, convolved
 from rnnc.derive import depends
 from rnnc.fuse import streams_of
-from rnnc.ir import Conv, Expr, Normalize, Reduce, Ref, Type, walk
+from rnnc.ir import Conv, Expr, Normalize, Ref, Type, walk
 from rnnc.lower import Stream, System
 from rnnc.plan import is_number
 from rnnc.show import expr_text
 
 from ..torch.block import NameTable
-from ..torch.text import cut, docstring, quoted, several, wrap
+from ..torch.text import cut, docstring, mapping, quoted, several, wrap
 from .frame import Base, Frame, Leaf
 from .prune import pruned
+from .sums import SumTiles, normalized
 from .tile import Tile, Tiles, folded, literal
 
 _READ = ("{}_ptr", "{}_row")
@@ -69,21 +70,11 @@ class DecodeCoder(Frame):
                     continue
                 self.done[node] = self.done[inner]
             elif isinstance(node, Normalize):
-                self.done[node] = self.normalized(node, self.done[node.arg])
+                self.done[node] = normalized(self.graph, node, self.done[node.arg])
             else:
                 self.done[node] = self.graph.rebuild(node, tuple(self.done[c] for c in node.children))
             stack.pop()
         return self.done[root]
-
-    def normalized(self, node: Normalize, x: Expr) -> Expr:
-        graph, over = self.graph, node.over
-        if node.op == "softmax":
-            powers = graph.apply("exp", graph.apply("sub", x, graph.reduce("max", over, x)))
-            return graph.apply("div", powers, graph.reduce("sum", over, powers))
-        if node.op == "layernorm":
-            x = graph.apply("sub", x, graph.reduce("mean", over, x))
-        size = graph.reduce("sum" if node.op == "l2norm" else "mean", over, graph.apply("square", x))
-        return graph.apply("mul", x, graph.apply("rsqrt", graph.apply("add", size, graph.lit(node.eps))))
 
     def hint(self) -> None:
         for node, hint in self.system.names.items():
@@ -91,13 +82,17 @@ class DecodeCoder(Frame):
             if inner is not None and inner.children:
                 self.hints.setdefault(inner, hint)
 
-    def tiles(self) -> DecodeTiles:
+    def tiles(self) -> SumTiles:
         def number(node: Expr) -> tuple[str, ...]:
             value = folded(node)
             return self.number_names[node] if value is None else literal(value)
 
         taken = self.taken | {n for names in self.number_names.values() for n in names} | {*self.counted.values()}
-        found = DecodeTiles(self, NameTable(taken), self.hints, number, self.counts["INNER"])
+        groups = (
+            ("c", self.block, self.counts["WIDTH"], "real_lane"),
+            ("n", self.inner, self.counts["INNER"], "real_inner"),
+        )
+        found = SumTiles(NameTable(taken), self.hints, number, groups)
         found.functions = self.functions
         return found
 
@@ -280,59 +275,9 @@ class DecodeCoder(Frame):
             "fixed": leaves(self.fixed),
             "numbers": several(quoted(n) for names in self.number_names.values() for n in names),
             "parts": str(sum(1 + (s.type.kind == "complex") for s in k.streams if set(s.type.dims) == {*k.dims})),
-            "results": _mapping((n, several([dims(r.dims), quoted(r.kind), str(w)])) for n, r, w in results),
+            "results": mapping((n, several([dims(r.dims), quoted(r.kind), str(w)])) for n, r, w in results),
         }
         lines = [f"{self.name}_parts = _Decode("]
         lines += [w for name, value in fields.items() for w in wrap([f"    {name}={value},"])]
         made = f"{self.name}_kernel = _decode_operator(_OPERATORS, {quoted(operator)}, {self.name}_parts)"
         return [*lines, ")", *wrap([made])]
-
-
-class DecodeTiles(Tiles):
-    """Tiles that are summed over either of their axes."""
-
-    def __init__(
-        self,
-        frame: DecodeCoder,
-        names: NameTable,
-        hints: Mapping[Expr, str],
-        number: Callable[[Expr], tuple[str, ...]],
-        inner_size: str,
-    ) -> None:
-        super().__init__(names, hints, number, inner_size)
-        self.frame = frame
-
-    def build(self, node: Expr) -> Tile:
-        return self.reduced(node) if isinstance(node, Reduce) and not is_number(node) else super().build(node)
-
-    def reduced(self, node: Reduce) -> Tile:
-        """A sum, mean or extreme over the inner dims, those of the block, or both."""
-        frame = self.frame
-        groups = (("c", frame.block, "WIDTH", "real_lane"), ("n", frame.inner, "INNER", "real_inner"))
-        tile = self.tile(node.arg)
-        axes, parts = tile.axes, self.aligned(node.arg, tile.axes)
-        counted: list[str] = []
-        for axis, dims, count, real in groups:
-            if not set(dims) & set(node.over):
-                continue
-            if axis not in axes:
-                counted += [frame.counts[count]] if node.op == "sum" else []
-                continue
-            mask = real if axes == axis else f"{real}[{', '.join(':' if a == axis else 'None' for a in axes)}]"
-            at = axes.index(axis)
-            if node.op in ("sum", "mean"):
-                parts = tuple(f"tl.sum(tl.where({mask}, {p}, 0.0), {at})" for p in parts)
-                parts = tuple(f"{p} / {frame.counts[count]}" if node.op == "mean" else p for p in parts)
-            else:
-                function = {"max": "_tl_maximum", "min": "_tl_minimum"}[node.op]
-                self.functions.add(function)
-                least = '-float("inf")' if node.op == "max" else 'float("inf")'
-                parts = tuple(f"tl.reduce(tl.where({mask}, {p}, {least}), {at}, {function})" for p in parts)
-            axes = axes.replace(axis, "")
-        binds = 4 if node.op == "mean" or counted else 6
-        parts = tuple(" * ".join([*counted, f"({p})" if counted else p]) for p in parts)
-        return Tile(parts, axes, binds)
-
-
-def _mapping(items: Iterable[tuple[str, str]]) -> str:
-    return f"{{{', '.join(f'{quoted(name)}: {value}' for name, value in items)}}}"

@@ -1,87 +1,24 @@
-"""Operands that kernels make themselves, entry by entry: as functions of Triton, with their gradients, and of PyTorch.
-
-What a kernel reads once or twice, as decays, queries and keys of chunks, is then read as it leaves a product, and
-neither written before nor its gradient read again. Goals: gates, feature maps and scales of one value. Non-goals:
-sums over dims, and functions of several values; they are computed before.
-"""
+"""Operands that kernels make themselves, entry by entry: functions of Triton, with gradients, and PyTorch code."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from rnnc.derive import pull_back
-from rnnc.ir import Apply, Expr, Graph, Lit
-from rnnc.plan import is_number, per_token
+from rnnc.entrywise import Entrywise
+from rnnc.ir import Expr, Graph, Lit
 from rnnc.show import expr_text
 
 from ..torch.block import Block, NameTable
 from ..torch.text import cut
 from .tile import Tile, Tiles, folded, literal, numbers
 
-LONGEST = 80
-"""Characters of PyTorch code of a function that stands in a call."""
 
-
-@dataclass(frozen=True)
-class Entrywise:
-    """`value` is made of the entries of `source`, each by itself, and of numbers; `code`: in PyTorch, from `x`. The
-    source is what is `read`, plus an `offset` that all tokens share, if there is one."""
-
-    value: Expr
-    source: Expr
-    code: str
-    read: Expr
-    offset: Expr | None = None
-
-
-def entrywise(value: Expr, block: Block) -> Entrywise | None:
-    """The function that makes a value of one that has the same dims, if there is one to make. `block` is for its code:
-    one that has no names but for numbers."""
-    source = source_of(value)
-    if source is None:
-        return None
-    block.variables[source] = "x"
-    code = block.code(value)
-    return None if block.lines or len(code) > LONGEST else Entrywise(value, source, code, source)
-
-
-def with_offset(made: Entrywise) -> Entrywise:
-    """The same with an offset apart, as a gate has one that learns."""
-    source = made.source
-    if isinstance(source, Apply) and source.op == "add":
-        for read, offset in (source.args, source.args[::-1]):
-            if per_token(read) and not per_token(offset) and set(read.dims) == set(source.dims):
-                return replace(made, read=read, offset=offset) if offset.kind == read.kind == "real" else made
-    return made
-
-
-def source_of(value: Expr) -> Expr | None:
-    """What all of a value is made of, as far down as that is one value for each token."""
-    node = value
-    while isinstance(node, Apply) and node.kind == "real":
-        leaves = _leaves(node)
-        below = leaves if len(leaves) == 1 else [c for c in dict.fromkeys(node.args) if not is_number(c)]
-        if len(below) != 1 or set(below[0].dims) != set(value.dims) or below[0].kind != "real":
-            break
-        node = below[0]
-    return node if node is not value and per_token(node) and not is_number(node) else None
-
-
-def _leaves(root: Expr) -> list[Expr]:
-    """What an expression of elementwise operations is made of, but for numbers."""
-    found: dict[Expr, None] = {}
-    stack, seen = [root], {root}
-    while stack:
-        node = stack.pop()
-        if not isinstance(node, Apply):
-            found[node] = None
-            continue
-        new = [c for c in node.args if not is_number(c) and c not in seen]
-        seen.update(new)
-        stack.extend(new)
-    return list(found)
+def in_torch(made: Entrywise, block: Block) -> str:
+    """Code of a value from `x`, its source. `block` is for that code: one that has no names but for numbers."""
+    block.variables[made.source] = "x"
+    return block.nested(made.value)[0]
 
 
 class EntrywiseCoder:

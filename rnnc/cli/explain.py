@@ -65,6 +65,9 @@ def _cell_lines(cell: Mapping[str, Any], color: bool) -> Iterator[str]:
             yield from _wrapped(text)
         for text in _behaviour(group):
             yield from _wrapped(text)
+    kernels = [("", f"{', '.join(k['computes'])}: a program has {k['has']}") for k in cell["between"]]
+    kernels += [("", f"{text}: PyTorch, for a program cannot have all that it sums over") for text in cell["left"]]
+    yield from _section("on a GPU, one kernel for all tokens each", kernels, color)
     yield from _section("claims", [(c["claim"], _verdict(c)) for c in cell["claims"]], color)
     yield from _section("ranges", [(r["name"], r["range"]) for r in cell["ranges"] if r["range"] != _ALL], color)
     for kind in ("inputs", "outputs", "state", "parameters"):

@@ -120,15 +120,22 @@ FN real r_expm1(real x) {
 #endif
 }
 
+// e / (e + 2) with e = exp(2 |x|) - 1, which is exact to a rounding where it is small too:
+// 2**n (exp(r) - 1) + 2**n - 1.
 FN real r_tanh(real x) {
 #ifdef DOUBLE
   return tanh(x);
 #else
-  const float a = r_abs(x), z = x * x;
-  const float tail = -0.0522118069f + z * 0.0156126331f;
-  const float small = x + x * (z * (-0.333325975f + z * (0.133131167f + z * tail)));
-  const float large = 1.0f - 2.0f / (1.0f + r_exp(2.0f * a));
-  return a < 0.6f ? small : x < 0 ? -large : large;
+  // From 9.02 on results round to 1.
+  const float a = 2.0f * r_abs(x), at = a > 19.0f ? 19.0f : a;
+  const float whole = r_fused(at, 1.44269504f, 12582912.0f), n = whole - 12582912.0f;
+  const float r = r_fused(n, 2.12194440e-4f, r_fused(n, -0.693359375f, at));
+  float y = r_fused(r, 1.9875691500e-4f, 1.3981999507e-3f);
+  y = r_fused(r, r_fused(r, y, 8.3334519073e-3f), 4.1665795894e-2f);
+  y = r_fused(r, r_fused(r, y, 1.6666665459e-1f), 5.0000001201e-1f);
+  const float power = r_of_bits((r_bits(whole) << 23) + 0x3f800000u);
+  const float e = r_fused(power, r_fused(r * r, y, r), power - 1.0f);
+  return r_of_bits(r_bits(e / (e + 2.0f)) | (r_bits(x) & 0x80000000u));
 #endif
 }
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..torch.compiled import _native_cache, _native_gathered, _NativePart
-from ..torch.time import _past, _Run
 
 
 class _CudaKernel(NamedTuple):
@@ -21,9 +20,8 @@ class _CudaKernel(NamedTuple):
 
     `free` is the dim of whose entries each block takes some, `spaces` the dims whose entries threads own, `slots` the
     arrays of a block as (name, dims, kind, tokens, space or -1), `matrices` those of products as (fixed value, space,
-    dims of results, dims of operands, whether a block needs one only), `made` the products of states that are made
-    before the backward, as (stream, lag, fixed value, dims of what is read, einsum), `tiled` whether there are products
-    in the loop, and `registers` how many numbers a thread holds of each entry of a space.
+    dims of results, dims of operands, whether a block needs one only), `tiled` whether there are products, and
+    `registers` how many numbers a thread holds of each entry of a space.
     """
 
     text: str
@@ -31,7 +29,6 @@ class _CudaKernel(NamedTuple):
     spaces: tuple[tuple[str, ...], ...]
     slots: tuple[tuple[str, tuple[str, ...], str, int, int], ...]
     matrices: tuple[tuple[int, int, tuple[str, ...], tuple[str, ...], bool], ...]
-    made: tuple[tuple[int, int, int, tuple[str, ...], str], ...]
     tiled: bool
     registers: tuple[int, ...]
 
@@ -45,6 +42,7 @@ class _Cuda(NamedTuple):
     inputs: tuple[_NativePart, ...]
     results: tuple[_NativePart, ...]
     products: tuple[tuple[int, str, int, int], ...]
+    saved: tuple[_NativePart, ...]
     sizes: tuple[str, ...]
     consts: tuple[int, ...]
 
@@ -82,6 +80,11 @@ def _cuda_layout(
     tiles = [-(-n // (16 * warps)) for n in counts]
     each = [4 * n for n in tiles] if kernel.tiled else [-(-n // threads) for n in counts]
     keep = [n <= 8 for n in each]
+    # A thread has so many registers, some for what is being computed and for addresses, those of each further space.
+    registers = min(255, 65536 // threads) - 72 - sum(min(n, 8) for n in each[1:])
+    held_by = [n * e for n, e in zip(kernel.registers, each)]
+    while any(keep) and sum(n for n, k in zip(held_by, keep) if k) > registers:
+        keep[max((i for i, k in enumerate(keep) if k), key=held_by.__getitem__)] = False
     unit, row = "((e) * THREADS + b_tid)", "0"
     if kernel.tiled:
         unit, row = "((((e) >> 2) * WARPS + b_warp) * 16 + b_group + 8 * ((e) >> 1 & 1))", "(2 * b_quad + ((e) & 1))"
@@ -117,8 +120,9 @@ def _cuda_layout(
             else:
                 at, where, spill = spill, "b_spill", spill + take
         macros += [f"s_{name} (({types[kind]} *)({where} + {at}))", f"l_{name} {pitch}"]
-    # A thread has so many, some for addresses and what is being computed.
-    registers = min(255, 65536 // threads) - 72 - sum(n * e for n, e, k in zip(kernel.registers, each, keep) if k)
+    registers -= sum(n for n, k in zip(held_by, keep) if k)
+    # Loads in flight take registers too.
+    macros.append(f"DEEP {max(1, min(4, registers // 24))}")
     for i, (_, space, outs, ins, whole) in enumerate(kernel.matrices):
         n, depth = count(outs, part), count(ins, part)
         steps = -(-depth // 16)
@@ -258,7 +262,7 @@ class _CudaCall:
             self.order = torch.argsort(lengths, descending=True, stable=True)
             self.starts, self.lengths = starts[self.order], lengths[self.order]
 
-    def run(self, name: str, *after: Tensor) -> None:
+    def run(self, name: str, keep: bool, *after: Tensor) -> None:
         kernel = self.cuda.forward if name == "forward" else self.cuda.backward
         like, count = self.history[0], self.history[0].shape[0]
         sizes, limit = tuple(self.sizes.items()), _cuda_limit(like.device)
@@ -268,7 +272,7 @@ class _CudaCall:
         tensors = [*self.hoisted, *self.fixed, *self.history, *after]
         rows = (0 if x is None else x.data_ptr() for x in (self.order, self.starts, self.lengths))
         pointers = (x.data_ptr() for x in (spill, *tensors))
-        arguments = [count, self.lead[1], *rows, *pointers, *self.consts]
+        arguments = [count, self.lead[1], int(keep), *rows, *pointers, *self.consts]
         _cuda_start(text, name, grid, layout.threads, layout.shared, arguments, like)
 
 
@@ -305,14 +309,17 @@ def _cuda_run(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[..., 
         steps: int,
         sequence: Tensor | None,
         position: Tensor | None,
+        *saved: Tensor,
     ) -> list[Tensor]:
         if not _cuda_here(*hoisted, *fixed, *history):
             hoisted, shared, fixed = (_cuda_wide(x, history[0]) for x in (hoisted, shared, fixed))
-            return other(step, hoisted, shared, fixed, history, numbers, steps, sequence, position)
+            return other(step, hoisted, shared, fixed, history, numbers, steps, sequence, position, *saved)
         lead = (history[0].shape[0] if sequence is None else 1, steps)
         values = [h.new_empty(*lead, *h.shape[2:]) for h in history]
         if values[0].shape[0] * steps:
-            _CudaCall(cuda, hoisted, fixed, history, numbers, lead, sequence).run("forward", *values)
+            keep = any(x.ndim == 2 + len(part.dims) for x, part in zip(saved, cuda.saved))
+            call = _CudaCall(cuda, hoisted, fixed, history, numbers, lead, sequence)
+            call.run("forward", keep, *values, *saved)
         return values
 
     return run
@@ -338,27 +345,21 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
         numbers: Sequence[float],
         sequence: Tensor | None,
         position: Tensor | None,
+        *saved: Tensor,
     ) -> list[Tensor]:
         weights = sorted({p[0] for p in products})
         free = [i for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
         live = [(i, x) for i, x in enumerate(hoisted) if x.dtype != torch.bool]
         likes = [*(x for _, x in live), *(fixed[i] for i in (*free, *weights)), *history]
-        if not _cuda_here(*hoisted, *fixed, *history):
+        if not _cuda_here(*hoisted, *fixed, *history) or len(saved) != len(cuda.saved):
             wide = (_cuda_wide(x, history[0]) for x in (hoisted, shared, fixed))
-            found = other(back, products, grads, values, *wide, history, numbers, sequence, position)
+            found = other(back, products, grads, values, *wide, history, numbers, sequence, position, *saved)
             return [d.to(x.dtype) for d, x in zip(found, likes)]
         batch, steps = values[0].shape[:2]
         if not batch * steps:
             return [torch.zeros_like(x) for x in likes]
         call = _CudaCall(cuda, hoisted, fixed, history, numbers, (batch, steps), sequence)
-        run = _Run((batch, steps), history[0], sequence, position)
-        values = [v.contiguous() for v in values]
-        before: list[Tensor] = []
-        for stream, lag, place, dims, equation in cuda.backward.made:
-            x = (_past(run, values[stream], history[stream], lag) if lag else values[stream]).flatten(0, 1)
-            x = x if call.low is None else x.to(call.low).to(x.dtype)
-            x = x.reshape(x.shape[0], *(call.sizes[d] for d in dims))
-            before.append(torch.einsum(equation, x, call.fixed[place].to(x.dtype)).contiguous())
+        values, saved = (tuple(v.contiguous() for v in x) for x in (values, saved))
         d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
         made: list[Tensor] = []
         for part in cuda.results:
@@ -366,9 +367,9 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
             first = (history[0].shape[0],) if each else (batch, steps)
             kind = call.kind(part)
             made.append(
-                (torch.zeros if each else torch.empty)(*first, *call.shape(part), dtype=kind, device=run.like.device)
+                (torch.zeros if each else torch.empty)(*first, *call.shape(part), dtype=kind, device=history[0].device)
             )
-        call.run("backward", *values, *(g.contiguous() for g in grads), *d_history, *before, *made)
+        call.run("backward", True, *values, *saved, *(g.contiguous() for g in grads), *d_history, *made)
         return [*_native_gathered(cuda.results, cuda.products, made, hoisted, fixed, weights, call.low), *d_history]
 
     return sweep

@@ -92,8 +92,9 @@ class _Native(NamedTuple):
 
     `inputs` are the arrays that come in, `results` those that the backward makes besides the cotangents of states;
     `products` the gradients of fixed values as (index, einsum over all tokens, left, right), the last two numbers of
-    results; `cut` the dim along which the forward may be cut into parts, and the backward's, or "". `sizes` names the
-    first of a loop's numbers, `consts` are the places of others among them.
+    results; `cut` the dim along which the forward may be cut into parts, and the backward's, or ""; `saved` what the
+    forward writes for the backward beside the streams. `sizes` names the first of a loop's numbers, `consts` are the
+    places of others among them.
     """
 
     text: str
@@ -101,6 +102,7 @@ class _Native(NamedTuple):
     results: tuple[_NativePart, ...]
     products: tuple[tuple[int, str, int, int], ...]
     cut: tuple[str, str]
+    saved: tuple[_NativePart, ...]
     packs: bool
     sizes: tuple[str, ...]
     consts: tuple[int, ...]
@@ -114,11 +116,12 @@ def _native(
     results: tuple[_NativePart, ...],
     products: tuple[tuple[int, str, int, int], ...],
     cut: tuple[str, str],
+    saved: tuple[_NativePart, ...],
     packs: bool,
     sizes: tuple[str, ...],
     consts: tuple[int, ...],
 ) -> _Native:
-    return _Native(text, inputs, results, products, cut, packs, sizes, consts, {}, threading.Lock())
+    return _Native(text, inputs, results, products, cut, saved, packs, sizes, consts, {}, threading.Lock())
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -167,8 +170,17 @@ class _NativeCall:
                 x = _plain(x).to(self.kind(part)).expand(shape).contiguous()
             if part.role != "history":
                 self.operands.append(x)
-        self.strides = (ctypes.c_long * max(len(strides), 1))(*strides)
+        self.strides = (ctypes.c_long * (len(strides) + len(self.history)))(*strides)
         self.rows(sequence)
+
+    def arriving(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of values; of one that is the same for all tokens, one token's."""
+        out: list[Tensor] = []
+        for i, g in enumerate(map(_plain, grads), len(self.strides) - len(grads)):
+            same = g.stride()[:2] == (0, 0)
+            out.append((g[:1, :1] if same else g).contiguous())
+            self.strides[i] = 0 if same else math.prod(g.shape[2:])
+        return out
 
     def kind(self, part: _NativePart) -> torch.dtype:
         if part.kind == "complex":
@@ -209,8 +221,9 @@ class _NativeCall:
                 self.native.libraries[key] = found
             return self.native.libraries[key]
 
-    def run(self, library: Any, name: str, cut: str, *after: Tensor) -> None:
-        """Call a function of the library, in threads: each takes some of the sequences, or of the entries of `cut`."""
+    def run(self, library: Any, name: str, cut: str, keep: bool, *after: Tensor) -> None:
+        """Call a function of the library, in threads: each takes some of the sequences, or of the entries of `cut`.
+        `keep`: what is saved has all tokens."""
         pointers = [*self.operands, *self.history, *after]
         packed = torch.empty(library.packed_size(), dtype=self.dtype)
         pointers.insert(len(self.operands), packed)
@@ -236,7 +249,7 @@ class _NativeCall:
             for first, last, lo, hi in mine:
                 ids, starts, lengths = (ctypes.c_void_p(x.data_ptr()) for x in (self.order, self.starts, self.lengths))
                 numbers = (ctypes.c_long(n) for n in (first, last, tile, lo, hi))
-                function(p, ids, starts, lengths, *numbers, self.consts, self.strides)
+                function(p, ids, starts, lengths, *numbers, self.consts, self.strides, ctypes.c_long(keep))
 
         # A thread takes as long to start as some ten thousand numbers to compute.
         threads = min(threads, len(jobs), 1 + sum(x.numel() for x in after) // 16384)
@@ -285,13 +298,18 @@ def _native_run(native: _Native, other: Callable[..., list[Tensor]]) -> Callable
         steps: int,
         sequence: Tensor | None,
         position: Tensor | None,
+        *saved: Tensor,
     ) -> list[Tensor]:
         found = _native_call(native, hoisted, fixed, history, numbers, steps, sequence)
         if found is None:
+            # Whoever reads what was not written is to notice.
+            for x in saved:
+                x.fill_(math.nan)
             return other(step, hoisted, shared, fixed, history, numbers, steps, sequence, position)
         call, library = found
         values = [h.new_empty(*call.lead, *h.shape[2:]) for h in history]
-        call.run(library, "forward", native.cut[0], *values)
+        keep = any(x.ndim == 2 + len(part.dims) for x, part in zip(saved, native.saved))
+        call.run(library, "forward", native.cut[0], keep, *values, *saved)
         return values
 
     return run
@@ -346,13 +364,16 @@ def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callab
         numbers: Sequence[float],
         sequence: Tensor | None,
         position: Tensor | None,
+        *saved: Tensor,
     ) -> list[Tensor]:
         found = _native_call(native, hoisted, fixed, history, numbers, values[0].shape[1], sequence)
-        if found is None:
+        # What a loop in Python did not save is NaN.
+        there = len(saved) == len(native.saved) and not any(x.flatten()[:1].isnan().any() for x in saved)
+        if found is None or not there:
             call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position)
             return other(back, products, *call)
         call, library = found
-        d_values = [_plain(g).clone(memory_format=torch.contiguous_format) for g in grads]
+        d_values = call.arriving(grads)
         d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
         made: list[Tensor] = []
         for part in native.results:
@@ -360,8 +381,8 @@ def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callab
             shape, kind = call.shape(part), call.kind(part)
             lead = (history[0].shape[0],) if each else call.lead
             made.append((torch.zeros if each else torch.empty)(*lead, *shape, dtype=kind))
-        after = (*(_plain(v).contiguous() for v in values), *d_values, *d_history, *made)
-        call.run(library, "backward", native.cut[1], *after)
+        known = (*(_plain(v).contiguous() for v in values), *(x.contiguous() for x in saved))
+        call.run(library, "backward", native.cut[1], True, *known, *d_values, *d_history, *made)
         weights = sorted({p[0] for p in products})
         return [*_native_gathered(native.results, native.products, made, hoisted, fixed, weights, None), *d_history]
 

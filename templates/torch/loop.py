@@ -164,13 +164,17 @@ def _loop_operator(
     products: tuple[tuple[int, str, int, int], ...],
     run: Callable[..., list[Tensor]],
     sweep: Callable[..., list[Tensor]],
+    saved: tuple[tuple[tuple[int, int], ...], ...] = (),
+    on_gpu: bool = False,
 ) -> _Loop:
     """Registers a loop over tokens and its backward.
 
     back(*grads, *hoisted, *fixed, *packed, *past, *new, *sizes, *consts) gives the gradients of past, of the hoisted
     and fixed values that have one, and the operands of `products`: for each (index of a weight among the fixed values,
-    einsum of its gradient, axes of the first operand, axes of the second), multiplied once after the loop. `run`
-    takes the step through time, `sweep` its backward. Saved: what comes in, and the values of the streams.
+    einsum of its gradient, axes of the first operand, axes of the second), multiplied once after the loop. `run` takes
+    the step through time, `sweep` its backward. Saved are what comes in, the values of the streams, and what `run`
+    writes for `sweep` on a CPU (with `on_gpu` there too): `saved` says of each axis which of the histories and fixed
+    values has it, and where. When none is to be kept, there is room for one token of each sequence.
     """
     arguments = (
         "Tensor[] hoisted, Tensor[] fixed, Tensor[] history, int[] sizes, float[] consts, SymInt steps, "
@@ -178,15 +182,25 @@ def _loop_operator(
     )
     weights = {p[0] for p in products}
 
-    @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor[]")
-    def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position):
+    def room(fixed, history, *lead):
+        like = (*history, *fixed)
+        here = on_gpu or history[0].device.type == "cpu"
+        shapes = [[like[i].shape[axis] for i, axis in dims] for dims in saved] if here else []
+        return [history[0].real.new_empty(*lead, *shape) for shape in shapes]
+
+    @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}, bool keep) -> Tensor[]")
+    def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position, keep):
         with _without_autocast(history[0]):
             shared, numbers = (*fixed, *pack(*fixed)), (*sizes, *consts)
-            return run(step, hoisted, shared, fixed, history, numbers, steps, sequence, position)
+            batch = history[0].shape[0]
+            more = room(fixed, history, *((batch if sequence is None else 1, steps) if keep else (batch,)))
+            values = run(step, hoisted, shared, fixed, history, numbers, steps, sequence, position, *more)
+            return [*values, *more] if keep else values
 
     @forward.register_fake
-    def _(hoisted, fixed, history, sizes, consts, steps, sequence, position):
-        return [h.new_empty(h.shape[0] if sequence is None else 1, steps, *h.shape[2:]) for h in history]
+    def _(hoisted, fixed, history, sizes, consts, steps, sequence, position, keep):
+        lead = (history[0].shape[0] if sequence is None else 1, steps)
+        return [*(h.new_empty(*lead, *h.shape[2:]) for h in history), *(room(fixed, history, *lead) if keep else [])]
 
     @torch.library.custom_op(
         f"{namespace}::{name}_backward",
@@ -196,7 +210,8 @@ def _loop_operator(
     def backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
         with _without_autocast(history[0]):
             shared, numbers = (*fixed, *pack(*fixed)), (*sizes, *consts)
-            call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position)
+            values, more = values[: len(history)], values[len(history) :]
+            call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position, *more)
             return sweep(back, products, *call)
 
     @backward.register_fake
@@ -206,18 +221,17 @@ def _loop_operator(
         return [torch.empty_like(x) for x in kept]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        hoisted, fixed, history, ctx.sizes, ctx.consts, ctx.steps, sequence, position = inputs
-        ctx.counts = (len(hoisted), len(fixed), len(history))
+        hoisted, fixed, history, ctx.sizes, ctx.consts, ctx.steps, sequence, position, _ = inputs
+        ctx.counts = (len(hoisted), len(fixed), len(history), len(output))
         ctx.packed = sequence is not None
         packed = [sequence, position] if ctx.packed else []
         ctx.save_for_backward(*hoisted, *fixed, *history, *output, *packed)
 
     def gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-        saved = iter(ctx.saved_tensors)
-        hoisted, fixed, history = ([next(saved) for _ in range(n)] for n in ctx.counts)
-        values = [next(saved) for _ in history]
-        sequence, position = (next(saved), next(saved)) if ctx.packed else (None, None)
-        full = [torch.zeros_like(v) if g is None else g for g, v in zip(grads, values)]
+        tensors = iter(ctx.saved_tensors)
+        hoisted, fixed, history, values = ([next(tensors) for _ in range(n)] for n in ctx.counts)
+        sequence, position = (next(tensors), next(tensors)) if ctx.packed else (None, None)
+        full = [v.new_zeros(()).expand_as(v) if g is None else g for g, v, _ in zip(grads, values, history)]
         out = iter(
             backward(full, values, hoisted, fixed, history, ctx.sizes, ctx.consts, ctx.steps, sequence, position)
         )
@@ -227,7 +241,7 @@ def _loop_operator(
             d_fixed[i] = next(out)
         # PyTorch takes an empty list for one of tensors.
         numbers = (None if n else [] for n in (ctx.sizes, ctx.consts))
-        return d_hoisted, d_fixed, [next(out) for _ in history], *numbers, None, None, None
+        return d_hoisted, d_fixed, [next(out) for _ in history], *numbers, None, None, None, None
 
     forward.register_autograd(gradient, setup_context=save)
     return _Loop(step, pack, forward)
@@ -249,6 +263,6 @@ def _steps(
             new = loop.step(*hoisted, *fixed, *loop.pack(*fixed), *past, *sizes, *consts)
             return [x.to(h.dtype).expand(run.lead[0], *h.shape[2:]) for x, h in zip(new, history)]
     _reject_tangents(*hoisted, *fixed, *history)
-    return loop.operator(
-        list(hoisted), list(fixed), list(history), list(sizes), list(consts), run.lead[1], run.sequence, run.position
-    )
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*hoisted, *fixed, *history))
+    given = (list(hoisted), list(fixed), list(history), list(sizes), list(consts), run.lead[1])
+    return loop.operator(*given, run.sequence, run.position, keep)[: len(history)]

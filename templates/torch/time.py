@@ -107,7 +107,7 @@ def _history(run: _Run, value: Tensor, history: Tensor) -> Tensor:
     if value.shape[1] == 0:
         return history
     if run.length is None or run.end is None:
-        return torch.cat([history.flip(1), value], 1)[:, -size:].flip(1)
+        return torch.cat([history.flip(1), value[:, -size:]], 1)[:, -size:].flip(1)
     back = torch.arange(size, device=value.device)
     late = value[0, (run.end[:, None] - 1 - back).clamp(min=0)]
     rows = torch.arange(history.shape[0], device=value.device)[:, None]

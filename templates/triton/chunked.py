@@ -120,7 +120,7 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
             "free": (32, 64),
             "one": (16, 16) if torch.version.hip else (32, 16 if mixed else 32),
             "keys": (16 if full else 32, 32) if shared else (16, 16),
-            "values": (32, 32) if shared and not mixed else (16, 16),
+            "values": (32 if shared and not mixed else 16, 16),
         }[pairs.decay]
     elif back:
         block, width, warps = (16, 16, 8) if pairs.decay == "values" else (16, 32, 4)

@@ -1,0 +1,76 @@
+"""What a step that is compiled writes for its backward, so that no matrix product is made twice."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.modules import agree, build, load, with_gradients
+from tests.stepped import CELLS, TEXTS
+from tests.test_module_autograd import Calls
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RNNC_LOOPS", "compiled")
+    monkeypatch.setenv("RNNC_CACHE", str(tmp_path))
+
+
+def halves(module: Any) -> tuple[str, str]:
+    """The step's C text, and its backward's."""
+    (native,) = (v for k, v in vars(module).items() if k.endswith("_native") and hasattr(v, "libraries"))
+    forward, _, backward = native.text.partition("SHARED void backward(")
+    return forward.partition("SHARED void forward(")[2], backward
+
+
+@pytest.mark.parametrize(
+    ("text", "saved"),
+    [
+        (TEXTS["Elman"], ()),
+        (TEXTS["LSTM"], ("f", "i", "o", "z")),
+        (TEXTS["GRU"], ("r", "saved", "z")),
+        (TEXTS["GRUv1"], ("n", "r", "z")),
+        (TEXTS["MGU"], ("c", "f")),
+        (CELLS["hidden"], ("a", "saved")),
+    ],
+    ids=("Elman", "LSTM", "GRU", "GRUv1", "MGU", "hidden"),
+)
+def test_no_product_is_made_twice(text: str, saved: tuple[str, ...]) -> None:
+    """A value for each product, of those that are operations on one the last: the state itself where that is it."""
+    forward, backward = halves(load(text))
+    products = [part.count(" product(") for part in (forward, backward)]
+    assert products[0] == products[1] > 0
+    names = sorted(re.findall(r"real \*restrict p_(\w+) = \(real \*\)p\[\d+\] \+ \(keep", forward))
+    assert tuple(n.rstrip("_0123456789") for n in names) == saved
+
+
+@pytest.mark.parametrize("text", [TEXTS["GRUv1"], CELLS["two"], CELLS["hidden"]], ids=("GRUv1", "two", "hidden"))
+@pytest.mark.parametrize("ends", [None, torch.tensor([0, 2, 2, 7])], ids=("padded", "packed"))
+def test_a_loop_in_python_saves_nothing(text: str, ends: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a backward in C does not take what is not there for numbers."""
+    module = build(text)
+    x = torch.randn(1 if ends is not None else 3, 7, module.D, requires_grad=True)
+    want = with_gradients(module, module(x, cu_seqlens=ends), x)
+    monkeypatch.setenv("RNNC_LOOPS", "python")
+    result = module(x, cu_seqlens=ends)
+    monkeypatch.setenv("RNNC_LOOPS", "compiled")
+    agree(with_gradients(module, result, x), want, 1e-4, 1e-5)
+
+
+def test_without_a_backward_nothing_is_kept() -> None:
+    text = TEXTS["LSTM"]
+    module, x = build(text, D=6, H=2), torch.randn(2, 5, 6)
+    want = module(x)
+    with Calls(load(text)._OPERATORS) as seen, torch.no_grad():
+        got = module(x)
+    agree([got[0], *got[1]], [want[0], *want[1]], 0, 0)
+    ((operator, args),) = seen.calls.values()
+    assert [len(operator(*args[:-1], keep)) for keep in (args[-1], True)] == [2, 6]
