@@ -123,7 +123,7 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
             "values": (32 if shared and not mixed else 16, 16),
         }[pairs.decay]
     elif back:
-        block, width, warps = (16, 16, 8) if pairs.decay == "values" else (16, 32, 4)
+        block, width, warps = (16, 16, 8) if pairs.decay in ("keys", "values") else (16, 32, 4)
     stages = 1 if torch.version.hip else 2
     return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), warps, stages)
 
@@ -238,8 +238,9 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
         given |= {f"d_{name}_ptr": x for name, x in made.items()}
         given |= _memory(pairs, call, False) | {"states_ptr": states, "leaving_ptr": torch.empty_like(states)}
         # Where they are summed over tiles of values in memory, in float32.
-        wide = {"dtype": torch.float32} if pairs.decay == "values" else {}
-        given["d_scores_ptr"] = torch.empty_like(given["scores_ptr"], **wide)
+        scores = given["scores_ptr"]
+        wide = torch.float32 if pairs.decay == "values" else scores.dtype
+        given["d_scores_ptr"] = torch.empty_like(scores, dtype=wide)
         if pairs.decay != "values":
             _within_chunks(pairs, given, call, False)
         _through_chunks(pairs, given, call, True)
