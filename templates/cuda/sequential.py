@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..torch.compiled import _native_cache, _native_gathered, _NativePart
+from ..torch.compiled import _native_cache, _native_gathered, _NativePart, _tokens_apart
 
 
 class _CudaKernel(NamedTuple):
@@ -230,10 +230,12 @@ class _CudaCall:
                 x = x.to(self.dtype)
             elif part.kind != "real":
                 x = x.to(self.kind(part))
-            before = () if part.role == "fixed" else lead
-            (self.fixed if part.role == "fixed" else self.hoisted).append(
-                x.expand(*before, *self.shape(part)).contiguous()
-            )
+            if part.role == "fixed":
+                self.fixed.append(x.expand(self.shape(part)).contiguous())
+            else:
+                x, step = _tokens_apart(x.expand(*lead, *self.shape(part)))
+                self.hoisted.append(x)
+                self.macros.append(f"STEP_{part.place} {step}")
             self.macros.append(f"t_{part.role}_{part.place} {self.type(x.dtype)}")
         self.history = [h.contiguous() for h in history]
         self.consts = [float(numbers[i]) for i in cuda.consts]
