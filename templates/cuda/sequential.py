@@ -361,7 +361,7 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
         if not batch * steps:
             return [torch.zeros_like(x) for x in likes]
         call = _CudaCall(cuda, hoisted, fixed, history, numbers, (batch, steps), sequence)
-        values, saved = ([v.contiguous() for v in x] for x in (values, saved))
+        known = [v.contiguous() for v in (*values, *saved)]
         d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
         made: list[Tensor] = []
         for part in cuda.results:
@@ -371,7 +371,7 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
             made.append(
                 (torch.zeros if each else torch.empty)(*first, *call.shape(part), dtype=kind, device=history[0].device)
             )
-        call.run("backward", True, *values, *saved, *(g.contiguous() for g in grads), *d_history, *made)
+        call.run("backward", True, *known, *(g.contiguous() for g in grads), *d_history, *made)
         return [*_native_gathered(cuda.results, cuda.products, made, hoisted, fixed, weights, call.low), *d_history]
 
     return sweep
