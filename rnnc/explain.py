@@ -24,7 +24,7 @@ from rnnc.closure.obligations import as_written
 from rnnc.decode import decodes
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
-from rnnc.fuse import SOLVED, TENSOR, fuse, paired, ranked, streams_of, unranked
+from rnnc.fuse import MOST_SUMS, SOLVED, TENSOR, fuse, paired, ranked, streams_of, unranked
 from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
@@ -150,7 +150,11 @@ def _kept(step: Step) -> str:
                 return told
             several = f"; {len(writes)} products a token are to kernels as many tokens" if len(writes) > 1 else ""
             return told + several + _together(chunks.along(step.closure.a), chunks.together)
-        case Loop(chunks=RankChunks() as ranks, closure=closure):
+        case Loop(chunks=RankChunks() as ranks, closure=LowRank() as closure):
+            if not closure.map.terms:
+                return (
+                    f"it is {_summed(ranks.mixed)}, so no token's state is kept; its maps are as many tokens of a chunk"
+                )
             held = "it is" if len(closure.group.states) == 1 else "they are"
             told = (
                 f"{held} {_summed(ranks.columns if ranks.by_column else ranks.mixed)}, so tokens of a chunk are solved "
@@ -159,11 +163,12 @@ def _kept(step: Step) -> str:
             )
             lacking = "; no factor of the state was proved to lie in [-1, 1]: a call in which one does not is stepped"
             told = told if step.contracting else told + lacking
-            if why := unranked(step, ranks):
+            if why := unranked(step):
                 return f"{told}; PyTorch computes it, for Triton has no kernels for {why}"
             return (
-                f"{told}; Triton's kernels invert what its tokens make of each other in float32: where the product of "
-                "a chunk's transitions leaves its range, as keys that are not normalised can make it, so do results"
+                f"{told}{_rows(closure)}; Triton's kernels invert what its tokens make of each other in float32: where "
+                "the product of a chunk's transitions leaves its range, as keys that are not normalised can make it, "
+                "so do results"
             ) + _together(_mixed(closure, ranks), ranks.together)
         case Loop(closure=LowRank()):
             return (
@@ -175,9 +180,17 @@ def _kept(step: Step) -> str:
             return ""
 
 
-def _mixed(closure: Closure, ranks: RankChunks) -> list[str]:
+def _rows(closure: LowRank) -> str:
+    """What kernels make of several sums of one state."""
+    bound = sorted({d for t in closure.map.terms for d in t.bound})
+    if len(closure.map.terms) < 2 and not bound:
+        return ""
+    many = f" (PyTorch computes more than {MOST_SUMS}, which {', '.join(bound)} can make them)" if bound else ""
+    return f"; the sums that a map takes of it are to kernels as many tokens, which do not wait for each other{many}"
+
+
+def _mixed(closure: LowRank, ranks: RankChunks) -> list[str]:
     """The dims along which the factor of a low-rank transition differs."""
-    assert isinstance(closure, LowRank)
     factors = [e for row in closure.map.factors for e in row if e is not None]
     return [d for d in ranks.mixed if any(d in e.dims for e in factors)]
 
@@ -311,10 +324,12 @@ def _low_rank(closure: LowRank) -> str:
     factor = f"a factor for each entry of {along}" if mixed else "one factor"
     if len(names) > 1:
         factor = f"a matrix of {len(names)} x {len(names)} between the states" + (f" for each {along}" if mixed else "")
+    times = f", so many times a token as {closure.over} has entries" if closure.over else ""
+    if not closure.map.terms:
+        return f"affine in {held}, entry by entry{times}"
     count = len(closure.map.terms)
     several = ", ".join(dict.fromkeys(d for t in closure.map.terms for d in t.bound))
     rank = f"rank {count}" if not several else f"a rank that {several} gives"
-    times = f", so many times a token as {closure.over} has entries" if closure.over else ""
     return f"affine in {held}, the transition being {factor} plus {rank} along {along}{times}"
 
 

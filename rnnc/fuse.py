@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 
-from rnnc.closure import Composable, LowRank
+from rnnc.closure import Composable
 from rnnc.derive import depends
 from rnnc.ir import OPS, Apply, Conv, Expr, Graph, Linear, Reduce, Ref, walk
 from rnnc.lower import Stream
@@ -100,26 +100,22 @@ def paired(step: Step) -> bool:
 
 SOLVED = "chunks of tokens, low-rank transitions solved, on tensor cores"
 """How kernels compute what is `ranked`."""
+MOST_SUMS = 16
+"""Sums of a state in one map for which kernels have room: the fewest tokens of a chunk."""
 
 
 def ranked(step: Step) -> bool:
     """Whether kernels compute states with low-rank transitions by chunks of tokens."""
-    return isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and not unranked(step, step.chunks)
+    return isinstance(step, Loop) and isinstance(step.chunks, RankChunks) and not unranked(step)
 
 
-def unranked(step: Loop, chunks: RankChunks) -> str:
+def unranked(step: Loop) -> str:
     """Why kernels do not compute chunks of low-rank transitions, in words, or nothing."""
-    closure = step.closure
-    assert isinstance(closure, LowRank)
     if len(step.streams) > 1:
         return "several states in one map"
     kind = next(s.type.kind for s in step.streams)
     if kind != "real":
         return f"{kind} states"
-    if chunks.by_column:
-        return "reads that sum over what is not mixed"
-    if [t.bound for t in closure.map.terms] != [()]:
-        return "several sums of the state in one map"
     return "" if step.contracting else "factors that were not proved to lie in [-1, 1]"
 
 

@@ -65,13 +65,15 @@ def rank_chunks(
     """The parts of a group, if it has that form. `bounded` says that no factor exceeds 1; `around` is everything
     that is computed besides its updates; `ready` are the states whose values are there before it."""
     around, ready = tuple(around), set(ready)
-    first, map, mixed = streams[0], closure.map, closure.inner
+    first, map = streams[0], closure.map
     if any(s.depth > 1 for s in streams) or not (closure.triangular if len(streams) > 1 else True):
         return None
     found = _reads(system, streams, around, ready)
     if found is None:
         return None
     keys, reads = found
+    # Several maps a token that take no sum: what reads sum over will do.
+    mixed = closure.inner or keys
     by_column = not set(keys) & set(mixed)
     if not by_column and set(keys) != set(mixed):
         return None

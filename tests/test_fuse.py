@@ -6,11 +6,12 @@ from textwrap import dedent
 
 import pytest
 
-from rnnc.fuse import Kernel, fuse
+from rnnc.fuse import Kernel, fuse, ranked
 from rnnc.ir import Expr, Linear, Ref
 from rnnc.pipeline import compile_source
 from rnnc.source import Source
 from tests.cells import EXAMPLES
+from tests.test_lowrank import BY_VALUE, COMPLEX, OVER, TITANS, TWO, UNMIXED, WRITTEN, cell
 
 
 def kernels(text: str) -> tuple[Kernel, ...]:
@@ -146,3 +147,25 @@ def test_values_that_are_computed_with_keep_their_precision() -> None:
     assert (normed.kept, normed.wide) == ((True,), (True,))
     (mapped,) = kernels(text.format("linear(h[t] -> D)"))
     assert (mapped.kept, mapped.wide) == ((True,), (False,))
+
+
+LOW_RANK = {
+    "one sum": cell(WRITTEN["delta"][0]),
+    "two sums": TWO,
+    "a sum over a rank": cell(WRITTEN["a sum over a rank"][0]),
+    "several maps": OVER,
+    "several maps without sums": UNMIXED,
+    "sums of what is not read": BY_VALUE,
+}
+IN_PYTORCH = {
+    "a pair": TITANS,
+    "complex": COMPLEX.replace("AXES", "H"),
+    "no bound": cell("d * S[t-1] - b * n * c + k * v"),
+}
+
+
+@pytest.mark.parametrize("name", [*LOW_RANK, *IN_PYTORCH])
+def test_which_low_rank_transitions_have_kernels(name: str) -> None:
+    (made,) = compile_source(Source("test.rnn", {**LOW_RANK, **IN_PYTORCH}[name]))
+    assert made.plan is not None
+    assert [ranked(step) for step in made.plan.steps] == [name in LOW_RANK]

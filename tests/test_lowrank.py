@@ -120,6 +120,16 @@ def test_several_maps_a_token() -> None:
     assert parts(OVER) is not None
 
 
+UNMIXED = cell("(sj * g) * S[t-1] + kj * vj", "sum[K](q * S[t]); sum[K](p * S[t-1])", over=" over J")
+
+
+def test_several_maps_that_take_no_sum() -> None:
+    found = parts(UNMIXED)
+    assert found is not None and (found.heads, found.mixed, found.columns) == (("H",), ("K",), ("V",))
+    compared(UNMIXED, 21, K=16)
+    assert parts(UNMIXED.replace("* g)", "* v)")) is None
+
+
 def test_a_pair_of_states() -> None:
     found = closed(TITANS)
     assert isinstance(found, LowRank) and found.triangular

@@ -22,7 +22,7 @@ from rnnc.loading import load_module
 from tests.interpreted import install
 from tests.modules import Interpreted, build, generate, load
 from tests.test_chunks import inputs_of
-from tests.test_lowrank import BY_KEY, BY_VALUE, MIXED, OVER, TITANS, TWO, WRITTEN, cell, cells
+from tests.test_lowrank import BY_KEY, MIXED, OVER, TITANS, UNMIXED, WRITTEN, cell, cells
 from tests.test_triton_chunks import compared, opchecked
 
 install()
@@ -32,6 +32,30 @@ NONE = cell("S[t-1] + b * n * (v - c)", "sum[K](p * S[t])")
 UNWRITTEN = cell("s * (S[t-1] - b * n * c)", "sum[K](p * S[t-1])", "S[K, V, H] = 0.5")
 FORMS = {"one": MIXED, "keys": BY_KEY, "none": NONE, "over": OVER, "unwritten": UNWRITTEN}
 forms = pytest.mark.parametrize("form", FORMS)
+SEVERAL = "S[t-1] - b * n * c - 0.2 * p * sum[K](l2norm[K](p) * S[t-1]){} + k * v - λ * w + p * v"
+THREE = SEVERAL.format(" + 0.1 * λ * sum[K](k * S[t-1]) / K")
+BOTH_READ = "sum[K](q * S[t]); sum[K](p * S[t-1])"
+TOGETHER = {
+    "one": cell(f"s * {THREE}", BOTH_READ),
+    "keys": cell(f"g * {THREE}", BOTH_READ),
+    "bounded": cell(f"(0.5 + 0.5 * sigmoid(p)) * {SEVERAL.format('')}", BOTH_READ),
+    "no sums": UNMIXED,
+    "none": cell(SEVERAL.format("").removesuffix(" - λ * w + p * v")),
+    "rank": cell("s * S[t-1] - 0.1 * sum[R](ur * sum[K](kr * S[t-1])) / K"),
+    "over": cell(
+        f"sj * S[t-1] + bj * kj * (vj - c) / K - {SEVERAL.format('').partition(' - ')[2]}", BOTH_READ, over=" over J"
+    ),
+}
+"""Several corrections in one map, or none: more writes than those, and fewer."""
+ALONG_V = "S[t-1] - e * u * sum[V](u * S[t-1]) / (1 + sum[V](u * u))"
+VALUES = {
+    "one": cell(f"s * ({ALONG_V}) + k * v - p * w", BOTH_READ, "S[V, H, K] = 0.5"),
+    "keys": cell(f"sigmoid(u) * ({ALONG_V}) + k * v", BOTH_READ),
+    "bounded": cell(f"(0.5 + 0.5 * sigmoid(u)) * ({ALONG_V}) + k * v", BOTH_READ),
+    "none": cell(f"{ALONG_V} + k * v"),
+    "two": cell(f"sigmoid(u) * {ALONG_V} - 0.1 * v * sum[V](w * S[t-1]) / V + k * v", BOTH_READ),
+}
+"""Corrections along values, read along keys."""
 
 
 @forms
@@ -39,10 +63,9 @@ def test_the_kernels_are_used(form: str) -> None:
     assert load(FORMS[form]).C(backend="triton").plan["S"] == f"triton: {SOLVED}"
 
 
-@pytest.mark.parametrize("text", [TWO, TITANS, BY_VALUE], ids=["rank two", "pair", "by value"])
-def test_what_is_pytorchs(text: str) -> None:
+def test_a_pair_of_states_is_pytorchs() -> None:
     """And says so."""
-    assert not any(kernel.startswith("triton") for kernel in load(text).C().plan.values())
+    assert not any(kernel.startswith("triton") for kernel in load(TITANS).C().plan.values())
 
 
 QUICK = ("diagonal plus rank one",)
@@ -50,11 +73,7 @@ QUICK = ("diagonal plus rank one",)
 
 @pytest.mark.parametrize(
     "name",
-    [
-        n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
-        for n, (_, rank) in WRITTEN.items()
-        if rank == 1 and n not in ("a sum over a rank", "a matrix in factors")
-    ],
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in WRITTEN],
 )
 def test_ways_of_writing(name: str) -> None:
     text = cell(WRITTEN[name][0], "sum[K](q * S[t]); sum[K](p * S[t-1])")
@@ -69,6 +88,44 @@ def test_ways_of_writing(name: str) -> None:
 @pytest.mark.parametrize("length", [0, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 16, 70))])
 def test_lengths(form: str, length: int) -> None:
     assert compared(FORMS[form], length, batch=1, K=20, V=18) < 5e-6
+
+
+@pytest.mark.parametrize("form", [f if f == "one" else pytest.param(f, marks=pytest.mark.slow) for f in TOGETHER])
+def test_corrections_that_read_the_same_state(form: str) -> None:
+    """Over chunks whose last map is not whole, and packed."""
+    text = TOGETHER[form]
+    assert load(text).C(backend="triton").plan["S"] == f"triton: {SOLVED}"
+    assert compared(text, 0, ends=[0, 1, 10], K=16, V=4) < 5e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", TOGETHER)
+@pytest.mark.parametrize("length", [0, 1, 16, 35, 70])
+@pytest.mark.parametrize("keys", [5, 40])
+def test_corrections_over_lengths_and_sizes(form: str, length: int, keys: int) -> None:
+    assert compared(TOGETHER[form], length, K=keys, V=18) < 1e-5
+
+
+@pytest.mark.slow
+def test_more_corrections_than_a_chunk_has_tokens_are_pytorchs() -> None:
+    text = TOGETHER["rank"]
+    assert compared(text, 5, K=16, V=4, R=16) < 5e-6
+    assert compared(text, 5, K=16, V=4, R=17) < 5e-6
+
+
+@pytest.mark.parametrize("form", [f if f == "one" else pytest.param(f, marks=pytest.mark.slow) for f in VALUES])
+def test_reads_that_sum_over_what_is_not_mixed(form: str) -> None:
+    text = VALUES[form]
+    assert load(text).C(backend="triton").plan["S"] == f"triton: {SOLVED}"
+    assert compared(text, 0, ends=[0, 1, 18], K=4, V=16) < 5e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", VALUES)
+@pytest.mark.parametrize("length", [0, 1, 16, 35, 70])
+@pytest.mark.parametrize("values", [5, 40])
+def test_values_over_lengths_and_sizes(form: str, length: int, values: int) -> None:
+    assert compared(VALUES[form], length, K=18, V=values) < 1e-5
 
 
 @pytest.mark.parametrize("form", [f if f == "keys" else pytest.param(f, marks=pytest.mark.slow) for f in FORMS])
@@ -116,14 +173,34 @@ def test_sixteen_bits(form: str, dtype: torch.dtype, most: float) -> None:
     assert compared(FORMS[form], 20, batch=1, dtype=dtype, K=32, V=8) < most
 
 
-@pytest.mark.parametrize("form", ["one", pytest.param("keys", marks=pytest.mark.slow)])
+OTHER_FORMS = {"several sums": TOGETHER["one"], "by column": VALUES["keys"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_sixteen_bits_of_other_forms(form: str, dtype: torch.dtype, most: float) -> None:
+    assert compared(OTHER_FORMS[form], 20, batch=1, dtype=dtype, K=32, V=32) < most
+
+
+STRONG = {
+    "one": FORMS["one"],
+    "keys": FORMS["keys"],
+    "several, one": TOGETHER["one"],
+    "several, keys": TOGETHER["keys"],
+    "by column": VALUES["one"],
+}
+
+
+@pytest.mark.parametrize("form", [f if f == "one" else pytest.param(f, marks=pytest.mark.slow) for f in STRONG])
 @pytest.mark.parametrize("strong", [1e-9, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e-30, 0.0))])
 def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -> None:
     """Each by itself, in units of what its neighbours have: nothing cancels."""
-    text = FORMS[form]
+    text = STRONG[form]
     ours, stepped = build(text, backend="triton", K=16, V=8), Interpreted(text, K=16, V=8)
+    stepped.inner.load_state_dict({n: x.double() for n, x in ours.state_dict().items()})
     inputs = inputs_of(text, stepped, 1, 24)
-    index = 8 if form == "one" else 9
+    index = 9 if "keys" in form else 8
     with torch.no_grad():
         rare = torch.rand(inputs[index].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         inputs[index].copy_(torch.where(rare < 0.3, strong, 1 - 1e-3 * rare).float().double())
@@ -136,9 +213,9 @@ def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -
     assert ((got - want).abs() <= 1e-4 * want.abs() + 1e-4).all()
 
 
-@pytest.mark.parametrize("form", ["keys", "none"])
+@pytest.mark.parametrize("form", ["keys", "none", *(pytest.param(f, marks=pytest.mark.slow) for f in OTHER_FORMS)])
 def test_opcheck(form: str) -> None:
-    opchecked(FORMS[form], K=16, V=8)
+    opchecked({**FORMS, **OTHER_FORMS}[form], K=16, V=8)
 
 
 MUTANTS = {
@@ -147,6 +224,18 @@ MUTANTS = {
     "a correction's write": ("_tl_add_dot(state, tl.trans(u_out), c,", "_tl_add_dot(state, tl.trans(u_out), 0.0 * c,"),
     "its gradient": ("_tl_add_dot(d_state, tl.trans(w_in), flow,", "_tl_add_dot(d_state, tl.trans(w_in), 0.0 * flow,"),
     "of the system": ("d_early, tl.trans(early), OPERAND", "0.0 * d_early, tl.trans(early), OPERAND"),
+}
+OTHERS = {
+    "one waits for another": ("one", "_tl_between(a_previous, (row >> GROUP))", "_tl_between(a_previous, row)"),
+    "a factor of each": ("one", "(row >> GROUP << GROUP) * a_token", "row * a_token"),
+    "one product waits": (
+        "bounded",
+        "block, place = row >> TOGETHER, row >> GROUP",
+        "block, place = row >> TOGETHER, row",
+    ),
+    "what is read by column": ("by column", "of_u = _tl_add_dot(of_u, of_k,", "of_u = _tl_add_dot(of_u, 0.0 * of_k,"),
+    "its decays": ("by column", "total += near * _tl_within(", "total += near + 0.0 * _tl_within("),
+    "its crossings": ("bounded", "reads = _tl_within_back(reads, row, 2**GROUP, False, True)", "pass"),
 }
 
 
@@ -158,3 +247,14 @@ def test_mutants_disagree(name: str) -> None:
     assert whole in code
     module = load_module(code.replace(whole, broken), "test.rnn")
     assert not compared(FORMS[form], 24, batch=1, module=module, K=32, V=8) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_mutants_disagree(name: str) -> None:
+    form, whole, broken = OTHERS[name]
+    text = VALUES["two"] if form == "by column" else TOGETHER[form]
+    code = generate(text)
+    assert whole in code
+    module = load_module(code.replace(whole, broken), "test.rnn")
+    assert not compared(text, 12, batch=1, module=module, K=16, V=16) < 1e-3

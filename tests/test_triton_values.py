@@ -56,6 +56,7 @@ LIKE_OTHERS = {
     "RWKV7",
     "RWKV6",
     "Longhorn",
+    "OmegaNet",
 }
 MARKED = [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in FUSED]
 every = pytest.mark.parametrize("name", MARKED)

@@ -124,6 +124,7 @@ def described(text: str, what: str, parts: tuple[str, str]) -> str:
 
 @cache
 def _template(name: str) -> jinja2.Template:
-    text = (resources.files("rnnc.templates") / "triton" / f"{name}.py.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    return environment.from_string(text)
+    folder = resources.files("rnnc.templates") / "triton"
+    loader = jinja2.FunctionLoader(lambda file: (folder / file).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.get_template(f"{name}.py.jinja")

@@ -12,7 +12,8 @@ from rnnc.show import expr_text
 from ..torch.text import cut, quoted
 from .chunks import described, kernel_texts
 
-KERNELS = ("system", "solve", "pairs", "forward", "backward", "flows", "solve_back", "pairs_back", "factors_back")
+KERNELS = ("system", "solve", "pairs", "forward", "columns")
+KERNELS_BACK = ("backward", "flows", "solve_back", "pairs_back", "factors_back")
 
 
 class RankCoder:
@@ -32,8 +33,10 @@ class RankCoder:
 
     def text(self) -> str:
         """The kernels."""
+        assert isinstance(self.step.closure, LowRank)
         reads = self.chunks.reads
-        loops = len(reads) > 1 or any(r.read.own for r in reads)
+        # What sums over columns reads nothing while states go from chunk to chunk.
+        loops = len(reads) > 1 or any(r.read.own for r in reads) or self.chunks.by_column
         lags = sorted({r.read.lag for r in reads}, reverse=True)
         view = {
             "name": self.name,
@@ -44,11 +47,13 @@ class RankCoder:
             "all_lags": sorted({1, *lags}, reverse=True),
             "loops": loops,
             "pad": 12 if loops else 8,
+            "by_column": self.chunks.by_column,
+            "grouped": [t.bound for t in self.step.closure.map.terms] not in ([], [()]),
         }
         return kernel_texts("rank", view, self.documented)
 
     def documented(self, text: str) -> str:
-        what = next(w for w in KERNELS if f'    """{w}"""' in text)
+        what = next(w for w in (*KERNELS, *KERNELS_BACK) if f'    """{w}"""' in text)
         c, stream = self.chunks, self.step.streams[0]
         equations = [
             cut(f"{stream.name}[t] = {expr_text(stream.expr)}"),
@@ -70,14 +75,17 @@ class RankCoder:
             "solve_back": "From these the gradients of what the tokens of a chunk read of each other.",
             "pairs_back": "From these the gradients of w, u, q, k and of factors along keys.",
             "factors_back": "From these the gradients of the factors.",
+            "columns": "What sums over values reads, BK keys a program, from the states that enter chunks: the other "
+            "kernels' gradient of q if d_read were what it reads with.",
         }
         head = "\n".join(equations) if what == "system" else ""
         return described(text, what, (head, f"{prose[what]} {', '.join(sizes)}."))
 
     def registration(self, operator: str) -> list[str]:
         """Lines that register the kernels as an operator."""
-        fields = {w: f"{self.name}_{w}" for w in KERNELS}
+        fields = {w: f"{self.name}_{w}" for w in (*KERNELS, *KERNELS_BACK)}
         fields |= {} if self.learned and self.decay == "one" else {"factors_back": "None"}
+        fields |= {} if self.chunks.by_column else {"columns": "None"}
         fields |= {"decay": quoted(self.decay), "learned": str(self.learned)}
         lines = [
             f"{self.name}_chunks = _ranked_operator(",

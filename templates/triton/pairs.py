@@ -6,6 +6,8 @@ halves of blocks of 2, 4, ... C tokens, from the right half's start to a read an
 Nothing is divided by, but for the gradient of factors along a dim: there they are kept apart from zero. Where factors
 have a lower bound the first TOGETHER of these levels, blocks of 2 ** TOGETHER tokens, are one product, whose decays are
 taken from blocks' middles. OPERAND is the dtype of products' operands; they are summed in float32.
+Where rows of a tile come in groups of 2 ** GROUP, those of a group do not wait for each other: what reads of it reads
+of all, and the group's factor stands at its first row, ones at the others. TOGETHER is not less than GROUP.
 """
 
 # Triton's `dot` and scans have no types that say what they return.
@@ -126,12 +128,12 @@ def _tl_middle(x, AT, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _tl_around(a, a_next, row, LAG: tl.constexpr, TOGETHER: tl.constexpr):
+def _tl_around(a, a_next, row, LAG: tl.constexpr, TOGETHER: tl.constexpr, GROUP: tl.constexpr = 0):
     """Decays of reads and inverse ones of writes, from the middle of each block: their products are the decays from one
     token to a later one, exact where both are in range. A factor below what was declared could take them out of it, and
     gives NaN instead."""
     size: tl.constexpr = 2**TOGETHER
-    a = tl.where(a < 0.99 * 2.0 ** (-120.0 / size), float("nan"), a)
+    a = tl.where(a < 0.99 * 2.0 ** (-120.0 / 2 ** (TOGETHER - GROUP)), float("nan"), a)
     whole: tl.constexpr = a.shape[0] == size
     if whole:
         start, until = tl.cumprod(a, 0), tl.cumprod(a_next, 0, reverse=True)
@@ -142,10 +144,17 @@ def _tl_around(a, a_next, row, LAG: tl.constexpr, TOGETHER: tl.constexpr):
 
 
 @triton.jit
-def _tl_together(row, TOGETHER: tl.constexpr):
+def _tl_together(row, TOGETHER: tl.constexpr, GROUP: tl.constexpr = 0):
     """[C, C]: whether the row's token comes after the column's in one block."""
-    block = row >> TOGETHER
-    return (block[:, None] == block[None, :]) & (row[:, None] > row[None, :])
+    block, place = row >> TOGETHER, row >> GROUP
+    return (block[:, None] == block[None, :]) & (place[:, None] > place[None, :])
+
+
+@triton.jit
+def _tl_grouped(row, GROUP: tl.constexpr):
+    """[C, C]: whether both are of one group."""
+    group = row >> GROUP
+    return group[:, None] == group[None, :]
 
 
 @triton.jit
@@ -157,13 +166,15 @@ def _tl_shortened(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _tl_crossing(reads, writes, row, LAG: tl.constexpr, TOGETHER: tl.constexpr):
+def _tl_crossing(reads, writes, row, LAG: tl.constexpr, TOGETHER: tl.constexpr, GROUP: tl.constexpr = 0):
     """Gradient of the logarithms of tokens' own factors from those of reads' decays and of writes' inverse ones. A
     factor is between a write and a read where the read comes later and the write does not: the pairs after it cancel.
     """
     size: tl.constexpr = 2**TOGETHER
     found = _tl_within_back(reads - writes, row, size, False, False)
     if LAG == 1:
+        if GROUP > 0:
+            reads = _tl_within_back(reads, row, 2**GROUP, False, True)
         found -= tl.where((row % size == 0)[:, None], 0.0, reads)
     return found
 
@@ -181,16 +192,20 @@ def _tl_scores(
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    GROUP: tl.constexpr = 0,
 ):
     """`scores`, [C, C], and the decayed products of some keys. `a`: the factors of each token, with LAG 1 of the one
     before; `a_next`: of the one after. Of tokens outside the chunk they are 1."""
     if LAG == 0:
-        own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)
-        scores += tl.where(row[:, None] == row[None, :], own[:, None], 0.0)
-    if TOGETHER > 0:
-        start, until = _tl_around(a, a_next, row, LAG, TOGETHER)
+        if GROUP > 0:
+            own = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
+        else:
+            own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[:, None]
+        scores += tl.where(_tl_grouped(row, GROUP), own, 0.0)
+    if TOGETHER > GROUP:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
         near = _tl_dot(q * start, tl.trans(k * until), OPERAND, PRECISION)
-        scores += tl.where(_tl_together(row, TOGETHER), near, 0.0)
+        scores += tl.where(_tl_together(row, TOGETHER, GROUP), near, 0.0)
     for level in tl.range(TOGETHER, LEVELS, num_stages=1):
         q_start = q * _tl_within(a, row, 1 << level, False, LAG == 0)
         k_until = k * _tl_within(a_next, row, 1 << level, True, False)
@@ -212,25 +227,30 @@ def _tl_scores_back(
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    GROUP: tl.constexpr = 0,
 ):
     """Gradients of some keys' q, k and the logarithms of tokens' own factors, `a` and `a_next`, from the scores'."""
     if LAG == 0:
-        own = tl.sum(tl.where(row[:, None] == row[None, :], d_scores, 0.0), 1)[:, None]
-        d_q, d_k = own * k, own * q
+        own = tl.where(_tl_grouped(row, GROUP), d_scores, 0.0)
+        if GROUP > 0:
+            d_q, d_k = _tl_dot(own, k, OPERAND, PRECISION), _tl_dot(tl.trans(own), q, OPERAND, PRECISION)
+        else:
+            own = tl.sum(own, 1)[:, None]
+            d_q, d_k = own * k, own * q
     else:
         d_q, d_k = tl.zeros(q.shape, tl.float32), tl.zeros(k.shape, tl.float32)
     flow, flow_next = tl.zeros(q.shape, tl.float32), tl.zeros(q.shape, tl.float32)
     flow_own = tl.zeros(q.shape, tl.float32)
-    if TOGETHER > 0:
-        start, until = _tl_around(a, a_next, row, LAG, TOGETHER)
+    if TOGETHER > GROUP:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
         q_start = _tl_shortened(q * start, OPERAND, PRECISION)
         k_until = _tl_shortened(k * until, OPERAND, PRECISION)
-        paired = tl.where(_tl_together(row, TOGETHER), d_scores, 0.0)
+        paired = tl.where(_tl_together(row, TOGETHER, GROUP), d_scores, 0.0)
         to_q = _tl_dot(paired, k_until, OPERAND, PRECISION)
         to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)
         d_q += to_q * start
         d_k += to_k * until
-        flow_own = _tl_crossing(q_start * to_q, k_until * to_k, row, LAG, TOGETHER)
+        flow_own = _tl_crossing(q_start * to_q, k_until * to_k, row, LAG, TOGETHER, GROUP)
     for level in tl.range(TOGETHER, LEVELS, num_stages=1):
         start = _tl_within(a, row, 1 << level, False, LAG == 0)
         until = _tl_within(a_next, row, 1 << level, True, False)

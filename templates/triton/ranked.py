@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..torch.lowrank import _low_rank
+from ..torch.lowrank import _low_rank, _low_rank_columns
 from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
 from .chunked import _Chunk, _laid_out, _spaced, _together
@@ -20,7 +20,7 @@ from .module import _multiplied_dtype
 class _Ranked(NamedTuple):
     """The kernels of one matrix state, `S[t] = a S[t-1] + u (wᵀ S[t-1]) + k vᵀ`. `decay`: along what its factor lies:
     "free" (there is none), "one" (the same for all entries) or "keys"; `learned`: whether the factor has a gradient,
-    which `factors_back` computes if it is one (else None)."""
+    which `factors_back` computes if it is one (else None). `columns` is for reads that sum over values, else None."""
 
     system: Any
     solve: Any
@@ -31,12 +31,14 @@ class _Ranked(NamedTuple):
     solve_back: Any
     pairs_back: Any
     factors_back: Any
+    columns: Any
     decay: str
     learned: bool
 
 
 class _RankedCall(NamedTuple):
-    """The operands of one call; `together` as for `_PairsCall`."""
+    """The operands of one call, their tokens in groups of `group`, a power of two, that read the same state; `together`
+    as for `_PairsCall`."""
 
     a: Tensor | None
     w: Tensor
@@ -48,6 +50,7 @@ class _RankedCall(NamedTuple):
     cu_seqlens: Tensor | None
     before: int
     together: int
+    group: int
 
 
 def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
@@ -58,8 +61,8 @@ def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
     tokens, stages = min(64 if narrow else 32, fewest), 1 if torch.version.hip else 2
     if kind in ("forward", "backward"):
         return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, stages)
-    # What the gradients of factors take in registers leaves room for fewer keys.
-    block = 16 if kind == ("pairs_back" if decay == "keys" else "factors_back") else 32
+    # What factors, or their gradients, take in registers leaves room for fewer keys.
+    block = 16 if kind in (("pairs_back", "columns") if decay == "keys" else ("factors_back",)) else 32
     return _Chunk(tokens, min(keys, block), min(values, 32), 8, stages)
 
 
@@ -91,7 +94,7 @@ def _rank_arguments(ranked: _Ranked, call: _RankedCall, keep: bool) -> dict[str,
     tokens = _rank_chunk("pairs", ranked.decay, call.q, call.v).tokens
     given: dict[str, Any] = {"cu_seqlens": call.cu_seqlens, "T": steps, "HEADS": heads, "READS": reads}
     given |= {"BEFORE": call.before, "K": size, "V": call.v.shape[-1], "C": tokens, "LEVELS": tokens.bit_length() - 1}
-    given |= {"KEEP": keep, "PACKED": call.cu_seqlens is not None}
+    given |= {"GROUP": call.group.bit_length() - 1, "KEEP": keep, "PACKED": call.cu_seqlens is not None}
     for name in ("a", "w", "u", "q", "k", "v"):
         x = getattr(call, name)
         if x is not None:
@@ -114,7 +117,8 @@ def _launch_rank(ranked: _Ranked, kind: str, given: dict[str, Any], call: _Ranke
     chunks = -(-call.q.shape[0] * call.q.shape[1] // (chunk.tokens * call.initial.shape[0]))
     # Chunks that do not wait for each other are spread over programs.
     spread = 1 if across else max(1, min(chunks, 65535, 8 * _units(call.q.device) // (owners * tiles)))
-    together = min(_together(ranked.decay, ranked.learned, call.together, kind == "pairs_back"), chunk.tokens)
+    together = _together(ranked.decay, ranked.learned, call.together, kind == "pairs_back") * call.group
+    together = min(together, chunk.tokens)
     given = given | {"TILES": tiles, "BK": chunk.keys, "BV": chunk.values, "TOGETHER": together.bit_length() - 1}
     registers = {} if torch.version.hip else {"maxnreg": 255}
     options = {"num_warps": chunk.warps, "num_stages": chunk.stages, **registers}
@@ -139,7 +143,7 @@ def _ranked_forward(ranked: _Ranked, call: _RankedCall, keep: bool, out: torch.d
     reads = call.q.new_empty((*call.q.shape[:-1], call.v.shape[-1]), dtype=out)
     last = torch.empty_like(call.initial)
     states, c = _rank_states(call, ranked.decay, keep)
-    if reads.numel() == 0 or call.q.shape[-1] == 0:
+    if call.w.numel() == 0 or call.v.numel() == 0:
         return reads.zero_(), last.copy_(call.initial), states, c
     with _on(call.q.device):
         given = _rank_arguments(ranked, call, keep) | _rank_memory(call, ranked.decay, False)
@@ -156,7 +160,7 @@ def _ranked_backward(
     """Gradients of a (if it has one), w, u, q, k, v and the initial state."""
     owners = {name: getattr(call, name) for name in ("a", "w", "u", "q", "k", "v")}
     owners = {name: x for name, x in owners.items() if x is not None and (name != "a" or ranked.learned)}
-    if grad.numel() == 0 or call.q.shape[-1] == 0:
+    if call.w.numel() == 0 or call.v.numel() == 0:
         return [*(torch.zeros_like(x).contiguous() for x in owners.values()), d_last.clone()]
     with _on(call.q.device):
         memory = _rank_memory(call, ranked.decay, True)
@@ -184,55 +188,91 @@ def _ranked_backward(
     return [*made.values(), d_initial]
 
 
+def _columns_forward(ranked: _Ranked, call: _RankedCall, out: torch.dtype) -> tuple[Tensor, ...]:
+    """What `q`, [B, T, H, R, V], reads: nothing as states go from chunk to chunk, but of those that entered chunks."""
+    through = call._replace(q=call.w.unsqueeze(-2)[..., :0, :], before=0)
+    reads = call.w.new_empty((*call.q.shape[:-1], call.w.shape[-1]), dtype=out)
+    last = torch.empty_like(call.initial)
+    if call.w.numel() == 0 or call.v.numel() == 0:
+        return reads.zero_(), last.copy_(call.initial)
+    with _on(call.q.device):
+        given = _rank_arguments(ranked, through, True) | _rank_memory(through, ranked.decay, True)
+        _launch_pairs_of_rank(ranked, given, through)
+        states, c = _rank_states(through, ranked.decay, True)
+        given |= {"initial_ptr": call.initial, "read_ptr": reads, "last_ptr": last, "states_ptr": states, "c_ptr": c}
+        _launch_rank(ranked, "forward", given, through)
+        given |= {"READS": call.q.shape[-2], "BEFORE": call.before, "d_read_ptr": call.q.contiguous(), "d_q_ptr": reads}
+        _launch_rank(ranked, "columns", given, through)
+    return reads, last
+
+
+def _columns_backward(ranked: _Ranked, call: _RankedCall, grad: Tensor, d_last: Tensor) -> list[Tensor]:
+    """As `_ranked_backward`. What is read is the gradient that `q` would have of reads whose gradient reads with: so
+    the gradients here are those of such reads, and of what reads with these reads themselves."""
+    narrow = call.q.dtype == torch.bfloat16
+    turned = call._replace(q=grad.to(torch.bfloat16 if narrow else torch.float32))
+    reads, _, states, c = _ranked_forward(ranked, turned, True, call.q.dtype)
+    found = _ranked_backward(ranked, turned, call.q, d_last, states, c)
+    found[3 if ranked.learned else 2] = reads
+    return found
+
+
 def _ranked_operator(namespace: str, name: str, ranked: _Ranked) -> Callable[..., Any]:
-    """Registers `reads, last, states, c = op(a, w, u, q, k, v, initial, cu_seqlens, before, together, keep, out)` and
-    its backward.
+    """Registers `reads, last, states, c = op(a, w, u, q, k, v, initial, cu_seqlens, before, together, group, keep,
+    out)` and its backward.
 
     a: [B, T, H] or [B, T, H, K]; w, u, k: [B, T, H, K]; q: [B, T, H, R, K], the first `before` of which read `S[t-1]`;
-    v: [B, T, H, V]; initial: [N, H, K, V], float32. Reads, [B, T, H, R, V], have the dtype `out`. Where `keep`, what
-    enters chunks is written, which the backward needs beside what it is given.
+    v: [B, T, H, V]; initial: [N, H, K, V], float32. Tokens come in groups that read the same state, the factor of one
+    at its first, at the others ones, whose gradients mean nothing; chunks have no fewer tokens. Reads, [B, T, H, R, V],
+    have the dtype `out`. Where `keep`, what enters chunks is written, which the backward needs beside what it is given.
+    If the kernels have `columns`, q is [B, T, H, R, V], reads are [B, T, H, R, K], and nothing is kept.
     """
     tensors = "Tensor w, Tensor u, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens"
-    operands = f"Tensor? a, {tensors}, int before, int together"
+    operands = f"Tensor? a, {tensors}, int before, int together, int group"
 
     @torch.library.custom_op(
         f"{namespace}::{name}",
         mutates_args=(),
         schema=f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor, Tensor)",
     )
-    def forward(a, w, u, q, k, v, initial, cu_seqlens, before, together, keep, out):
-        call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before, together)
+    def forward(a, w, u, q, k, v, initial, cu_seqlens, before, together, group, keep, out):
+        call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before, together, group)
+        if ranked.columns is not None:
+            return *_columns_forward(ranked, call, out), *_rank_states(call, ranked.decay, False)
         return _ranked_forward(ranked, call, keep, out)
 
     @forward.register_fake
-    def _(a, w, u, q, k, v, initial, cu_seqlens, before, together, keep, out):
-        reads = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=out)
+    def _(a, w, u, q, k, v, initial, cu_seqlens, before, together, group, keep, out):
+        columns = ranked.columns is not None
+        reads = q.new_empty((*q.shape[:-1], (w if columns else v).shape[-1]), dtype=out)
         last = torch.empty_like(initial, memory_format=torch.contiguous_format)
-        call = _RankedCall(a, w, u, q, k, v, initial, cu_seqlens, before, together)
-        return reads, last, *_rank_states(call, ranked.decay, keep)
+        call = _RankedCall(a, w, u, q, k, v, initial, cu_seqlens, before, together, group)
+        return reads, last, *_rank_states(call, ranked.decay, keep and not columns)
 
     @torch.library.custom_op(
         f"{namespace}::{name}_backward",
         mutates_args=(),
         schema=f"(Tensor grad, Tensor d_last, Tensor states, Tensor c, {operands}) -> Tensor[]",
     )
-    def backward(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together):
-        call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before, together)
+    def backward(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together, group):
+        call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before, together, group)
+        if ranked.columns is not None:
+            return _columns_backward(ranked, call, grad, d_last)
         return _ranked_backward(ranked, call, grad, d_last, states, c)
 
     @backward.register_fake
-    def _(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together):
+    def _(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together, group):
         owners = [*([a] if ranked.learned else []), w, u, q, k, v, initial]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *operands, ctx.before, ctx.together, _, _ = inputs
+        *operands, ctx.before, ctx.together, ctx.group, _, _ = inputs
         ctx.save_for_backward(*output[2:], *operands)
         ctx.mark_non_differentiable(*output[2:])
 
     def gradient(ctx: Any, grad: Tensor, d_last: Tensor, *_: Any) -> tuple[Any, ...]:
-        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together)
-        return (*([] if ranked.learned else [None]), *found, None, None, None, None, None)
+        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together, ctx.group)
+        return (*([] if ranked.learned else [None]), *found, *(None,) * 6)
 
     forward.register_autograd(gradient, setup_context=save)
     return forward
@@ -256,38 +296,48 @@ def _by_rank_kernels(
     together: int,
     low: torch.dtype,
     out: torch.dtype,
+    *,
+    columns: tuple[Any, Any] | None = None,
 ) -> tuple[Tensor, ...]:
-    """`_low_rank` of one state and one term by the kernels of `operator`, products' operands in `low`, reads in `out`.
+    """`_low_rank` of one state by the kernels of `operator`, products' operands in `low`, reads in `out`; or what
+    `_low_rank_columns` computes by the operators `columns`.
 
-    Maps of a token, and writes beyond the first, are tokens of their own. PyTorch computes it in float64, where a key
-    is too long for a program, and of one token.
+    Maps of a token are tokens of their own, and so are its terms, in groups, and writes beyond those. PyTorch computes
+    it in float64, where a key is too long for a program or a group longer than a chunk, and of one token.
     """
     (state,), (order,), lead = initial, orders, run.lead
     state = state.permute(0, *(i + 1 for i in order))
     sizes = state.shape[1:]
-    heads, mixed, columns = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
-    if state.dtype != torch.float32 or mixed.numel() > 256 or len(lead) == 1:
+    heads, mixed, others = sizes[: counts[0]], sizes[counts[0] : sum(counts)], sizes[sum(counts) :]
+    asking, found = (mixed, others) if columns is None else (others, mixed)
+    group = _power_of_two(max(1, sum(torch.Size(own).numel() for _, _, _, own in terms)))
+    if state.dtype != torch.float32 or mixed.numel() > 256 or group > 16 or len(lead) == 1:
         laid_out = (factors, terms, writes, queries, before, initial, orders, counts, over, bounded)
+        if columns is not None:
+            return _low_rank_columns(run, *columns, rank, *laid_out)
         return _low_rank(run, rank, *laid_out)
-    ((_, w, (u,), _),), width, low = terms, columns.numel(), _multiplied_dtype(low)
-    maps, count = over or 1, max(1, len(writes))
-    each = maps * count
+    low = _multiplied_dtype(low)
+    maps, count = over or 1, -(-max(1, len(writes)) // group) * group
+    each, inner = maps * count, () if over is None else (maps,)
 
-    def laid(x: Any, dtype: torch.dtype | None, maps: tuple[int, ...], *groups: tuple[int, ...]) -> Tensor:
+    def laid(x: Any, dtype: torch.dtype | None, *groups: tuple[int, ...], maps: tuple[int, ...] = inner) -> Tensor:
         """With all of its axes, those of each group merged."""
         return _laid_out(x, dtype, state.device, (*lead, *maps), groups)
 
-    def tokens(xs: Sequence[Any], dtype: torch.dtype | None, rest: float, *groups: tuple[int, ...]) -> Tensor:
-        """One number, or vector, of each map and write; `rest` of writes that have none."""
-        found = [laid(x, dtype, () if over is None else (maps,), *groups) for x in xs]
-        if each == 1:
-            return found[0].reshape(*lead, *found[0].shape[-len(groups) :])
-        found += [torch.full_like(found[0], rest)] * (count - len(found))
-        return torch.stack(found, 2 if over is None else 3).reshape(
-            lead[0], lead[1] * each, *found[0].shape[-len(groups) :]
-        )
+    def tokens(given: list[Tensor], rest: float, axes: int) -> Tensor:
+        """One number, or vector, of each token of a map, whose last axes these are; `rest` of those that have none."""
+        if each > 1:
+            given = given + [torch.full_like(given[0], rest)] * (count - len(given))
+            given = [torch.stack(given, len(lead) + len(inner))]
+        return given[0].reshape(lead[0], lead[1] * each, *given[0].shape[-axes:])
 
-    def asked(index: int, x: Tensor) -> Tensor:
+    def corrections(side: int) -> Tensor:
+        """V's or U's vectors."""
+        given = [(right, left[0])[side] for _, right, left, _ in terms]
+        laid_out = [laid(x, low, heads, own, mixed) for x, (*_, own) in zip(given, terms)]
+        return tokens([x for y in laid_out for x in y.unbind(-2)] or [laid(0.0, low, heads, mixed)], 0.0, 2)
+
+    def at_its_row(index: int, x: Tensor) -> Tensor:
         if each == 1:
             return x
         padded = x.new_zeros((*lead, each, *x.shape[2:]))
@@ -296,23 +346,23 @@ def _by_rank_kernels(
 
     a = None
     if decay != "free":
-        a = tokens([factors[0][0]], None, 1.0, heads, mixed if decay == "keys" else (1,) * len(mixed))
-        a = a if decay == "keys" else a.squeeze(-1)
-    w, u = (tokens([x], low, 0.0, heads, mixed) for x in (w, u))
-    k = tokens([left for (left,), _ in writes] or [0.0], low, 0.0, heads, mixed)
-    v = tokens([right for _, right in writes] or [0.0], low, 0.0, heads, columns)
+        a = laid(factors[0][0], None, heads, mixed if decay == "keys" else (1,) * len(mixed))
+        a = tokens([a], 1.0, 2) if decay == "keys" else tokens([a], 1.0, 2).squeeze(-1)
+    w, u = corrections(0), corrections(1)
+    k = tokens([laid(left, low, heads, mixed) for (left,), _ in writes] or [laid(0.0, low, heads, mixed)], 0.0, 2)
+    v = tokens([laid(right, low, heads, others) for _, right in writes] or [laid(0.0, low, heads, others)], 0.0, 2)
     shapes = [own for _, _, own in queries]
-    found = [asked(i, laid(x, low, (), heads, own, mixed)) for i, (_, x, own) in enumerate(queries)]
-    q = found[0] if len(found) == 1 else torch.cat(found, -2)
-    state = state.reshape(state.shape[0], heads.numel(), mixed.numel(), width)
+    asked = [at_its_row(i, laid(x, low, heads, own, asking, maps=())) for i, (_, x, own) in enumerate(queries)]
+    q = asked[0] if len(asked) == 1 else torch.cat(asked, -2)
+    state = state.reshape(state.shape[0], heads.numel(), mixed.numel(), others.numel())
     _reject_tangents(*(x for x in (a, w, u, q, k, v, state) if x is not None))
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, w, u, q, k, v, state))
     ends = None if run.cu_seqlens is None else run.cu_seqlens * each
     early = sum(torch.Size(own).numel() for own in shapes[:before])
-    reads, final, _, _ = operator(a, w, u, q, k, v, state, ends, early, together, keep, out)
+    reads, final, _, _ = operator(a, w, u, q, k, v, state, ends, early, together, group, keep, out)
     if each > 1:
         reads = reads.unflatten(1, (lead[1], each))
         reads = torch.cat([reads[:, :, 0, :, :early], reads[:, :, -1, :, early:]], -2)
     split = reads.split([torch.Size(own).numel() for own in shapes], -2)
     final = final.reshape(final.shape[0], *sizes).permute(0, *(order.index(i) + 1 for i in range(len(order))))
-    return *(x.reshape(*lead, *heads, *own, *columns) for x, own in zip(split, shapes)), final
+    return *(x.reshape(*lead, *heads, *own, *found) for x, own in zip(split, shapes)), final

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .pairs import _tl_add_dot, _tl_around, _tl_dot, _tl_grouped, _tl_pairs, _tl_together, _tl_within
+
 
 @triton.jit
 def _tl_solve(system_ptr, inverse_ptr, C: tl.constexpr, PRECISION: tl.constexpr):
@@ -38,3 +40,32 @@ def _tl_solve(system_ptr, inverse_ptr, C: tl.constexpr, PRECISION: tl.constexpr)
         rows = tl.dot(own, right, input_precision=PRECISION)
         tl.store(inverse_ptr + place, rows)
         whole = tl.where((block == i)[:, None, None], rows[None, :, :], whole)
+
+
+@triton.jit
+def _tl_writes_read(
+    total,
+    scores,
+    k,
+    a,
+    a_next,
+    row,
+    LAG: tl.constexpr,
+    LEVELS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr = 0,
+):
+    """`total`, [C, BK], and what tokens read of the others' k by scores [C, C], decayed as in `_tl_scores`."""
+    if LAG == 0:
+        total = _tl_add_dot(total, tl.where(_tl_grouped(row, GROUP), scores, 0.0), k, OPERAND, PRECISION)
+    if TOGETHER > GROUP:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
+        near = tl.where(_tl_together(row, TOGETHER, GROUP), scores, 0.0)
+        total += _tl_dot(near, k * until, OPERAND, PRECISION) * start
+    for level in tl.range(TOGETHER, LEVELS, num_stages=1):
+        k_until = k * _tl_within(a_next, row, 1 << level, True, False)
+        near = _tl_dot(tl.where(_tl_pairs(row, level), scores, 0.0), k_until, OPERAND, PRECISION)
+        total += near * _tl_within(a, row, 1 << level, False, LAG == 0)
+    return total

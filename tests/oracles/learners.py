@@ -185,10 +185,34 @@ def mamba_signed(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
     return (stack(ys),), {"S": s, "u_conv": window}
 
 
+def omega_net(p: Tensors, inputs: Tensors, state: Tensors | None) -> Result:
+    q, k, v = inputs["q"], l2norm(inputs["k"]), inputs["v"]
+    keep, rate, weight = (inputs[n][..., None, None] for n in "αηγ")
+    memory = q.new_zeros(*q[:, 0].shape, v.shape[-1]) if state is None else state["M"]
+    k_before = torch.zeros_like(k[:, 0]) if state is None else state["κ_past"][:, 0]
+    v_before = torch.zeros_like(v[:, 0]) if state is None else state["v_past"][:, 0]
+    ys: list[Tensor] = []
+    for t in range(q.shape[1]):
+        transition, written = keep[:, t] * torch.eye(q.shape[-1], dtype=q.dtype), torch.zeros_like(memory)
+        for key, value, share in ((k[:, t], v[:, t], weight[:, t]), (k_before, v_before, 1 - weight[:, t])):
+            transition = transition - rate[:, t] * share * key[..., :, None] * key[..., None, :]
+            written = written + rate[:, t] * share * key[..., :, None] * value[..., None, :]
+        memory = transition @ memory + written
+        k_before, v_before = k[:, t], v[:, t]
+        ys.append((q[:, t, :, None] @ memory).squeeze(-2))
+    return (stack(ys),), {"M": memory, "v_past": v_before[:, None], "κ_past": k_before[:, None]}
+
+
 HEADS = {"D": 4, "H": 2, "K": 3, "V": 2}
 STREAM = {"x": ("D", "real")}
 
 LEARNERS: dict[str, Case] = {
+    "OmegaNet": Case(
+        "omeganet",
+        omega_net,
+        {"H": 2, "K": 3, "V": 2},
+        dict.fromkeys("qk", ("HK", "real")) | {"v": ("HV", "real")} | dict.fromkeys("αηγ", ("H", "unit")),
+    ),
     "DeltaNet": Case("deltanet", delta_net, HEADS, STREAM),
     "KDA": Case("kda", kda, {"R": 2, **HEADS}, STREAM),
     "Comba": Case("comba", comba, HEADS, STREAM),
