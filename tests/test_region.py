@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rnnc.region import Between, Region, between
 from rnnc.show import expr_text
 from rnnc.source import Source
 from tests.cells import EXAMPLES
+from tests.modules import generate
 
 HEAD = "cell C\ndim H = 2, K = 4, V = 5, L = 5000\ninput x[H, K], y[H, K], v[H, V], g[H], s, w[L]\n"
 STATE = "state S[H, K, V]\nS[t] = sigmoid(g) * S[t-1] + k * v\no = sum[K](q * S[t])\noutput o\n"
@@ -121,3 +123,25 @@ def test_pytorch_sums_what_no_program_can_have() -> None:
 
 def test_nothing_without_kernels() -> None:
     assert planned((EXAMPLES / "lstm.rnn").read_text(encoding="utf-8")) == Between()
+
+
+OTHERS = """cell C
+dim H = 2, K = 4, V = 3
+input x[H, K], y[H, K], z[H, K], v[H, V], g[H]
+q = softmax[K](tanh(x))
+q_forward = softmax[K](tanh(y))
+q_parts = softmax[K](tanh(z))
+S_chunks = softmax[V](tanh(v))
+state S[H, K, V]
+S[t] = sigmoid(g) * S[t-1] + q_forward * S_chunks
+output sum[K](q * S[t]) + sum[K](q_parts * S[t])
+"""
+
+
+def test_names_that_parts_of_kernels_have() -> None:
+    """Each name of a module is defined once, though a cell's names end as those of others' parts do."""
+    assert [len(r.results) for r in planned(OTHERS).regions] == [1, 1, 1, 1]
+    lines = ast.parse(generate(OTHERS)).body
+    found = [n.name for n in lines if isinstance(n, ast.FunctionDef)]
+    found += [ast.unparse(n.targets[0]) for n in lines if isinstance(n, ast.Assign)]
+    assert len(found) == len(set(found))

@@ -173,14 +173,34 @@ def test_sixteen_bits(form: str, dtype: torch.dtype, most: float) -> None:
     assert compared(FORMS[form], 20, batch=1, dtype=dtype, K=32, V=8) < most
 
 
-@pytest.mark.parametrize("form", ["one", pytest.param("keys", marks=pytest.mark.slow)])
+OTHER_FORMS = {"several sums": TOGETHER["one"], "by column": VALUES["keys"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_sixteen_bits_of_other_forms(form: str, dtype: torch.dtype, most: float) -> None:
+    assert compared(OTHER_FORMS[form], 20, batch=1, dtype=dtype, K=32, V=32) < most
+
+
+STRONG = {
+    "one": FORMS["one"],
+    "keys": FORMS["keys"],
+    "several, one": TOGETHER["one"],
+    "several, keys": TOGETHER["keys"],
+    "by column": VALUES["one"],
+}
+
+
+@pytest.mark.parametrize("form", [f if f == "one" else pytest.param(f, marks=pytest.mark.slow) for f in STRONG])
 @pytest.mark.parametrize("strong", [1e-9, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e-30, 0.0))])
 def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -> None:
     """Each by itself, in units of what its neighbours have: nothing cancels."""
-    text = FORMS[form]
+    text = STRONG[form]
     ours, stepped = build(text, backend="triton", K=16, V=8), Interpreted(text, K=16, V=8)
+    stepped.inner.load_state_dict({n: x.double() for n, x in ours.state_dict().items()})
     inputs = inputs_of(text, stepped, 1, 24)
-    index = 8 if form == "one" else 9
+    index = 9 if "keys" in form else 8
     with torch.no_grad():
         rare = torch.rand(inputs[index].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         inputs[index].copy_(torch.where(rare < 0.3, strong, 1 - 1e-3 * rare).float().double())
@@ -193,9 +213,9 @@ def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -
     assert ((got - want).abs() <= 1e-4 * want.abs() + 1e-4).all()
 
 
-@pytest.mark.parametrize("form", ["keys", "none"])
+@pytest.mark.parametrize("form", ["keys", "none", *(pytest.param(f, marks=pytest.mark.slow) for f in OTHER_FORMS)])
 def test_opcheck(form: str) -> None:
-    opchecked(FORMS[form], K=16, V=8)
+    opchecked({**FORMS, **OTHER_FORMS}[form], K=16, V=8)
 
 
 MUTANTS = {

@@ -6,9 +6,11 @@ Run with `TRITON_INTERPRET=1 pytest -m triton`.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,8 @@ from rnnc.loading import load_module
 from rnnc.pipeline import compile_source
 from rnnc.region import Region, regions
 from rnnc.source import Source
+from tests.cells import EXAMPLES
+from tests.fused import like
 from tests.interpreted import install
 from tests.modules import Interpreted, checked, draw_for, generate, load, some_state, with_gradients
 
@@ -34,7 +38,7 @@ pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWar
 HEAD = """cell C
 dim H = 2, K = 3, V = 5
 input x[H, K], y[H, K], u[H, V], w[H, V], g[H], s[K], c, m[H, K]: bool
-param p[H, K] = normal(0.5), r[V] = normal(0.5), d[H] = normal(0.5), z = normal(0.5)
+param p[H, K] = normal(0.5), r[V] = normal(0.5), d[H] = normal(0.5), z = normal(0.5), b[K] = normal(0.5)
 """
 TAIL = """state S[H, K, V]
 S[t] = sigmoid(a) * S[t-1] + k * v
@@ -66,8 +70,11 @@ def kernels(module: Any) -> list[Any]:
 def apart(got: list[Tensor], want: list[Tensor]) -> float:
     """The largest distance, in parts of what is wanted."""
     assert [x.shape for x in got] == [x.shape for x in want]
-    pairs = [(x.double(), y.double()) for x, y in zip(got, want, strict=True) if y.numel()]
-    return max((((x - y).norm() / y.norm().clamp_min(1)).item() for x, y in pairs), default=0.0)
+    pairs = [(x.to(like(x, torch.float64)), y) for x, y in zip(got, want, strict=True)]
+    pairs = [(x[y.isfinite()] * 1.0, y[y.isfinite()] * 1.0) for x, y in pairs if y.numel()]
+    found = [((x - y).norm() / y.norm().clamp_min(1)).item() for x, y in pairs]
+    # `max` may pass over a NaN.
+    return max(found, key=lambda e: (math.isnan(e), e), default=0.0)
 
 
 def results(
@@ -76,7 +83,7 @@ def results(
     """Outputs, final states and the gradients of everything."""
 
     def leaf(x: Tensor) -> Tensor:
-        return x if x.dtype == torch.bool else x.detach().to(kind or x.dtype).requires_grad_()
+        return x if x.dtype == torch.bool else x.detach().to(like(x, kind) if kind else x.dtype).requires_grad_()
 
     xs, start = [leaf(x) for x in inputs], type(state)(*(leaf(x) for x in state))
     cu_seqlens = None if ends is None else torch.tensor(ends)
@@ -99,13 +106,13 @@ def compared(
     # As on a GPU: `install` makes the interpreter multiply bfloat16 numbers.
     module._multiplied_dtype = lambda low: low
     torch.manual_seed(1)
-    ours, stepped = module.C(backend="triton", **sizes), Interpreted(text, **sizes)
-    stepped.inner.load_state_dict({n: x.double() for n, x in ours.state_dict().items()})
+    ours, stepped = getattr(module, checked(text).name)(backend="triton", **sizes), Interpreted(text, **sizes)
+    stepped.inner.load_state_dict({n: x.to(like(x, torch.float64)) for n, x in ours.state_dict().items()})
     lead = (batch, length) if ends is None else (1, ends[-1])
     drawn = draw_for(checked(text), stepped.inner, *lead, seed=seed)
-    inputs = [x if x.dtype == torch.bool else x.to(dtype) for x in drawn]
+    inputs = [x.to(like(x, dtype)) for x in drawn]
     state = some_state(ours, batch if ends is None else len(ends) - 1, seed=seed)
-    state = type(state)(*(x.detach().float() for x in state))
+    state = type(state)(*(x.detach().to(like(x, torch.float32)) for x in state))
     return apart(results(ours, inputs, state, None, ends), results(stepped, inputs, state, torch.float64, ends))
 
 
@@ -144,6 +151,7 @@ OPERATIONS = {
     "logs": "log1p(square(x)) * logsigmoid(y) - logaddexp(x, y) + expm1(0.5 * g)",
     "rounds": "sin(x) * cos(y) + erf(x) * gelu(y) * sign(g)",
     "shared by all": "x * exp(z) * z + softplus(p) * s",
+    "shared by some": "tanh(x * b) * d * x",
     "wide": "conv[8](tanh(x) * p)",
     "conv of a conv": "conv[2](silu(conv[3](x)))",
     "conv twice": "conv[2](x) * conv[3](x) + x",
@@ -166,10 +174,28 @@ def test_operations(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_conditions_alone() -> None:
+    """What has no gradient, of earlier tokens too."""
+    after = READ + "output (x > y) and m and not (abs(x) > 1)\noutput where(conv[2](y) > 0, x, -x) * tanh(x)\n"
+    assert any(kind == "bool" for r in kernels(load(cell(after=after))) for _, kind, _ in r.results.values())
+    assert compared(cell(after=after), 3) < 1e-5
+
+
+@pytest.mark.slow
 def test_several_results_and_readers() -> None:
     """A value that an output, a kernel and a product read, one of booleans, and one that comes twice."""
     after = READ + "output big = m and (tanh(x) > y)\noutput k\noutput same = k\noutput linear(k * silu(x) -> V)\n"
     assert compared(cell(after=after), 3) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.rnn")), ids=lambda p: p.stem)
+def test_examples(path: Path) -> None:
+    """All that have something between."""
+    text = path.read_text(encoding="utf-8")
+    if planned(text):
+        sizes: dict[str, Any] = {d.name: min(d.size, 4) for d in checked(text).dims if isinstance(d.size, int)}
+        assert compared(text, **sizes) < 1e-5
 
 
 @pytest.mark.slow
@@ -243,19 +269,20 @@ def cells(draw: Callable[..., Any]) -> str:
         return f"{first} * {draw(expressions(dims, draw(st.integers(1, 4))))}"
 
     before = f"a = {of('H', 'g')}\nq = {of('HK', 'x')}\nk = {of('HK', 'y')}\nv = {of('HV', 'u')}\n"
-    return cell(before, f"output {of('HV', 'rmsnorm[V](o)')}\noutput {of('HV', 'o')}\n")
+    return cell(before, f"output one = {of('HV', 'rmsnorm[V](o)')}\noutput two = {of('HV', 'o')}\n")
 
 
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cells(), st.sampled_from((0, 1, 2, 9, 40)), st.integers(0, 99))
 def test_many_random_cells(text: str, length: int, seed: int) -> None:
-    assert compared(text, length, seed=seed) < 1e-5
+    """Norms of what is small make roundings of float32 large."""
+    assert compared(text, length, seed=seed) < 1e-4
 
 
 @pytest.mark.parametrize(
     ("dtype", "most"),
-    [(torch.bfloat16, 5e-2), pytest.param(torch.float16, 5e-3, marks=pytest.mark.slow)],
+    [(torch.bfloat16, 0.1), pytest.param(torch.float16, 0.01, marks=pytest.mark.slow)],
     ids=str,
 )
 def test_sixteen_bits(dtype: torch.dtype, most: float) -> None:
@@ -267,6 +294,7 @@ def test_sixteen_bits(dtype: torch.dtype, most: float) -> None:
 def test_pytorch_where_sums_are_too_long(dtype: torch.dtype) -> None:
     """Values and gradients are those of the kernels, rounded as often."""
     module: Any = load(cell())
+    module._multiplied_dtype = lambda low: low
     ours = module.C(backend="triton", K=4, V=3)
     inputs = draw_for(checked(cell()), ours, 2, 5, dtype=dtype)
     state = some_state(ours, 2)
@@ -280,6 +308,28 @@ def test_pytorch_where_sums_are_too_long(dtype: torch.dtype) -> None:
     assert apart(by_kernels, in_torch) < (1e-5 if dtype == torch.float32 else 1e-2)
     (region,) = (x for x in kernels(module) if len(x.groups) == 2)
     assert fits(region, dict.fromkeys(region.dims, 64)) and not fits(region, dict.fromkeys(region.dims, 4097))
+
+
+@pytest.mark.slow
+def test_autocast() -> None:
+    """Learned maps and operands of products in bfloat16, all else in float32, as PyTorch does it."""
+    text = (EXAMPLES / "gateddeltanet.rnn").read_text(encoding="utf-8")
+    module: Any = load(text)
+    module._multiplied_dtype = lambda low: low
+    ours = module.GatedDeltaNet(backend="triton", D=8, H=2, K=4, V=4)
+    (x,) = draw_for(checked(text), ours, 1, 6, dtype=torch.float32, requires_grad=True)
+    found: list[list[Tensor]] = []
+    fits = module._region_fits
+    try:
+        for chosen in (fits, lambda *_: False):
+            module._region_fits = chosen
+            with torch.autocast("cpu", torch.bfloat16):
+                y, _ = ours(x)
+            found.append([y.detach(), *torch.autograd.grad(y.square().sum(), [x, *ours.parameters()])])
+    finally:
+        module._region_fits = fits
+    assert found[0][0].dtype == torch.float32
+    assert apart(*found) < 1e-3
 
 
 def test_pytorch_in_float64_and_with_tangents() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
 from importlib import resources
@@ -113,6 +113,11 @@ class FusedBlock(Block):
         return {}
 
 
+def _defined(texts: Iterable[str]) -> set[str]:
+    """The names that lines of a module begin with, as definitions do."""
+    return set(re.findall(r"^(?:def )?(_\w+)", "\n".join(texts), re.MULTILINE))
+
+
 def _narrow(node: Expr) -> bool:
     """Whether a value may have 16 bits."""
     return (isinstance(node, Linear) or (isinstance(node, Ref) and node.role == "input")) and node.kind == "real"
@@ -154,9 +159,15 @@ class FusedCellCoder(CellCoder):
         taken = {id(step) for k in fuse(self.plan) for step in k.steps}
         return {id(step) for step in self.plan.steps if isinstance(step, Loop)} - taken
 
-    def function(self, wanted: str) -> str:
-        """A new name that begins those of kernels."""
-        return self.function_names.new(spelled(f"_{self.cell.name}_{wanted}"))
+    def function(self, wanted: str, *parts: str) -> str:
+        """A new name that begins those of kernels; nothing else has that, nor one of `parts` behind it, as its own."""
+        taken = self.function_names.taken
+        while True:
+            name = self.function_names.new(spelled(f"_{self.cell.name}_{wanted}"))
+            made = {f"{name}_{part}" for part in parts}
+            if not made & taken:
+                taken |= made
+                return name
 
     def code(self) -> CellCode:
         code = super().code()
@@ -175,7 +186,10 @@ class FusedCellCoder(CellCoder):
 
         if not self.coders and not self.pairs:
             return []
-        return [RegionCoder(self.system, r, self.function) for r in regions(self.plan)]
+        return [
+            RegionCoder(self.system, r, lambda wanted: self.function(wanted, "forward", "backward", "parts"))
+            for r in regions(self.plan)
+        ]
 
     def region_lines(self, coder: RegionCoder, block: FusedBlock, table: NameTable) -> None:
         """The call of the kernel of a region."""
@@ -201,24 +215,25 @@ class FusedCellCoder(CellCoder):
         """With the kernels for sequences."""
         self.fusing = {id(step): k for k in self.kernels_of for step in k.steps}
         self.block_class = FusedBlock
-        self.between = self.regions()
-        names = self.input_names
-        fused = self.equations()
-        assert self.input_names == names
-        pairs = list(self.pairs.values())
-        texts = [p.text() for p in (*pairs, *self.between)]
-        self.helpers |= {name for text in texts for name in re.findall(r"\b_tl_\w+", text)}
-        parts = (*(self.kernel_text(b) for b in self.backwards), *texts)
-        first = self.first + len(code.operators)
-        steps = [s for s in self.plan.steps if id(s) in sequential]
+        pairs, first = list(self.pairs.values()), self.first + len(code.operators)
+        parts = [*(self.kernel_text(b) for b in self.backwards), *(p.text() for p in pairs)]
         operators = [f"fused_{i}" for i, _ in enumerate(self.coders, first)]
         registrations = [self.registration(b, name) for b, name in zip(self.backwards, operators, strict=True)]
         for p in pairs:
             operators.append(f"chunks_{first + len(operators)}")
             registrations.append(p.registration(operators[-1]))
+        lines = [*code.registrations, *(line for r in registrations for line in r)]
+        self.function_names.taken.update(_defined([*(loop.text for loop in self.loops.values()), *parts, *lines]))
+        self.between = self.regions()
+        names = self.input_names
+        fused = self.equations()
+        assert self.input_names == names
         for r in self.between:
+            parts.append(r.text())
             operators.append(f"region_{first + len(operators)}")
-            registrations.append(r.registration(operators[-1]))
+            lines += r.registration(operators[-1])
+        self.helpers |= {name for text in parts for name in re.findall(r"\b_tl_\w+", text)}
+        steps = [s for s in self.plan.steps if id(s) in sequential]
         methods = tuple(tuple(r.method(self.plain_block("dtype"))) for r in self.between)
         self.helpers |= {"_Region", "_region_operator", "_between"} if self.between else set()
         self.helpers |= {"_Taps", "_conv"} if any(r.convs for r in self.between) else set()
@@ -232,14 +247,14 @@ class FusedCellCoder(CellCoder):
         return replace(
             code,
             base=base,
-            parts=parts,
+            parts=tuple(parts),
             fused=tuple(fused),
             fused_kernels=(
                 *((", ".join(_names(c.kernel)), c.kernel.form) for c in self.coders),
                 *((", ".join(p.states), p.form) for p in pairs),
                 *((", ".join(s.name for s in streams_of(step)), SEQUENTIAL) for step in steps),
             ),
-            registrations=(*code.registrations, *(line for r in registrations for line in r)),
+            registrations=tuple(lines),
             operators=(*code.operators, *operators),
             helpers=frozenset(self.helpers),
             methods=methods,

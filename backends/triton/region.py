@@ -144,7 +144,7 @@ class RegionCoder:
             wanted = f"{past}_{node.lag}" if node.lag else node.name
         elif isinstance(node, Linear) and node not in self.system.names:
             wanted = f"{node.weight.removesuffix('_weight')}_in"
-        name = self.stem(wanted, ("{}_ptr", "{}_row", "d_{}_ptr", "d_{}_sum"))
+        name = self.stem(wanted, ("{}_ptr", "{}_row", "d_{}_ptr"))
         learns = node.kind != "bool" and not (isinstance(node, Ref) and node.role == "buffer")
         dims = node.dims if per_token(node) else self.graph.sort((*node.dims, *self.region.spread))
         return Leaf(node, self.graph.ref("input", f"in {name}", Type(dims, node.kind)), name, learns)
@@ -187,7 +187,8 @@ class RegionCoder:
         for node, hint in (*named.items(), *((x.ref, x.name) for x in learned)):
             if node in found and found[node].children:
                 self.hints.setdefault(self.plain(found[node]), f"d_{hint}")
-        self.of_convs = {c: self.plain(found[c.ref]) for c in self.convs if c.ref in found}
+        # What only conditions read has a gradient, too: it is summed over tokens outside.
+        self.of_convs = {c: self.plain(found.get(c.ref, self.graph.lit(0.0))) for c in self.convs}
         return {x: self.plain(found[x.ref]) for x in learned if x.ref in found}
 
     def plain(self, root: Expr) -> Expr:
@@ -339,7 +340,7 @@ class RegionCoder:
     def backward(self) -> _Body:
         tiles, body = self.tiles(), _Body()
         of_taps = {
-            w: self.graph.apply("mul", g, x)
+            w: g if is_number(g) else self.graph.apply("mul", g, x)
             for c, g in self.of_convs.items()
             for w, x in zip(c.weights, c.values, strict=True)
         }
@@ -357,7 +358,8 @@ class RegionCoder:
             if x in self.gradients:
                 self.write(tiles, f"d_{x.name}", x.node, self.gradients[x])
         for c, g in self.of_convs.items():
-            tiles.name(g, f"d_{c.flow}")
+            if not is_number(g):
+                tiles.name(g, f"d_{c.flow}")
             self.write(tiles, f"d_{c.flow}", c.node, g)
         for x in sums:
             axes = "".join(a for a in AXES if a in "t" + x.total.axes or (a == "s" and a in self.groups))
@@ -420,9 +422,8 @@ class RegionCoder:
         pointers += ["position_ptr", "sequence_ptr", "T", "TOKENS", "BLOCKS", *(["STEPS"] if body.after else [])]
         sizes = dict.fromkeys(["DTYPE", *self.sizes.values(), *self.number_names.values(), *self.counts.values(), "BT"])
         sizes |= dict.fromkeys(f"B{a.upper()}" for a in AXES if a in self.groups)
-        loose = ", ".join(quoted(n) for n in pointers if n in ("T", "TOKENS", "BLOCKS", "STEPS"))
         sizes |= {"PACKED": None} if self.convs else {}
-        head = [f"@triton.jit(do_not_specialize=[{loose}])", f"def {self.name}_{what}("]
+        head = [f"def {self.name}_{what}("]
         head += [*(f"    {n}," for n in pointers), *(f"    {n}: tl.constexpr," for n in sizes), "):"]
         lines = ["row = tl.program_id(0).to(tl.int64)", "block = tl.program_id(1)"]
         for a, axis in (("s", "outer"), ("n", "inner"), ("c", "lane")):
@@ -434,13 +435,14 @@ class RegionCoder:
         lines += body.before
         first = "(row * STEPS + step)" if body.after else "row"
         each = [f"token = {first} * BT + tl.arange(0, BT)", "real_token = token < TOKENS"]
-        each += _PLACE if self.convs else []
+        each += _PLACE if any("(place >= " in line for line in body.each) else []
         each += [*self.masks("tsnc", body.each), *body.each]
         lines += ["for step in range(0, STEPS):", *(f"    {x}" for x in each)] if body.after else each
         doc = docstring(self.told(back, bool(body.after)), "    ").split("\n")
         doc = [f"    {doc[0]}", *doc[1:]]
-        text = pruned("\n".join([*head, *doc, *(f"    {x}" for x in [*lines, *body.after])]))
-        return "\n".join(wrap(text.split("\n")))
+        text = pruned("\n".join([*head, *doc, *(f"    {x}" for x in [*lines, *body.after])])).split("\n")
+        loose = ", ".join(quoted(n) for n in ("T", "TOKENS", "BLOCKS", "STEPS") if f"    {n}," in text)
+        return "\n".join(wrap([f"@triton.jit(do_not_specialize=[{loose}])", *text]))
 
     def masks(self, axes: str, lines: Sequence[str]) -> list[str]:
         """Lines for the masks of tiles with several axes that other lines have."""

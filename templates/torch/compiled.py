@@ -368,7 +368,8 @@ def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callab
     ) -> list[Tensor]:
         found = _native_call(native, hoisted, fixed, history, numbers, values[0].shape[1], sequence)
         # What a loop in Python did not save is NaN.
-        there = len(saved) == len(native.saved) and not any(x.flatten()[:1].isnan().any() for x in saved)
+        there = found is not None and len(saved) == len(native.saved)
+        there = there and not any(x.flatten()[:1].isnan().any() for x in saved)
         if found is None or not there:
             call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position)
             return other(back, products, *call)

@@ -107,7 +107,9 @@ def _history(run: _Run, value: Tensor, history: Tensor) -> Tensor:
     if value.shape[1] == 0:
         return history
     if run.length is None or run.end is None:
-        return torch.cat([history.flip(1), value[:, -size:]], 1)[:, -size:].flip(1)
+        # A compiled graph would be one for lengths above `size`, and another for those below.
+        late = value if torch.compiler.is_compiling() else value[:, -size:]
+        return torch.cat([history.flip(1), late], 1)[:, -size:].flip(1)
     back = torch.arange(size, device=value.device)
     late = value[0, (run.end[:, None] - 1 - back).clamp(min=0)]
     rows = torch.arange(history.shape[0], device=value.device)[:, None]

@@ -222,10 +222,10 @@ def _tl_scores(
     before; `a_next`: of the one after. Of tokens outside the chunk they are 1."""
     if LAG == 0:
         if GROUP > 0:
-            scores += tl.where(_tl_grouped(row, GROUP), _tl_dot(q, tl.trans(k), OPERAND, PRECISION), 0.0)
+            own = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
         else:
-            own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)
-            scores += tl.where(row[:, None] == row[None, :], own[:, None], 0.0)
+            own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[:, None]
+        scores += tl.where(_tl_grouped(row, GROUP), own, 0.0)
     if TOGETHER > GROUP:
         start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
         near = _tl_dot(q * start, tl.trans(k * until), OPERAND, PRECISION)
@@ -255,11 +255,11 @@ def _tl_scores_back(
 ):
     """Gradients of some keys' q, k and the logarithms of tokens' own factors, `a` and `a_next`, from the scores'."""
     if LAG == 0:
+        own = tl.where(_tl_grouped(row, GROUP), d_scores.to(tl.float32), 0.0)
         if GROUP > 0:
-            own = tl.where(_tl_grouped(row, GROUP), d_scores, 0.0)
             d_q, d_k = _tl_dot(own, k, OPERAND, PRECISION), _tl_dot(tl.trans(own), q, OPERAND, PRECISION)
         else:
-            own = tl.sum(tl.where(row[:, None] == row[None, :], d_scores.to(tl.float32), 0.0), 1)[:, None]
+            own = tl.sum(own, 1)[:, None]
             d_q, d_k = own * k, own * q
     else:
         d_q, d_k = tl.zeros(q.shape, tl.float32), tl.zeros(k.shape, tl.float32)
