@@ -287,6 +287,23 @@ def test_what_is_between_without_spills_anywhere(which: str) -> None:
     _check_between(which)
 
 
+WIDE = """cell C
+dim D = 4096, H = 2, K = 64, V = 64
+input x[D], y[D], q[H, K], k[H, K], v[H, V], a[H] in [0, 1]
+state S[H, K, V]
+S[t] = a * S[t-1] + k * v
+output sum[K](q * S[t])
+output layernorm[D](silu(conv[4](x)) * y, weight=true, bias=true) * softmax[D](y)
+"""
+
+
+def test_the_threads_of_a_wide_program_share_what_registers_there_are() -> None:
+    """Else a chip does not start it."""
+    (launch,) = (x for x in launches(Case(WIDE)) if x.options.get("BC") == 4096 and x.name.endswith("_backward"))
+    threads = 32 * launch.options["num_warps"]
+    assert threads == 512 and build(launch, "sm_90").registers * threads <= 65536
+
+
 class _Operations(TorchDispatchMode):
     """Counts operations that compute something, those within operators of kernels excepted."""
 

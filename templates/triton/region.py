@@ -131,8 +131,9 @@ def _region_arguments(
 
 def _launch_region(kernel: Any, named: dict[str, Any], rows: int, tile: _RegionTile) -> None:
     wanted = {n: named[n] for n in kernel.arg_names}
-    # Else the assembler may rather spill a little than let fewer warps run.
-    registers = {} if torch.version.hip else {"maxnreg": 255}
+    # Else the assembler may rather spill a little than let fewer warps run. With a limit it does not look whether the
+    # threads of a program can have so many: they share 65,536.
+    registers = {} if torch.version.hip else {"maxnreg": min(255, 65536 // (32 * tile.warps))}
     kernel[rows, named["BLOCKS"]](**wanted, num_warps=tile.warps, **registers)
 
 
