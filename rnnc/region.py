@@ -241,7 +241,7 @@ class _Regions:
     def fits(self, node: Expr) -> bool:
         """Whether a kernel has the operation, on real numbers. A product larger than what differs from token to
         token in it is part of a sum of products."""
-        if not per_token(node) or is_number(node) or any(x.kind == "complex" for x in (node, *node.children)):
+        if not per_token(node) or is_number(node) or not _all_real(node):
             return False
         match node:
             case Apply():
@@ -274,7 +274,7 @@ class _Regions:
                 if n in seen or is_number(n):
                     continue
                 seen.add(n)
-                if elementwise(n) and n.kind != "complex" and set(n.dims) <= dims:
+                if elementwise(n) and _all_real(n) and set(n.dims) <= dims:
                     below.extend(reversed(n.children))
                 else:
                     fixed[n] = None
@@ -295,7 +295,7 @@ class _Regions:
         dims = sorted({d for n in nodes for d in n.dims}, key=order.__getitem__)
         summed = {d for n in inside if isinstance(n, Reduce | Normalize) for d in n.over}
         spread = tuple(d for d in dims if d not in summed and all(d in n.dims for n in nodes))
-        if any(n.kind == "complex" for n in fixed) or any(set(n.dims) - set(dims) for n in fixed):
+        if any(set(n.dims) - set(dims) for n in fixed):
             return None
         groups = self.grouped([d for d in dims if d not in spread], [*nodes, *fixed])
         if len(groups) > 2:
@@ -388,6 +388,10 @@ class _Regions:
     def outside(self, node: Expr, inside: frozenset[Expr]) -> list[tuple[Place, Use]]:
         """What reads a value, but for a region."""
         return [(p, use) for p, use in self.readers.get(node, ()) if isinstance(p, int) or p not in inside]
+
+
+def _all_real(node: Expr) -> bool:
+    return not any(x.kind == "complex" for x in (node, *node.children))
 
 
 def _as(use: Use, nodes: Iterable[Expr]) -> list[tuple[Expr, Use]]:

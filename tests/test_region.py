@@ -125,6 +125,13 @@ def test_nothing_without_kernels() -> None:
     assert planned((EXAMPLES / "lstm.rnn").read_text(encoding="utf-8")) == Between()
 
 
+def test_real_parts_of_what_tokens_share_are_read() -> None:
+    text = "cell C\ndim N = 4\ninput x[N], z[N]: complex\nparam w[N]: complex = 0.4 + 0.3j\nstate h[N]: complex\n"
+    text += "h[t] = w * h[t-1] + linear(silu(x * real(w)) * tanh(x) -> N) * z\noutput real(h[t])\n"
+    found = planned(text)
+    assert [texts(r.fixed) for r in found.regions] == [["real(w)"]] and found.left == ()
+
+
 OTHERS = """cell C
 dim H = 2, K = 4, V = 3
 input x[H, K], y[H, K], z[H, K], v[H, V], g[H]
