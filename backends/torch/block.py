@@ -166,6 +166,10 @@ class Block:
         self.prepare(node)
         return self.nested(node)[0]
 
+    def result(self, node: Expr) -> str:
+        """Code of an output."""
+        return self.variable(node) if node in self.hints or self.uses[node] > 1 else self.aligned_code(node, node.dims)
+
     def aligned_code(self, node: Expr, dims: tuple[str, ...]) -> str:
         """Code of a node that broadcasts to `dims`, which must hold its own. A boolean stays one."""
         self.prepare(node)

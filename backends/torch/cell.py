@@ -205,7 +205,7 @@ class CellCoder(Construction):
             self.step_lines(step, block, table, values)
         results: list[str] = []
         for _, e in self.system.outputs:
-            text = block.variable(e) if e in block.hints or block.uses[e] > 1 else block.aligned_code(e, e.dims)
+            text = block.result(e)
             if not per_token(e):
                 text = self.spread(text, e.dims, e.kind)
             elif self.one_token and self.shared(e):

@@ -87,6 +87,10 @@ class FusedBlock(Block):
 
     keeps = False
 
+    def result(self, node: Expr) -> str:
+        """What a learned map makes has the output's dtype in most cases, and else is made so outside."""
+        return self.raw(node) if isinstance(node, Linear) and self.uses[node] == 1 else super().result(node)
+
     # --- what kernels of their own compute ---
 
     def prepare(self, root: Expr) -> None:
