@@ -295,6 +295,7 @@ def texts(name: str, sizes: dict[str, int], dtype: torch.dtype) -> dict[str, str
         matrix = part.role == "fixed" and part.place in places
         kind = {"complex": "cplx", "bool": "unsigned char"}.get(part.kind, names[dtype if matrix else real])
         types += [f"t_{part.role}_{part.place} {kind}"] if part.role != "history" else []
+        types += [f"STEP_{part.place} {4 * sizes['D']}"] if part.role == "hoisted" else []
     out: dict[str, str] = {}
     for which in ("forward", "backward"):
         kernel = getattr(cuda, which)

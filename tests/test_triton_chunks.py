@@ -430,7 +430,7 @@ MUTANTS = {
         "steps = tl.where(row[:, None] > row[None, :], a_previous",
     ),
     "keys": ("(half[None, :] == half[:, None] - 1)", "(half[None, :] == half[:, None])"),
-    "values": ("tl.sum(d_state * state, 0)", "tl.sum(d_state, 0)"),
+    "values": ("entering * tl.cumprod(a, 0)", "entering"),
     "none": ("row[:, None] >= row[None, :] + LAG", "row[:, None] >= row[None, :]"),
     "normalised": ("segment_ptr + place * K * V", "segment_ptr + owner * K * V"),
 }
@@ -447,3 +447,14 @@ def test_mutants_disagree(form: str) -> None:
     assert whole in code
     module = load_module(code.replace(whole, broken), "test.rnn")
     assert not compared(text, 70, segments=3, module=module) < 1e-3
+
+
+@pytest.mark.parametrize("form", ["keys", *(pytest.param(x, marks=pytest.mark.slow) for x in ("one", "entrywise"))])
+def test_keys_in_blocks(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each a head of its own, with the same values; their reads are added."""
+    module: Any = load(OTHERS[form])
+    assert [module._key_blocks(n) for n in (128, 131, 200, 255, 256)] == [1, 1, 2, 3, 2]
+    calls: list[int] = []
+    monkeypatch.setattr(module, "_key_blocks", lambda keys: calls.append(keys) or 2)
+    assert compared(OTHERS[form], 35, batch=1, segments=2, module=module, K=4) < 2e-6
+    assert calls == [4]

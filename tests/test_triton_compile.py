@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.static import rows
 from tests.cells import EXAMPLES
+from tests.chunk_kinds import CHUNKS as KINDS
 from tests.triton_compile import SHARED, Case, Launch, build, launches, module, noted
 
 pytestmark = pytest.mark.triton
@@ -193,6 +195,34 @@ def test_bounded_chunks_are_one_product_without_spills() -> None:
         assert launch.options["TOGETHER"] == launch.options["LEVELS"] == 6
         assert made.spilled == 0, f"{launch.name}: {made.spilled} spilled, {made.registers} registers"
         assert "wgmma.mma_async" in made.asm["ptx"] and "mma.sync" not in made.asm["ptx"], launch.name
+
+
+# What is left of spills, by target, and by dtype and kind where that says more: see decision 22.
+LEFT = {"sm_90": 0, "sm_90 values reads": 32, "sm_90 float32 values": 32, "sm_90 float32 values reads": 160}
+
+
+def _check_kind(which: str) -> None:
+    kind, dtype, size, target = which.rsplit(" ", 3)
+    left = max(LEFT.get(x, 0) for x in (target, f"{target} {kind}", f"{target} {dtype} {kind}"))
+    found = list(rows(kind, size, dtype, target))
+    assert len(found) == 6
+    for row in found:
+        assert row.spilled <= left and row.shared <= SHARED[target], row
+        if dtype == "bfloat16" and target == "sm_90":
+            assert row.wgmma > 0 and row.mma == 0, row
+
+
+@pytest.mark.parametrize("which", ["one reads bfloat16 64x64 sm_90", "keys float32 64x64 sm_90"])
+def test_each_kind_of_chunks_without_spills(which: str) -> None:
+    _check_kind(which)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "which", [f"{k} {d} {n} sm_90" for k in KINDS for d in list(DTYPES)[:3] for n in ("64x64", "128x128")]
+)
+def test_each_kind_of_chunks_without_spills_anywhere(which: str) -> None:
+    _check_kind(which)
 
 
 # Corrections of a state, several that read the same one or one along values, which is not what reads sum over.

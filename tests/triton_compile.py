@@ -110,6 +110,7 @@ def launches(case: Case, target: str = "sm_90", step: bool = False) -> list[Laun
     made._interpreted = lambda: True
     made._multiplied_dtype = lambda low: low
     made._segments = lambda *_: case.segments
+    made._operands_in_shared = lambda device: target == "sm_90"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.version, "hip", "6.4" if TARGETS[target].backend == "hip" else None)
         return _step_launches(made, case) if step else _launches(made, case)

@@ -4,7 +4,8 @@ Goals: one text for the chip and for a host that plays a block's threads; as few
 own entries: a unit (an entry of a nest's dims) of a sequence is always the same thread's, in all stages of one space,
 and comes out of a product in that thread's registers.
 Non-goals: sizes, and what lies where. Who compiles the text knows the sizes and defines the macros (`templates/cuda/
-sequential.py`): COUNT, TILES, EACH, KEEP of each space, `s_`, `l_` of each slot, HELD, AT, PITCH of each matrix.
+sequential.py`): COUNT, TILES, EACH, KEEP of each space, `s_`, `l_` of each slot, HELD, AT, PITCH of each matrix,
+STEP from token to token of what is hoisted.
 
 States lie in rings, a slot for each token that is looked back at and one that is written. The backward's rings hold
 what has flowed back to a token so far.
@@ -244,7 +245,8 @@ class KernelCoder:
         names = {"hoisted": f"hoisted_{array.index}", "d_new": f"grad_{array.index}", "saved": f"saved_{array.index}"}
         name = names.get(array.role, f"values_{array.index}")
         token = f"(b_start[b_row] + {at}{f' - {array.lag}' if array.role == 'past' else ''})"
-        return f"({kind} *)p_{name}", f"{token} * ({n}) + {entry}"
+        step = f"STEP_{array.index}" if array.role == "hoisted" else f"({n})"
+        return f"({kind} *)p_{name}", f"{token} * {step} + {entry}"
 
     # --- loops of threads ---
 

@@ -21,6 +21,8 @@ from ..torch.text import cut, docstring, quoted, several, wrap
 from .entrywise import EntrywiseCoder
 from .prune import pruned
 
+_KERNELS = ("carry", "forward", "carry_back", "backward", "pairs", "pairs_back")
+
 
 class PairsCoder:
     """The kernels of one step in chunks, and their registration."""
@@ -65,8 +67,7 @@ class PairsCoder:
 
     def documented(self, text: str) -> str:
         """A kernel with its docstring in place of the word for what it does."""
-        kinds = ("carry_back", "backward", "carry", "forward", "pairs", "pairs_back")
-        what = next(w for w in kinds if f'    """{w}"""' in text)
+        what = next(w for w in _KERNELS if f'    """{w}"""' in text)
         c, stream = self.chunks, self.step.stream
         reads = [cut(expr_text(r.node)) for r in c.reads]
         equations = "\n".join([cut(f"{stream.name}[t] = {expr_text(stream.expr)}"), *reads])
@@ -78,15 +79,27 @@ class PairsCoder:
             "chunk to chunk, C tokens, with the state [BK, BV] in registers. If there are several segments, it first "
             "applies those before its own. Where KEEP, the states that enter chunks are written for the backward.",
             "backward": "The same programs, from the last chunk to the first, with the gradient of the state in "
-            "registers. If there are several segments, it first applies those after its own.",
+            "registers. If there are several segments, it first applies those after its own. The gradients of the "
+            "states that leave chunks are written for `pairs_back`.",
             "carry": "What a segment of a sequence writes into the state that enters it, and its decay over all of it.",
             "pairs": f"What tokens of a chunk read of each other: scores [C, C] of queries and keys, decayed{decayed}. "
             "A program has one segment of one sequence of one head, and goes through its keys, BK at a time.",
             "pairs_back": "Gradients of queries and keys, and of the factors, from those of the scores and of what is "
-            "read of and written to the state, which are sums over TILES of values.",
+            "read of and written to the state: with the states that entered the chunk and the gradients of those that "
+            "left it, BV values at a time.",
             "carry_back": "What a segment of a sequence adds to the gradient of the state that leaves it, and its "
             "decay over all of it.",
         }
+        if self.decay == "values":
+            walk_text |= {
+                "forward": "A program has one segment of one sequence of one head and BV of its values, and goes from "
+                "chunk to chunk, C tokens, with the state [BK, BV] in registers. If there are several segments, it "
+                "first applies those before its own. The states that enter chunks are written for `pairs`.",
+                "pairs": "What tokens of a chunk read of each other and of the state that entered it. A program has "
+                "one segment of one sequence of one head, and goes through its values, BV at a time.",
+                "pairs_back": "Gradients of queries, keys, values and factors, from those of what is read. The scores' "
+                "are summed in memory over values, BV at a time; then queries and keys follow, BK at a time.",
+            }
         first = {
             "forward": equations,
             "backward": f"Gradients, from the last token to the first, of\n\n{textwrap.indent(equations, '    ')}",
@@ -97,8 +110,7 @@ class PairsCoder:
     def registration(self, operator: str) -> list[str]:
         """Lines that register the kernels as an operator."""
         fields = {
-            **{w: f"{self.name}_{w}" for w in ("carry", "forward", "carry_back", "backward")},
-            **{w: f"{self.name}_{w}" if self.decay != "values" else "None" for w in ("pairs", "pairs_back")},
+            **{w: f"{self.name}_{w}" for w in _KERNELS},
             "decay": quoted(self.decay),
             "learned": str(self.learned),
             "offset": str(self.offset is not None),

@@ -120,8 +120,7 @@ FN real r_expm1(real x) {
 #endif
 }
 
-// e / (e + 2) with e = exp(2 |x|) - 1, which is exact to a rounding where it is small too:
-// 2**n (exp(r) - 1) + 2**n - 1.
+// e / (e + 2) with e = exp(2 |x|) - 1 = 2**n (exp(r) - 1) + 2**n - 1, which is good where it is small too.
 FN real r_tanh(real x) {
 #ifdef DOUBLE
   return tanh(x);

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..torch.compiled import _native_cache, _native_gathered, _NativePart
+from ..torch.compiled import _native_cache, _native_gathered, _NativePart, _tokens_apart
 
 
 class _CudaKernel(NamedTuple):
@@ -230,10 +230,12 @@ class _CudaCall:
                 x = x.to(self.dtype)
             elif part.kind != "real":
                 x = x.to(self.kind(part))
-            before = () if part.role == "fixed" else lead
-            (self.fixed if part.role == "fixed" else self.hoisted).append(
-                x.expand(*before, *self.shape(part)).contiguous()
-            )
+            if part.role == "fixed":
+                self.fixed.append(x.expand(self.shape(part)).contiguous())
+            else:
+                x, step = _tokens_apart(x.expand(*lead, *self.shape(part)))
+                self.hoisted.append(x)
+                self.macros.append(f"STEP_{part.place} {step}")
             self.macros.append(f"t_{part.role}_{part.place} {self.type(x.dtype)}")
         self.history = [h.contiguous() for h in history]
         self.consts = [float(numbers[i]) for i in cuda.consts]
@@ -359,7 +361,7 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
         if not batch * steps:
             return [torch.zeros_like(x) for x in likes]
         call = _CudaCall(cuda, hoisted, fixed, history, numbers, (batch, steps), sequence)
-        values, saved = (tuple(v.contiguous() for v in x) for x in (values, saved))
+        known = [v.contiguous() for v in (*values, *saved)]
         d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
         made: list[Tensor] = []
         for part in cuda.results:
@@ -369,7 +371,7 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
             made.append(
                 (torch.zeros if each else torch.empty)(*first, *call.shape(part), dtype=kind, device=history[0].device)
             )
-        call.run("backward", True, *values, *saved, *(g.contiguous() for g in grads), *d_history, *made)
+        call.run("backward", True, *known, *(g.contiguous() for g in grads), *d_history, *made)
         return [*_native_gathered(cuda.results, cuda.products, made, hoisted, fixed, weights, call.low), *d_history]
 
     return sweep

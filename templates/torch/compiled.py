@@ -129,6 +129,16 @@ def _plain(x: Tensor) -> Tensor:
     return x.resolve_conj().resolve_neg()
 
 
+def _tokens_apart(x: Tensor) -> tuple[Tensor, int]:
+    """A tensor of tokens, and how far apart these lie: of several maps that were one product each is a stretch of every
+    token's numbers, and need not be copied."""
+    batch, steps = x.shape[:2]
+    between, step = x.stride()[:2] if steps > 1 else (0, max(x.stride(0), 1))
+    if not x[0, 0].is_contiguous() or (batch > 1 < steps and between != step * steps) or not step:
+        return x.contiguous(), math.prod(x.shape[2:])
+    return x, step
+
+
 class _NativeCall:
     """One use of a loop in C: its operands, laid out as the text has them."""
 
@@ -160,11 +170,7 @@ class _NativeCall:
         for part in self.native.inputs:
             x, shape = self.given[part.role][part.place], self.shape(part)
             if part.role == "hoisted":
-                x = _plain(x).to(self.kind(part)).expand([*lead, *shape])
-                # Of several maps that were one product each is a stretch of every token's numbers.
-                apart, step = x.stride()[:2] if lead[1] > 1 else (0, max(x.stride(0), 1))
-                if not x[0, 0].is_contiguous() or (lead[0] > 1 < lead[1] and apart != step * lead[1]) or not step:
-                    x, step = x.contiguous(), math.prod(shape)
+                x, step = _tokens_apart(_plain(x).to(self.kind(part)).expand([*lead, *shape]))
                 strides.append(step)
             elif part.role == "fixed":
                 x = _plain(x).to(self.kind(part)).expand(shape).contiguous()
@@ -302,7 +308,7 @@ def _native_run(native: _Native, other: Callable[..., list[Tensor]]) -> Callable
     ) -> list[Tensor]:
         found = _native_call(native, hoisted, fixed, history, numbers, steps, sequence)
         if found is None:
-            # Whoever reads what was not written is to notice.
+            # The backward has no library either; whoever reads this nevertheless is to notice.
             for x in saved:
                 x.fill_(math.nan)
             return other(step, hoisted, shared, fixed, history, numbers, steps, sequence, position)
@@ -367,10 +373,7 @@ def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callab
         *saved: Tensor,
     ) -> list[Tensor]:
         found = _native_call(native, hoisted, fixed, history, numbers, values[0].shape[1], sequence)
-        # What a loop in Python did not save is NaN.
-        there = found is not None and len(saved) == len(native.saved)
-        there = there and not any(x.flatten()[:1].isnan().any() for x in saved)
-        if found is None or not there:
+        if found is None or len(saved) != len(native.saved):
             call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position)
             return other(back, products, *call)
         call, library = found

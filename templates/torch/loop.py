@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ class _Loop(NamedTuple):
     step: Callable[..., tuple[Tensor, ...]]
     pack: Callable[..., tuple[Tensor, ...]]
     operator: Callable[..., list[Tensor]]
+    on_gpu: bool
 
 
 def _nothing(*_: Tensor) -> tuple[Tensor, ...]:
@@ -244,7 +246,7 @@ def _loop_operator(
         return d_hoisted, d_fixed, [next(out) for _ in history], *numbers, None, None, None, None
 
     forward.register_autograd(gradient, setup_context=save)
-    return _Loop(step, pack, forward)
+    return _Loop(step, pack, forward, on_gpu)
 
 
 def _steps(
@@ -263,6 +265,8 @@ def _steps(
             new = loop.step(*hoisted, *fixed, *loop.pack(*fixed), *past, *sizes, *consts)
             return [x.to(h.dtype).expand(run.lead[0], *h.shape[2:]) for x, h in zip(new, history)]
     _reject_tangents(*hoisted, *fixed, *history)
+    # A loop in Python saves nothing more.
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*hoisted, *fixed, *history))
+    keep = keep and (loop.on_gpu or os.environ.get("RNNC_LOOPS") != "python")
     given = (list(hoisted), list(fixed), list(history), list(sizes), list(consts), run.lead[1])
     return loop.operator(*given, run.sequence, run.position, keep)[: len(history)]

@@ -19,7 +19,7 @@ from .module import _multiplied_dtype
 class _Pairs(NamedTuple):
     """The kernels of one matrix state. `decay`: along what its factor lies: "free" (there is none), "one" (the same for
     all entries), "keys" or "values"; `learned`: whether the factor has a gradient. `pairs` and `pairs_back` are what
-    tokens of a chunk read of each other; with a factor along values the others do that as well, and they are None.
+    tokens of a chunk read of each other; with a factor along values of the states too, which `forward` writes for it.
     `numbers`: parameters of the functions that make operands of what is read; `offset`: whether something is added to
     what factors are made of."""
 
@@ -45,13 +45,29 @@ class _Chunk(NamedTuple):
     stages: int
 
 
+def _operands_in_shared(device: torch.device) -> bool:
+    """Whether products read their operands from shared memory (Hopper and later); else registers hold them."""
+    if torch.version.hip or device.type != "cuda" or not torch.cuda.is_available():
+        return not torch.version.hip
+    return torch.cuda.get_device_capability(device)[0] >= 9
+
+
 def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
     """The configuration of what goes through chunks, for the sizes of a call."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
     narrow = v.dtype == torch.bfloat16
-    room = (4096 if back or keys > 128 else 8192) if narrow else 2048
-    stages = 1 if torch.version.hip else 2
+    wide = not back and keys <= 128 and _operands_in_shared(q.device)
+    room = (8192 if wide else 4096) if narrow else 2048 if keys > 64 else 1024
+    # Products of float32 numbers have their operands in registers, where nothing can be in flight as well.
+    stages = 1 if torch.version.hip or (keys > 64 and not narrow) else 2
     return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
+
+
+def _key_blocks(keys: int) -> int:
+    """Into how many blocks keys are cut, each a head of its own whose reads are summed: a program with more than 128
+    has so few values that queries and keys are read too often. One where they cannot be cut evenly."""
+    fewest = -(-keys // 128)
+    return next((n for n in range(fewest, 2 * fewest) if keys % n == 0), 1)
 
 
 def _spaced(x: Tensor) -> tuple[Tensor, list[int]]:
@@ -90,30 +106,44 @@ def _together(decay: str, learned: bool, together: int, back: bool) -> int:
 
 
 def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
-    """The configuration of what tokens of a chunk read of each other."""
+    """The configuration of what tokens of a chunk read of each other: one that spills no registers, as
+    `benchmarks/static.py` shows. With fewer keys at a time values are read more often, mostly from a cache."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (call.q, call.v))
-    block, width = 32, 64
-    if back:
-        # One factor for all entries, whose gradient is made of pairs of tokens, takes registers; so does one product.
-        single = pairs.decay == "one" or _together(pairs.decay, pairs.learned, call.together, back) > 1
-        block, width = 16 if single else 32, {"one": 16, "keys": 32}.get(pairs.decay, 64)
+    # Reads of both `S[t-1]` and `S[t]` in one loop take registers, as do tokens that are read in one product, and
+    # products of float32 numbers.
+    mixed, narrow = 0 < call.before < call.q.shape[-2], call.v.dtype == torch.bfloat16
+    block, width, warps = 32, 64, 8
+    if back and narrow:
+        shared = _operands_in_shared(call.q.device)
+        full = mixed or _together(pairs.decay, pairs.learned, call.together, back) > 1
+        block, width = {
+            "free": (32, 64),
+            "one": (16, 16) if torch.version.hip else (32, 16 if mixed else 32),
+            "keys": (16 if full else 32, 32) if shared else (16, 16),
+            "values": (32 if shared and not mixed else 16, 16),
+        }[pairs.decay]
+    elif back:
+        block, width, warps = (16, 16, 8) if pairs.decay in ("keys", "values") else (16, 32, 4)
     stages = 1 if torch.version.hip else 2
-    return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), 8, stages)
+    return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), warps, stages)
 
 
 def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
-    """Memory for what is kept of chunks: the states that enter them, and of factors along keys what is decayed."""
+    """Memory for what is kept of chunks: the states that enter them, what their tokens read of each other, and of
+    factors along keys what is decayed."""
     q, k = call.q, call.k
-    tokens, dtype = _chunk(q, call.v, False).tokens, torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
-    batch, steps, heads, reads, size = q.shape
+    dtype = torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
+    tokens, (batch, steps, heads, reads, size) = _chunk(q, call.v, False).tokens, q.shape
     chunks = batch * steps // tokens + call.initial.shape[0]
-    made = {"states_ptr": call.initial.new_empty((chunks if keep else 0, *call.initial.shape[1:]), dtype=dtype)}
-    if pairs.decay != "values":
-        made["scores_ptr"] = q.new_empty((chunks, heads, reads, tokens, tokens), dtype=dtype)
+    kept = chunks if keep or pairs.decay == "values" else 0
+    made = {"states_ptr": call.initial.new_empty((kept, *call.initial.shape[1:]), dtype=dtype)}
+    made["scores_ptr"] = q.new_empty((chunks, heads, reads, tokens, tokens), dtype=dtype)
     if pairs.decay == "keys":
         made["q_since_ptr"], made["k_until_ptr"] = q.new_empty(q.shape, dtype=dtype), k.new_empty(k.shape, dtype=dtype)
-        made["over_chunk_ptr"] = q.new_empty((chunks, heads, size), dtype=torch.float32)
-    return made
+    sizes = {"keys": {"over_chunk_ptr": (size,)}, "one": {"over_chunk_ptr": ()}}.get(pairs.decay, {})
+    if pairs.decay == "one":
+        sizes |= dict.fromkeys(("since_ptr", "since_previous_ptr", "until_ptr"), (tokens,))
+    return made | {n: q.new_empty((chunks, heads, *own), dtype=torch.float32) for n, own in sizes.items()}
 
 
 def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
@@ -125,6 +155,7 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
     given |= {"LEVELS": chunk.tokens.bit_length() - 1, "PACKED": call.cu_seqlens is not None}
     given |= {"offset_ptr": call.offset} | dict(zip(pairs.numbers, call.numbers))
+    given["APART"] = back
     given["TOGETHER"] = min(call.together, chunk.tokens).bit_length() - 1
     for name, x in {"a": call.a, "q": call.q, "k": call.k, "v": call.v}.items():
         if x is not None:
@@ -185,9 +216,9 @@ def _pairs_forward(pairs: _Pairs, call: _PairsCall, keep: bool, out: torch.dtype
     with _on(call.q.device):
         given = _arguments(pairs, call, False) | memory
         given |= {"initial_ptr": call.initial, "read_ptr": reads, "last_ptr": last, "KEEP": keep}
-        if pairs.pairs is not None:
-            _within_chunks(pairs, given, call, False)
-        _through_chunks(pairs, given, call, False)
+        order = [_within_chunks, _through_chunks]
+        for launch in reversed(order) if pairs.decay == "values" else order:
+            launch(pairs, given, call, False)
     return reads, last, memory["states_ptr"]
 
 
@@ -199,32 +230,24 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
         return [*(torch.zeros_like(x).contiguous() for x in owners.values()), d_last.clone()]
     with _on(call.q.device):
         given = _arguments(pairs, call, True)
-        tiles = given["TILES"]
-        given |= {"states_ptr": states, "d_read_ptr": grad.contiguous(), "d_last_ptr": d_last.contiguous()}
+        # Reads that are summed over blocks of keys are float32 numbers, but products' operands are no more than v's.
+        grad = grad.to(call.v.dtype) if call.v.dtype == torch.bfloat16 else grad
+        given |= {"d_read_ptr": grad.contiguous(), "d_last_ptr": d_last.contiguous()}
         given["d_initial_ptr"] = d_initial = call.initial.new_empty(call.initial.shape)
-        # What all values share is summed over their tiles, by a kernel or below.
-        shared = ("q", "k") if pairs.pairs is None and tiles > 1 else ()
-        made = {
-            name: x.new_empty((tiles, *x.shape), dtype=torch.float32) if name in shared else x.new_empty(x.shape)
-            for name, x in owners.items()
-        }
+        made = {name: x.new_empty(x.shape) for name, x in owners.items()}
         given |= {f"d_{name}_ptr": x for name, x in made.items()}
-        if pairs.pairs is not None:
-            memory = _memory(pairs, call, False)
-            given |= memory | {"states_ptr": states}
+        given |= _memory(pairs, call, False) | {"states_ptr": states, "leaving_ptr": torch.empty_like(states)}
+        # Where they are summed over tiles of values in memory, in float32.
+        scores = given["scores_ptr"]
+        wide = torch.float32 if pairs.decay == "values" else scores.dtype
+        given["d_scores_ptr"] = torch.empty_like(scores, dtype=wide)
+        if pairs.decay != "values":
             _within_chunks(pairs, given, call, False)
-            dtype = torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
-            given["d_q_since_ptr"] = call.q.new_empty((tiles, *call.q.shape), dtype=dtype)
-            given["d_k_until_ptr"] = call.k.new_empty((tiles, *call.k.shape), dtype=dtype)
-            along = (call.q.shape[-1],) if pairs.decay == "keys" else ()
-            size = (tiles, given["CHUNKS"], call.q.shape[2], *along)
-            given["d_over_chunk_ptr"] = call.q.new_empty(size, dtype=torch.float32)
         _through_chunks(pairs, given, call, True)
-        if pairs.pairs is not None:
-            _within_chunks(pairs, given, call, True)
+        _within_chunks(pairs, given, call, True)
     if call.offset is not None:
         made["offset"] = made["a"].sum((0, 1), dtype=torch.float32)
-    return [*(made[n].sum(0).to(x.dtype) if n in shared else made[n] for n, x in owners.items()), d_initial]
+    return [*(made[n] for n in owners), d_initial]
 
 
 def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., Any]:
@@ -383,13 +406,33 @@ def _by_kernels(
     _reject_tangents(*given)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     ends = None if run.cu_seqlens is None else run.cu_seqlens * count
-    reads, final, _ = operator(a, offset, q, k, v, state, ends, before, together, numbers, keep, out)
+    blocks, whole_state = _key_blocks(keys.numel()), state.shape
+    if blocks > 1:
+        a, offset, q, k, v, state = _by_key_blocks(blocks, decay, a, offset, q, k, v, state)
+    made = torch.float32 if blocks > 1 else out
+    reads, final, _ = operator(a, offset, q, k, v, state, ends, before, together, numbers, keep, made)
+    if blocks > 1:
+        reads = reads.unflatten(2, (-1, blocks)).sum(3).to(out)
+        final = final.reshape(whole_state)
     if count > 1:
         reads = torch.cat([reads[:, ::count, :, :before], reads[:, count - 1 :: count, :, before:]], -2)
     axes = (heads, keys, values)
     return _chunk_results(
         lead, reads, final, [shape for _, shape in queries], axes, order, [own for _, own, _ in beside]
     )
+
+
+def _by_key_blocks(
+    blocks: int, decay: str, a: Tensor | None, offset: Tensor | None, q: Tensor, k: Tensor, v: Tensor, state: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    """Operands with as many heads for each as there are blocks of its keys."""
+    if a is not None:
+        a = a.unflatten(3, (blocks, -1)).flatten(2, 3) if decay == "keys" else a.repeat_interleave(blocks, 2)
+    if offset is not None:
+        offset = offset.unflatten(1, (blocks, -1)).flatten(0, 1)
+    q = q.unflatten(4, (blocks, -1)).transpose(3, 4).flatten(2, 3)
+    k, v = k.unflatten(3, (blocks, -1)).flatten(2, 3), v.repeat_interleave(blocks, 2)
+    return a, offset, q, k, v, state.unflatten(2, (blocks, -1)).flatten(1, 2)
 
 
 def _woven(values: Sequence[Tensor]) -> Tensor:

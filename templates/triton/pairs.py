@@ -32,7 +32,7 @@ def _tl_add_dot(total, x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _tl_seen(row, LAG: tl.constexpr):
+def _tl_seen(row, LAG):
     """[C, C]: whether the row's token reads what the column's wrote; with LAG 1, before its own."""
     return row[:, None] >= row[None, :] + LAG
 
@@ -59,6 +59,32 @@ def _tl_through(a, between, row):
     return tl.where(row[:, None] == row[None, :], 1.0, a[:, None] * between)
 
 
+@triton.jit
+def _tl_shifted(x, row, BY: tl.constexpr):
+    """Row `i` of a tile, or entry of a vector, at `i + BY`; 0 where nothing comes from."""
+    source = row - BY
+    there = (source >= 0) & (source < x.shape[0])
+    source = tl.where(there, source, 0)
+    if len(x.shape) == 2:
+        there, source = there[:, None], tl.broadcast_to(source[:, None], x.shape)
+    return tl.where(there, tl.gather(x, source, 0), 0.0)
+
+
+@triton.jit
+def _tl_crossed(pairs, row, LAG):
+    """Of each token, the sum over pairs [C, C] of which the later is not before it, and the earlier is before it; with
+    LAG 1 before the token before it."""
+    later = tl.cumsum(pairs, 0, reverse=True)
+    return tl.sum(tl.where(row[:, None] > row[None, :] + LAG, later, 0.0), 1)
+
+
+@triton.jit
+def _tl_decayed(x, between, a, row, LAG):
+    """Of pairs of tokens [C, C], with the factors that lie between a read and a write: the read's own with LAG 0."""
+    own, far = row[:, None] == row[None, :], x * between
+    return tl.where(own, tl.where(LAG == 0, x, 0.0), tl.where(LAG == 0, a[:, None], 1.0) * far)
+
+
 # --- factors along keys or values ---
 
 
@@ -75,23 +101,23 @@ def _tl_joined_sums(x, edge, x_later, edge_later):
 
 
 @triton.jit
-def _tl_within(a, row, SIZE, REVERSE: tl.constexpr, OWN: tl.constexpr):
+def _tl_within(a, row, SIZE, REVERSE: tl.constexpr, OWN):
     """Products of `a` [C, N] from the start of each block of SIZE tokens through each token, or from it to the block's
     end. Where not OWN, `a` is each token's neighbour's, and what comes from another block is left out."""
     edge = tl.broadcast_to((row % SIZE == (SIZE - 1 if REVERSE else 0))[:, None], a.shape).to(tl.int32)
-    if not OWN:
-        a = tl.where(edge != 0, 1.0, a)
+    a = tl.where((edge != 0) & (OWN == 0), 1.0, a)
     a, _ = tl.associative_scan((a, edge), 0, _tl_joined_products, reverse=REVERSE)
     return a
 
 
 @triton.jit
-def _tl_within_back(x, row, SIZE, REVERSE: tl.constexpr, OWN: tl.constexpr):
+def _tl_within_back(x, row, SIZE, REVERSE: tl.constexpr, OWN):
     """Gradient of the logarithms of `a` in `_tl_within`, from what the logarithms of its products get: sums of terms
     that all have the factor, so no difference of large ones."""
     edge = tl.broadcast_to((row % SIZE == (0 if REVERSE else SIZE - 1))[:, None], x.shape).to(tl.int32)
     x, _ = tl.associative_scan((x, edge), 0, _tl_joined_sums, reverse=not REVERSE)
-    return x if OWN else tl.where((row % SIZE == (SIZE - 1 if REVERSE else 0))[:, None], 0.0, x)
+    edge = row % SIZE == (SIZE - 1 if REVERSE else 0)
+    return tl.where((edge & (OWN == 0))[:, None], 0.0, x)
 
 
 @triton.jit
@@ -128,7 +154,7 @@ def _tl_middle(x, AT, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _tl_around(a, a_next, row, LAG: tl.constexpr, TOGETHER: tl.constexpr, GROUP: tl.constexpr = 0):
+def _tl_around(a, a_next, row, LAG, TOGETHER: tl.constexpr, GROUP: tl.constexpr = 0):
     """Decays of reads and inverse ones of writes, from the middle of each block: their products are the decays from one
     token to a later one, exact where both are in range. A factor below what was declared could take them out of it, and
     gives NaN instead."""
@@ -166,17 +192,15 @@ def _tl_shortened(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _tl_crossing(reads, writes, row, LAG: tl.constexpr, TOGETHER: tl.constexpr, GROUP: tl.constexpr = 0):
+def _tl_crossing(reads, writes, row, LAG, TOGETHER: tl.constexpr, GROUP: tl.constexpr = 0):
     """Gradient of the logarithms of tokens' own factors from those of reads' decays and of writes' inverse ones. A
     factor is between a write and a read where the read comes later and the write does not: the pairs after it cancel.
     """
     size: tl.constexpr = 2**TOGETHER
     found = _tl_within_back(reads - writes, row, size, False, False)
-    if LAG == 1:
-        if GROUP > 0:
-            reads = _tl_within_back(reads, row, 2**GROUP, False, True)
-        found -= tl.where((row % size == 0)[:, None], 0.0, reads)
-    return found
+    if GROUP > 0:
+        reads = _tl_within_back(reads, row, 2**GROUP, False, True)
+    return found - tl.where(((row % size == 0) | (LAG == 0))[:, None], 0.0, reads)
 
 
 @triton.jit
@@ -187,7 +211,7 @@ def _tl_scores(
     a,
     a_next,
     row,
-    LAG: tl.constexpr,
+    LAG,
     LEVELS: tl.constexpr,
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -222,7 +246,7 @@ def _tl_scores_back(
     a,
     a_next,
     row,
-    LAG: tl.constexpr,
+    LAG,
     LEVELS: tl.constexpr,
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -231,7 +255,7 @@ def _tl_scores_back(
 ):
     """Gradients of some keys' q, k and the logarithms of tokens' own factors, `a` and `a_next`, from the scores'."""
     if LAG == 0:
-        own = tl.where(_tl_grouped(row, GROUP), d_scores, 0.0)
+        own = tl.where(_tl_grouped(row, GROUP), d_scores.to(tl.float32), 0.0)
         if GROUP > 0:
             d_q, d_k = _tl_dot(own, k, OPERAND, PRECISION), _tl_dot(tl.trans(own), q, OPERAND, PRECISION)
         else:
@@ -267,23 +291,21 @@ def _tl_scores_back(
 
 @triton.jit
 def _tl_values_read(
-    q,
-    k,
+    entering,
+    scores,
     v,
-    state,
     a,
     a_next,
     row,
-    LAG: tl.constexpr,
+    LAG,
     LEVELS: tl.constexpr,
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What the tokens of a chunk read, [C, BV]. `a`: each token's factors, with LAG 1 those of the token before."""
-    scores = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
-    since = tl.cumprod(a, 0)
-    out = _tl_dot(q, state, OPERAND, PRECISION) * since
+    """What the tokens of a chunk read, [C, BV], from what they read of the state that enters without decays, and their
+    scores [C, C]. `a`: each token's factors, with LAG 1 those of the token before."""
+    out = entering * tl.cumprod(a, 0)
     if LAG == 0:
         out += tl.sum(tl.where(row[:, None] == row[None, :], scores, 0.0), 1)[:, None] * v
     if TOGETHER > 0:
@@ -300,48 +322,42 @@ def _tl_values_read(
 @triton.jit
 def _tl_values_read_back(
     grad,
-    q,
-    k,
+    scores,
     v,
-    state,
     a,
     a_next,
     row,
-    LAG: tl.constexpr,
+    LAG,
     LEVELS: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of q, k, v, the state that enters, and the logarithms of `a` and `a_next`."""
-    scores = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
-    since = tl.cumprod(a, 0)
-    grad_since = (grad * since).to(OPERAND)
-    flow = grad_since * _tl_dot(q, state, OPERAND, PRECISION)
-    flow, flow_next = tl.cumsum(flow, 0, reverse=True), tl.zeros(v.shape, tl.float32)
+    """Gradients of the scores, of v and the logarithms of `a` and `a_next`, from what tokens read of each other."""
     if LAG == 0:
         same = row[:, None] == row[None, :]
         d_own = tl.sum(grad.to(tl.float32) * v.to(tl.float32), 1)
         d_scores = tl.where(same, d_own[:, None], 0.0)
-        d_v = tl.sum(tl.where(same, scores, 0.0), 1)[:, None] * grad
+        d_v = tl.sum(tl.where(same, scores.to(tl.float32), 0.0), 1)[:, None] * grad
     else:
         d_scores = tl.zeros(scores.shape, tl.float32)
         d_v = tl.zeros(v.shape, tl.float32)
+    flow, flow_next = tl.zeros(v.shape, tl.float32), tl.zeros(v.shape, tl.float32)
+    # In two loops: what both of them make takes fewer registers twice than all of it at once.
     for level in tl.range(0, LEVELS, num_stages=1):
-        start = _tl_within(a, row, 1 << level, False, LAG == 0)
-        until = _tl_within(a_next, row, 1 << level, True, False)
-        grad_start, v_until = (grad * start).to(OPERAND), (v * until).to(OPERAND)
+        grad_start = (grad * _tl_within(a, row, 1 << level, False, LAG == 0)).to(OPERAND)
+        v_until = (v * _tl_within(a_next, row, 1 << level, True, False)).to(OPERAND)
         pairs = _tl_pairs(row, level)
         d_scores += tl.where(pairs, _tl_dot(grad_start, tl.trans(v_until), OPERAND, PRECISION), 0.0)
-        paired = tl.where(pairs, scores, 0.0)
+        read = grad_start * _tl_dot(tl.where(pairs, scores, 0.0), v_until, OPERAND, PRECISION)
+        flow += _tl_within_back(read, row, 1 << level, False, LAG == 0)
+    for level in tl.range(0, LEVELS, num_stages=1):
+        grad_start = grad * _tl_within(a, row, 1 << level, False, LAG == 0)
+        until = _tl_within(a_next, row, 1 << level, True, False)
+        paired = tl.where(_tl_pairs(row, level), scores, 0.0)
         to_v = _tl_dot(tl.trans(paired), grad_start, OPERAND, PRECISION)
         d_v += to_v * until
-        read = grad_start * _tl_dot(paired, v_until, OPERAND, PRECISION)
-        flow += _tl_within_back(read, row, 1 << level, False, LAG == 0)
-        flow_next += _tl_within_back(v_until * to_v, row, 1 << level, True, False)
-    d_q = _tl_dot(grad_since, tl.trans(state), OPERAND, PRECISION)
-    d_q = _tl_add_dot(d_q, d_scores, k, OPERAND, PRECISION)
-    d_k = _tl_dot(tl.trans(d_scores), q, OPERAND, PRECISION)
-    return d_q, d_k, d_v, _tl_dot(tl.trans(q), grad_since, OPERAND, PRECISION), flow, flow_next
+        flow_next += _tl_within_back(v * until * to_v, row, 1 << level, True, False)
+    return d_scores, d_v, flow, flow_next
 
 
 @triton.jit
@@ -349,13 +365,3 @@ def _tl_values_write(k, v, state, a_next, whole, OPERAND: tl.constexpr, PRECISIO
     """The state that leaves a chunk."""
     until = tl.cumprod(a_next, 0, reverse=True)
     return _tl_add_dot(state * whole[None, :], tl.trans(k), v * until, OPERAND, PRECISION)
-
-
-@triton.jit
-def _tl_values_write_back(d_state, k, v, a_next, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Gradients of k, v and the logarithms of `a_next`, from that of the state that leaves."""
-    until = tl.cumprod(a_next, 0, reverse=True)
-    v_until = (v * until).to(OPERAND)
-    to_v = _tl_dot(k, d_state, OPERAND, PRECISION)
-    flow_next = tl.cumsum(v_until * to_v, 0)
-    return _tl_dot(v_until, tl.trans(d_state), OPERAND, PRECISION), to_v * until, flow_next
