@@ -56,8 +56,10 @@ def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
     """The configuration of what goes through chunks, for the sizes of a call."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
     narrow = v.dtype == torch.bfloat16
-    wide = not back and keys <= 128 and _operands_in_shared(q.device)
-    room = (8192 if wide else 4096) if narrow else 2048 if keys > 64 else 1024
+    # Loads of rows that are not aligned take registers.
+    regular, aligned = q.shape[-1] % 16 == 0, q.shape[-1] % 16 == 0 == v.shape[-1] % 16
+    wide = not back and keys <= 128 and aligned and _operands_in_shared(q.device)
+    room = (8192 if wide else 4096 if regular else 2048) if narrow else 2048 if keys > 64 else 1024
     # Products of float32 numbers have their operands in registers, where nothing can be in flight as well.
     stages = 1 if torch.version.hip or (keys > 64 and not narrow) else 2
     return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
