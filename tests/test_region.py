@@ -145,10 +145,25 @@ output sum[K](q * S[t]) + sum[K](q_parts * S[t])
 """
 
 
+def defined(text: str) -> list[str]:
+    """The names of a generated module."""
+    lines = ast.parse(generate(text)).body
+    found = [n.name for n in lines if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    return found + [ast.unparse(n.targets[0]) for n in lines if isinstance(n, ast.Assign)]
+
+
 def test_names_that_parts_of_kernels_have() -> None:
     """Each name of a module is defined once, though a cell's names end as those of others' parts do."""
     assert [len(r.results) for r in planned(OTHERS).regions] == [1, 1, 1, 1]
-    lines = ast.parse(generate(OTHERS)).body
-    found = [n.name for n in lines if isinstance(n, ast.FunctionDef)]
-    found += [ast.unparse(n.targets[0]) for n in lines if isinstance(n, ast.Assign)]
+    found = defined(OTHERS)
     assert len(found) == len(set(found))
+
+
+def test_names_of_cells_that_begin_those_of_others() -> None:
+    """Nor do a state `D_S` of a cell `C` and a state `S` of a cell `C_D` have one kernel."""
+    text = "dim D = 4\ninput a[D] in [0, 1], x[D]\nstate S[D]\nS[t] = a * S[t-1] + x\noutput S[t]\n"
+    loop = "dim D = 4\ninput x[D]\nstate S[D]\nS[t] = tanh(linear(S[t-1] -> D) + x)\noutput S[t]\n"
+    for each in (text, loop):
+        whole = f"cell C\n{each.replace('S', 'D_S')}cell C_D\n{each}cell C_D_E\n{each}"
+        found = defined(whole)
+        assert len(found) == len(set(found)) and any(n.startswith("_C_0D_S") for n in found)

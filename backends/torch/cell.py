@@ -74,7 +74,7 @@ class CellCoder(Construction):
         self.loops: dict[int, LoopCode] = {}
         on_gpu = self.on_gpu()
         for step in (s for s in plan.steps if isinstance(s, Loop) and self.ranks(s) is None):
-            name = f"_{self.cell.name}_{together(s.name for s in step.streams)}"
+            name = f"{self.prefix}_{together(s.name for s in step.streams)}"
             coder = LoopCoder(
                 self.system, step, name, self.system.names, plan.projections, self.reserved, id(step) in on_gpu
             )

@@ -17,6 +17,13 @@ LOCALS = frozenset(
 )
 
 
+def _prefix(name: str, others: frozenset[str]) -> str:
+    """What begins the names of a cell's own functions. Those of a cell `C` go on with a name in it, and none
+    begins with a digit: one stands after `_C_` in those of a cell `C_D`."""
+    outer = max((o for o in others if name.startswith(f"{o}_")), key=len, default=None)
+    return f"_{name}" if outer is None else f"{_prefix(outer, others)}_0{name.removeprefix(f'{outer}_')}"
+
+
 class Construction:
     """The parts that say what a cell is made of."""
 
@@ -24,6 +31,7 @@ class Construction:
         self.plan, self.system, self.cell = plan, plan.system, plan.system.cell
         self.graph = self.system.graph
         self.reserved = reserved | LOCALS
+        self.prefix = _prefix(self.cell.name, reserved)
         self.helpers: set[str] = {"_Cell"}
 
     # --- small words ---

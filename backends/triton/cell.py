@@ -167,7 +167,7 @@ class FusedCellCoder(CellCoder):
         """A new name that begins those of kernels; nothing else has that, nor one of `parts` behind it, as its own."""
         taken = self.function_names.taken
         while True:
-            name = self.function_names.new(spelled(f"_{self.cell.name}_{wanted}"))
+            name = self.function_names.new(spelled(f"{self.prefix}_{wanted}"))
             made = {f"{name}_{part}" for part in parts}
             if not made & taken:
                 taken |= made
