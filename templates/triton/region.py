@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..torch.time import _Run
 from .fused import _flat, _gathered, _on, _pointers, _power_of_two, _rows, _units
+from .module import _multiplied_dtype
 from .taps import _tl_taps_back
 
 
@@ -86,7 +87,7 @@ def _region_dtype(use: str, kind: str, low: torch.dtype, out: torch.dtype) -> to
     are computed as those of float32, and keep what these have."""
     if kind == "bool":
         return torch.bool
-    operand = torch.float32 if low == torch.float16 else low
+    operand = torch.float32 if low == torch.float16 else _multiplied_dtype(low)
     return {"low": low, "out": out, "operand": operand}.get(use, torch.float32)
 
 
