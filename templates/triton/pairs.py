@@ -310,8 +310,8 @@ def _tl_values_read(
         out += tl.sum(tl.where(row[:, None] == row[None, :], scores, 0.0), 1)[:, None] * v
     if TOGETHER > 0:
         start, until = _tl_around(a, a_next, row, LAG, TOGETHER)
-        near = tl.where(_tl_together(row, TOGETHER), scores, 0.0)
-        out += _tl_dot(near, v * until, OPERAND, PRECISION) * start
+        paired = tl.where(_tl_together(row, TOGETHER), scores, 0.0)
+        out += _tl_dot(paired, v * until, OPERAND, PRECISION) * start
     for level in tl.range(TOGETHER, LEVELS, num_stages=1):
         v_until = v * _tl_within(a_next, row, 1 << level, True, False)
         near = _tl_dot(tl.where(_tl_pairs(row, level), scores, 0.0), v_until, OPERAND, PRECISION)
