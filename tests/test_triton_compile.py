@@ -205,8 +205,8 @@ LEFT = {
     "sm_90 float16 keys of 64 reads": 48,
     "sm_90 float32 keys of 64 reads": 16,
     "sm_90 float32 one": 8,
-    "sm_90 float32 one before": 8,
-    "sm_90 float32 one fixed": 8,
+    "sm_90 float32 one before": 24,
+    "sm_90 float32 one fixed": 32,
     "sm_90 float32 values reads": 160,
 }
 
