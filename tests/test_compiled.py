@@ -23,6 +23,7 @@ from tests.cells import EXAMPLES
 from tests.elementwise import Program as RandomProgram
 from tests.families import compiled as compiled_module
 from tests.fused import Trial, disagreements
+from tests.marks import some
 from tests.modules import agree, as_tuple, build, load, with_gradients
 from tests.sequential import sequential
 from tests.stepped import CELLS, OVER, PACKED, check, results
@@ -143,7 +144,7 @@ def test_random_cells(program: RandomProgram, lead: int | tuple[int, ...], seed:
     assert lead == 0 or all(libraries(module))
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OVER])
+@pytest.mark.parametrize("name", some(QUICK, OVER))
 def test_updates_over_a_dim(name: str) -> None:
     for lead in (3, PACKED):
         got = results(OVER[name], {}, lead, "torch", torch.float64)

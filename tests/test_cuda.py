@@ -20,6 +20,7 @@ from tests.cells import EXAMPLES
 from tests.elementwise import Program
 from tests.emulation import Emulation
 from tests.families import compiled
+from tests.marks import some
 from tests.modules import generate, load
 from tests.oracles import CASES
 from tests.sequential import sequential
@@ -82,7 +83,7 @@ def test_cells(name: str, emulation: Emulation) -> None:
 
 
 @host
-@pytest.mark.parametrize("name", [n if n == "several" else pytest.param(n, marks=pytest.mark.slow) for n in OVER])
+@pytest.mark.parametrize("name", some(["several"], OVER))
 def test_updates_over_a_dim(name: str, emulation: Emulation) -> None:
     for order, lead in ((0, 3), (1, PACKED), (5, PACKED)):
         emulation.order = order

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.static import rows
 from tests.cells import EXAMPLES
 from tests.chunk_kinds import CHUNKS as KINDS
+from tests.marks import some
 from tests.triton_compile import SHARED, Case, Launch, build, launches, module, noted
 
 pytestmark = pytest.mark.triton
@@ -266,9 +267,7 @@ SPILLED = {"kda pairs_back": 100, "rwkv7 pairs_back": 100, "twice factors_back":
 SPILLED |= {"along values, by value pairs_back": 60, "along values, by value columns": 30}
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "gateddeltanet" else pytest.param(n, marks=pytest.mark.slow) for n in RANKS]
-)
+@pytest.mark.parametrize("name", some(["gateddeltanet"], RANKS))
 def test_low_rank_chunks_on_tensor_cores(name: str) -> None:
     """The same of low-rank transitions; `solve` has tiles of 16 tokens, which are `mma`'s."""
     found = launches(replace(RANKS[name], dtype=torch.bfloat16), "sm_90")

@@ -20,6 +20,7 @@ from torch import Tensor
 from rnnc.fuse import SOLVED
 from rnnc.loading import load_module
 from tests.interpreted import install
+from tests.marks import some
 from tests.modules import Interpreted, build, generate, load
 from tests.test_chunks import inputs_of
 from tests.test_lowrank import BY_KEY, MIXED, OVER, TITANS, UNMIXED, WRITTEN, cell, cells
@@ -73,7 +74,7 @@ QUICK = ("diagonal plus rank one",)
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in WRITTEN],
+    some(QUICK, WRITTEN),
 )
 def test_ways_of_writing(name: str) -> None:
     text = cell(WRITTEN[name][0], "sum[K](q * S[t]); sum[K](p * S[t-1])")
@@ -82,15 +83,13 @@ def test_ways_of_writing(name: str) -> None:
     assert compared(text, 10, batch=1, K=8, V=8) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "form", [f if f in ("one", "over") else pytest.param(f, marks=pytest.mark.slow) for f in FORMS]
-)
+@pytest.mark.parametrize("form", some(("one", "over"), FORMS))
 @pytest.mark.parametrize("length", [0, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 16, 70))])
 def test_lengths(form: str, length: int) -> None:
     assert compared(FORMS[form], length, batch=1, K=20, V=18) < 5e-6
 
 
-@pytest.mark.parametrize("form", [f if f == "one" else pytest.param(f, marks=pytest.mark.slow) for f in TOGETHER])
+@pytest.mark.parametrize("form", some(["one"], TOGETHER))
 def test_corrections_that_read_the_same_state(form: str) -> None:
     """Over chunks whose last map is not whole, and packed."""
     text = TOGETHER[form]
@@ -113,7 +112,7 @@ def test_more_corrections_than_a_chunk_has_tokens_are_pytorchs() -> None:
     assert compared(text, 5, K=16, V=4, R=17) < 5e-6
 
 
-@pytest.mark.parametrize("form", [f if f == "one" else pytest.param(f, marks=pytest.mark.slow) for f in VALUES])
+@pytest.mark.parametrize("form", some(["one"], VALUES))
 def test_reads_that_sum_over_what_is_not_mixed(form: str) -> None:
     text = VALUES[form]
     assert load(text).C(backend="triton").plan["S"] == f"triton: {SOLVED}"
@@ -128,7 +127,7 @@ def test_values_over_lengths_and_sizes(form: str, length: int, values: int) -> N
     assert compared(VALUES[form], length, K=18, V=values) < 1e-5
 
 
-@pytest.mark.parametrize("form", [f if f == "keys" else pytest.param(f, marks=pytest.mark.slow) for f in FORMS])
+@pytest.mark.parametrize("form", some(["keys"], FORMS))
 def test_packed(form: str) -> None:
     """Sequences of one token, none, and more than a chunk."""
     assert compared(FORMS[form], 0, ends=[0, 1, 17], K=16, V=4) < 5e-6
@@ -192,7 +191,7 @@ STRONG = {
 }
 
 
-@pytest.mark.parametrize("form", [f if f == "one" else pytest.param(f, marks=pytest.mark.slow) for f in STRONG])
+@pytest.mark.parametrize("form", some(["one"], STRONG))
 @pytest.mark.parametrize("strong", [1e-9, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e-30, 0.0))])
 def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -> None:
     """Each by itself, in units of what its neighbours have: nothing cancels."""

@@ -95,6 +95,16 @@ class NameTable:
         self.taken.add(name)
         return name
 
+    def stem(self, wanted: str, parameters: Iterable[str]) -> tuple[str, set[str]]:
+        """A new name whose `parameters`, patterns of it, are new names as well; and these."""
+        patterns = list(parameters)
+        while True:
+            name = self.new(wanted)
+            made = {p.format(name) for p in patterns}
+            if not made & self.taken:
+                self.taken |= made
+                return name, made
+
 
 class Block:
     """Collects lines of code for nodes of one graph.

@@ -105,13 +105,9 @@ class Frame:
 
     def stem(self, wanted: str, parameters: Iterable[str]) -> str:
         """A new name whose parameters have new names as well."""
-        while True:
-            name = self.names.new(wanted)
-            made = {p.format(name) for p in parameters}
-            if not made & self.names.taken:
-                self.names.taken |= made
-                self.pointers_of |= made
-                return name
+        name, made = self.names.stem(wanted, parameters)
+        self.pointers_of |= made
+        return name
 
     def expect_numbers(self, roots: Iterable[Expr]) -> None:
         """Name the scalars below `roots` that the host computes."""

@@ -129,13 +129,9 @@ class RegionCoder:
 
     def stem(self, wanted: str, parameters: Iterable[str]) -> str:
         """A new name whose parameters have new names as well."""
-        while True:
-            name = self.names.new(wanted)
-            made = {p.format(name) for p in parameters}
-            if not made & self.names.taken:
-                self.names.taken |= made
-                self.parameters |= made
-                return name
+        name, made = self.names.stem(wanted, parameters)
+        self.parameters |= made
+        return name
 
     def leaf(self, node: Expr) -> Leaf:
         wanted = self.system.names.get(node) or "value"
