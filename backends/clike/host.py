@@ -160,6 +160,7 @@ class _Frame:
         flows = [r.array for r in half.results if r.array.role == "d_past"]
         self.reach = {a.index: max(x.lag for x in flows if x.index == a.index) for a in flows}
         self.used: dict[Array, None] = {}
+        self.asked: set[Array] = set()
         self.stages = half.stages
         self.repeat: Repeat | None = None
 
@@ -253,6 +254,7 @@ class _Frame:
                 [
                     f"{kind} *restrict ring = {self._address(a)};",
                     f"const {kind} *restrict arriving = {self._from_outside(a)};",
+                    *self._ask("arriving", a, f"stride[{len(self.step.hoisted) + a.index}]"),
                     *inner,
                 ]
             )
@@ -284,7 +286,7 @@ class _Frame:
             case Nest():
                 self.used = {}
                 inner = loops(stage, self.stages, self, self.half.hints)
-                return self._rows([*self._pointers(self.used), *inner])
+                return self._rows([*self._pointers(self.used), *self._soon(self.used), *inner])
             case System():
                 return self._system(stage)
             case Repeat():
@@ -327,6 +329,36 @@ class _Frame:
             lines.append(f"{kind} *restrict {self.pointer(a)} = {self._address(a)};")
         return lines
 
+    def _soon(self, arrays: Iterable[Array]) -> list[str]:
+        """Asks for the next token's numbers: those of many rows and arrays are more stretches than a chip foresees."""
+        lines: list[str] = []
+        # Of a stream the backward reads first what is farthest behind.
+        past = [a for a in arrays if a.role == "past"] if self.back else []
+        far = {a.index: max((x for x in past if x.index == a.index), key=lambda x: x.lag) for a in past}
+        for a in arrays:
+            ours = a.role in ("hoisted", "d_hoisted", "left", "right", "saved", "new") or a in far.values()
+            if not ours or a in self.asked or (a.role == "new" and a.index in far):
+                continue
+            self.asked.add(a)
+            lines += self._ask(self.pointer(a), a, self._apart(a))
+        return lines
+
+    def _ask(self, pointer: str, a: Array, step: str) -> list[str]:
+        if self.half.free not in (None, *a.dims[:1]):
+            return []
+        rest = length(a.dims[1:])
+        lo, hi = ("0", length(a.dims)) if self.half.free is None else (f"lo * ({rest})", f"hi * ({rest})")
+        return [f"SOON({pointer} {'-' if self.back else '+'} {step}, {lo}, {hi});"]
+
+    def _apart(self, a: Array) -> str:
+        """How far apart a row's tokens are."""
+        if a.role == "hoisted":
+            return f"stride[{a.index}]"
+        if a.role in ("d_hoisted", "left", "right"):
+            return f"stride[{len(self.step.hoisted) + len(self.step.streams) + self.extra.index(a)}]"
+        n = length(a.dims)
+        return n if re.fullmatch(r"\w+", n) else f"({n})"
+
     def _address(self, a: Array) -> str:
         """Where this token's numbers of a row begin."""
         kind, n = POINTERS[a.kind], length(a.dims)
@@ -359,8 +391,8 @@ class _Frame:
                 return f"t >= {a.lag} ? {late} : {of(early, f'({slot}) * {whole}')}"
             case _:
                 place = self.first["d_history"] + len(self.step.streams) + self.extra.index(a)
-                at = "id[row + m]" if a.role == "d_fixed" else "token"
-                return f"({kind} *)p[{place}] + {at} * {whole}"
+                at = f"id[row + m] * {whole}" if a.role == "d_fixed" else f"token * {self._apart(a)}"
+                return f"({kind} *)p[{place}] + {at}"
 
     def _products(self, group: Sequence[Product], packed: _Packed) -> list[str]:
         """Products of one operand."""

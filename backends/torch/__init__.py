@@ -103,6 +103,7 @@ RUNTIME = tuple(
         "values",
         "time",
         "scan",
+        "operators",
         "loop",
         "compiled",
         "composed",

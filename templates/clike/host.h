@@ -19,3 +19,6 @@ typedef float real;
 #define INF ((double)HUGE_VAL)
 #define FN static inline
 #define SHARED __attribute__((visibility("default")))
+// Numbers that are wanted soon; none need be there.
+#define SOON(p, lo, hi) \
+  for (long i_ = lo; i_ < (hi); i_ += 64 / (long)sizeof *(p)) __builtin_prefetch((p) + i_, 0, 2)

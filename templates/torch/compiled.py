@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import itertools
 import math
@@ -13,11 +14,13 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .loop import _whole_of
 
 
 def _native_compiler() -> list[str]:
@@ -139,6 +142,12 @@ def _tokens_apart(x: Tensor) -> tuple[Tensor, int]:
     return x, step
 
 
+@functools.lru_cache(16)
+def _rows_of_one_length(batch: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    order = torch.arange(batch)
+    return order, order * steps, torch.full((batch,), steps)
+
+
 class _NativeCall:
     """One use of a loop in C: its operands, laid out as the text has them."""
 
@@ -170,22 +179,58 @@ class _NativeCall:
         for part in self.native.inputs:
             x, shape = self.given[part.role][part.place], self.shape(part)
             if part.role == "hoisted":
-                x, step = _tokens_apart(_plain(x).to(self.kind(part)).expand([*lead, *shape]))
+                x, step = _tokens_apart(self.laid_out(x, part, [*lead, *shape]))
                 strides.append(step)
             elif part.role == "fixed":
-                x = _plain(x).to(self.kind(part)).expand(shape).contiguous()
+                x = self.laid_out(x, part, shape).contiguous()
             if part.role != "history":
                 self.operands.append(x)
-        self.strides = (ctypes.c_long * (len(strides) + len(self.history)))(*strides)
+        self.hoisted = len(strides)
+        more = len(self.history) + len(self.native.results)
+        self.strides = (ctypes.c_long * (len(strides) + more))(*strides)
         self.rows(sequence)
+
+    def laid_out(self, x: Tensor, part: _NativePart, shape: list[int]) -> Tensor:
+        if part.kind == "real" and x.dtype == self.dtype and list(x.shape) == shape and not x.is_neg():
+            return x
+        return _plain(x).to(self.kind(part)).expand(shape)
 
     def arriving(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of values; of one that is the same for all tokens, one token's."""
         out: list[Tensor] = []
-        for i, g in enumerate(map(_plain, grads), len(self.strides) - len(grads)):
+        for i, g in enumerate(map(_plain, grads), self.hoisted):
             same = g.stride()[:2] == (0, 0)
             out.append((g[:1, :1] if same else g).contiguous())
             self.strides[i] = 0 if same else math.prod(g.shape[2:])
+        return out
+
+    def made(self) -> list[Tensor]:
+        """Room for the results of the backward; what becomes of values that lie together lies together too."""
+        out: list[Tensor] = []
+        tiled: dict[tuple[int, int], int] = {}
+        wholes: dict[tuple[int, int], Tensor] = {}
+        for part, x, step in zip(self.native.inputs[: self.hoisted], self.operands, self.strides):
+            key = x.untyped_storage().data_ptr(), step
+            tiled[key] = tiled.get(key, 0) + math.prod(self.shape(part))
+        for i, part in enumerate(self.native.results, self.hoisted + len(self.history)):
+            shape, kind = self.shape(part), self.kind(part)
+            if part.role == "d_fixed":
+                out.append(torch.zeros(self.history[0].shape[0], *shape, dtype=kind))
+                continue
+            step = math.prod(shape)
+            like, key = None, (0, 0)
+            if part.role == "d_hoisted":
+                like = self.operands[part.place]
+                key = like.untyped_storage().data_ptr(), self.strides[part.place]
+            if like is None or like.dtype != kind or tiled.get(key) != key[1] or key[1] == step:
+                out.append(torch.empty(*self.lead, *shape, dtype=kind))
+            else:
+                step = key[1]
+                if key not in wholes:
+                    wholes[key] = torch.empty(*self.lead, step, dtype=kind)
+                strides = (*wholes[key].stride()[:2], *like.stride()[2:])
+                out.append(wholes[key].as_strided(like.shape, strides, like.storage_offset() % step))
+            self.strides[i] = step
         return out
 
     def kind(self, part: _NativePart) -> torch.dtype:
@@ -200,14 +245,11 @@ class _NativeCall:
         """Where each sequence begins, how long it is, and its place in the histories; the longest first."""
         count = self.history[0].shape[0]
         if sequence is None:
-            batch, steps = self.lead
-            lengths = torch.full((count,), steps)
-            starts = torch.arange(batch) * steps
-            self.order = torch.arange(count)
-        else:
-            lengths = torch.bincount(sequence, minlength=count)
-            starts = torch.cumsum(lengths, 0) - lengths
-            self.order = torch.argsort(lengths, descending=True, stable=True)
+            self.order, self.starts, self.lengths = _rows_of_one_length(*self.lead)
+            return
+        lengths = torch.bincount(sequence, minlength=count)
+        starts = torch.cumsum(lengths, 0) - lengths
+        self.order = torch.argsort(lengths, descending=True, stable=True)
         self.starts, self.lengths = starts[self.order].contiguous(), lengths[self.order].contiguous()
 
     def library(self) -> Any:
@@ -321,6 +363,39 @@ def _native_run(native: _Native, other: Callable[..., list[Tensor]]) -> Callable
     return run
 
 
+def _native_products(
+    products: Sequence[tuple[int, str, int, int]],
+    made: Sequence[Tensor],
+    fixed: Sequence[Tensor],
+    low: torch.dtype | None,
+) -> Iterable[tuple[int, Tensor]]:
+    """Gradients of fixed values, each by its place. Products of one value with others that lie together are one; what
+    is multiplied by none is summed."""
+    groups: dict[tuple[str, int, torch.dtype | None], list[tuple[int, int]]] = {}
+    for index, equation, left, right in products:
+        if not equation:
+            yield index, made[left].flatten(0, 1).sum(0)
+            continue
+        dtype = low if fixed[index].dtype == low else None
+        groups.setdefault((equation, left, dtype), []).append((index, right))
+    for (equation, left, dtype), group in groups.items():
+        x, *ys = (made[i].flatten(0, 1) for i in (left, *(right for _, right in group)))
+        group = [(index, y) for (index, _), y in sorted(zip(group, ys), key=lambda z: z[1].storage_offset())]
+        (a, b), c = (equation.partition("->")[0].split(","), equation.partition("->")[2])
+        whole = _whole_of([y.flatten(1) for _, y in group]) if len(group) > 1 and c == b[1:] + a[1:] else None
+        if dtype is not None:
+            x = x.to(dtype)
+        x = torch.conj_physical(x)
+        if whole is None:
+            for index, y in group:
+                yield index, torch.einsum(equation, x, y if dtype is None else y.to(dtype))
+            continue
+        total = torch.mm((whole if dtype is None else whole.to(dtype)).T, x.flatten(1))
+        parts = total.split([math.prod(y.shape[1:]) for _, y in group])
+        for (index, y), part in zip(group, parts):
+            yield index, part.reshape(*y.shape[1:], *x.shape[1:]).clone()
+
+
 def _native_gathered(
     results: Sequence[_NativePart],
     products: Sequence[tuple[int, str, int, int]],
@@ -339,11 +414,7 @@ def _native_gathered(
             d_hoisted[part.place] = d.sum_to_size(hoisted[part.place].shape)
         elif part.role == "d_fixed":
             d_fixed[part.place] = d.sum(0)
-    for index, equation, left, right in products:
-        x, y = (made[i].flatten(0, 1) for i in (left, right))
-        if low is not None and fixed[index].dtype == low:
-            x, y = x.to(low), y.to(low)
-        d = torch.einsum(equation, torch.conj_physical(x), y)
+    for index, d in _native_products(products, made, fixed, low):
         d_fixed[index] = d_fixed[index] + d if index in d_fixed else d
     live = [(i, x) for i, x in enumerate(hoisted) if x.dtype != torch.bool]
     free = [i for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
@@ -379,12 +450,7 @@ def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callab
         call, library = found
         d_values = call.arriving(grads)
         d_history = [torch.zeros_like(h, memory_format=torch.contiguous_format) for h in history]
-        made: list[Tensor] = []
-        for part in native.results:
-            each = part.role == "d_fixed"
-            shape, kind = call.shape(part), call.kind(part)
-            lead = (history[0].shape[0],) if each else call.lead
-            made.append((torch.zeros if each else torch.empty)(*lead, *shape, dtype=kind))
+        made = call.made()
         known = (*(_plain(v).contiguous() for v in values), *(x.contiguous() for x in saved))
         call.run(library, "backward", native.cut[1], True, *known, *d_values, *d_history, *made)
         weights = sorted({p[0] for p in products})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .operators import _list_operator
 from .scan import _reject_tangents
 from .time import _Run
 
@@ -30,6 +32,7 @@ class _Loop(NamedTuple):
     pack: Callable[..., tuple[Tensor, ...]]
     operator: Callable[..., list[Tensor]]
     on_gpu: bool
+    library: torch.library.Library
 
 
 def _nothing(*_: Tensor) -> tuple[Tensor, ...]:
@@ -157,6 +160,98 @@ def _sweep_tokens(
     return [*(x.contiguous() for x in out), *d_fixed, *d_weights, *d_history]
 
 
+def _wholes(values: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """What values are stretches of, side by side along the last axis, and where they lie: of each one which tensor has
+    it, where it begins there, how many axes it has, and these. Nothing, where all are tensors of their own.
+
+    As one tensor they have one gradient. As several, PyTorch would copy theirs together.
+    """
+    groups: dict[int, list[Tensor]] = {}
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+        for x in values:
+            if x._base is not None and _is_stretch(x, x._base):
+                groups.setdefault(id(x._base), []).append(x)
+    tiled: dict[int, int] = {}
+    wholes: list[Tensor] = []
+    for key, parts in groups.items():
+        whole = parts[0]._base
+        assert whole is not None
+        at = 0
+        for x in sorted(parts, key=Tensor.storage_offset):
+            at += math.prod(x.shape[2:]) if x.storage_offset() == whole.storage_offset() + at else 0
+        if len(parts) > 1 and at == whole.shape[-1]:
+            tiled[key] = len(wholes)
+            wholes.append(whole)
+    if not wholes:
+        return list(values), []
+    places: list[int] = []
+    for x in values:
+        if x._base is not None and id(x._base) in tiled and any(x is y for y in groups[id(x._base)]):
+            start = x.storage_offset() - x._base.storage_offset()
+            places += [tiled[id(x._base)], start, x.ndim - 2, *x.shape[2:]]
+        else:
+            places += [len(wholes), -1, 0]
+            wholes.append(x)
+    return wholes, places
+
+
+def _is_stretch(x: Tensor, whole: Tensor) -> bool:
+    """Whether each token's numbers lie one behind the other among those of the same token."""
+    if x.dtype != whole.dtype or whole.ndim != 3 or not whole.is_contiguous() or x.shape[:2] != whole.shape[:2]:
+        return False
+    steps = [math.prod(x.shape[i + 1 :]) for i in range(2, x.ndim)]
+    return x.stride() == (*whole.stride()[:2], *steps)
+
+
+def _parts(wholes: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
+    """The values that `_wholes` took together."""
+    out: list[Tensor] = []
+    at = 0
+    while at < len(places):
+        whole, start, axes = places[at : at + 3]
+        shape = places[at + 3 : at + 3 + axes]
+        x = wholes[whole]
+        out.append(x if start < 0 else x.narrow(-1, start, math.prod(shape)).view(*x.shape[:2], *shape))
+        at += 3 + axes
+    return out or list(wholes)
+
+
+def _of_wholes(grads: Sequence[Tensor], wholes: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
+    """Gradients, those of parts first, as gradients of wholes; what lies together already is not copied."""
+    if not places:
+        # An operator's results share no memory.
+        return [d.contiguous() for d in grads]
+    groups: list[list[tuple[int, Tensor]]] = [[] for _ in wholes]
+    rest = iter(grads)
+    at = 0
+    while at < len(places):
+        whole, start, axes = places[at : at + 3]
+        if wholes[whole].dtype != torch.bool:
+            groups[whole].append((start, next(rest)))
+        at += 3 + axes
+    out: list[Tensor] = []
+    for group in groups:
+        parts = [d for _, d in sorted(group, key=lambda p: p[0])]
+        if len(parts) > 1:
+            parts = [d.reshape(*d.shape[:2], math.prod(d.shape[2:])) for d in parts]
+        if parts:
+            whole = parts[0].contiguous() if len(parts) == 1 else _whole_of(parts)
+            out.append(torch.cat(parts, -1) if whole is None else whole)
+    return [*out, *rest]
+
+
+def _whole_of(parts: Sequence[Tensor]) -> Tensor | None:
+    """What these are all stretches of, one behind the other along the last axis; None where they are not."""
+    first, at = parts[0], parts[0].storage_offset()
+    memory = first.untyped_storage().data_ptr()
+    for p in parts:
+        there = p.untyped_storage().data_ptr() == memory and p.storage_offset() == at
+        if not there or p.stride() != first.stride() or p.stride(-1) != 1:
+            return None
+        at += p.shape[-1]
+    return first.as_strided((*first.shape[:-1], at - first.storage_offset()), first.stride())
+
+
 def _loop_operator(
     namespace: str,
     name: str,
@@ -180,7 +275,7 @@ def _loop_operator(
     """
     arguments = (
         "Tensor[] hoisted, Tensor[] fixed, Tensor[] history, int[] sizes, float[] consts, SymInt steps, "
-        "Tensor? sequence, Tensor? position"
+        "Tensor? sequence, Tensor? position, int[] places"
     )
     weights = {p[0] for p in products}
 
@@ -190,63 +285,63 @@ def _loop_operator(
         shapes = [[like[i].shape[axis] for i, axis in dims] for dims in saved] if here else []
         return [history[0].real.new_empty(*lead, *shape) for shape in shapes]
 
-    @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}, bool keep) -> Tensor[]")
-    def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position, keep):
+    def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position, places, keep):
         with _without_autocast(history[0]):
             shared, numbers = (*fixed, *pack(*fixed)), (*sizes, *consts)
             batch = history[0].shape[0]
             more = room(fixed, history, *((batch if sequence is None else 1, steps) if keep else (batch,)))
-            values = run(step, hoisted, shared, fixed, history, numbers, steps, sequence, position, *more)
+            parts = _parts(hoisted, places)
+            values = run(step, parts, shared, fixed, history, numbers, steps, sequence, position, *more)
             return [*values, *more] if keep else values
 
-    @forward.register_fake
-    def _(hoisted, fixed, history, sizes, consts, steps, sequence, position, keep):
+    def fake(hoisted, fixed, history, sizes, consts, steps, sequence, position, places, keep):
         lead = (history[0].shape[0] if sequence is None else 1, steps)
         return [*(h.new_empty(*lead, *h.shape[2:]) for h in history), *(room(fixed, history, *lead) if keep else [])]
 
-    @torch.library.custom_op(
-        f"{namespace}::{name}_backward",
-        mutates_args=(),
-        schema=f"(Tensor[] grads, Tensor[] values, {arguments}) -> Tensor[]",
-    )
-    def backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
+    def backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position, places):
         with _without_autocast(history[0]):
             shared, numbers = (*fixed, *pack(*fixed)), (*sizes, *consts)
             values, more = values[: len(history)], values[len(history) :]
-            call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position, *more)
-            return sweep(back, products, *call)
+            call = (grads, values, _parts(hoisted, places), shared, fixed, history, numbers, sequence, position, *more)
+            return _of_wholes(sweep(back, products, *call), hoisted, places)
 
-    @backward.register_fake
-    def _(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
+    def fake_backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position, places):
         free = [x for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
         kept = [x for x in hoisted if x.dtype != torch.bool] + free + [fixed[i] for i in sorted(weights)] + history
         return [torch.empty_like(x) for x in kept]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        hoisted, fixed, history, ctx.sizes, ctx.consts, ctx.steps, sequence, position, _ = inputs
+        hoisted, fixed, history, ctx.sizes, ctx.consts, ctx.steps, sequence, position, ctx.places, _ = inputs
         ctx.counts = (len(hoisted), len(fixed), len(history), len(output))
         ctx.packed = sequence is not None
         packed = [sequence, position] if ctx.packed else []
         ctx.save_for_backward(*hoisted, *fixed, *history, *output, *packed)
 
-    def gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    def gradient(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         tensors = iter(ctx.saved_tensors)
         hoisted, fixed, history, values = ([next(tensors) for _ in range(n)] for n in ctx.counts)
         sequence, position = (next(tensors), next(tensors)) if ctx.packed else (None, None)
         full = [v.new_zeros(()).expand_as(v) if g is None else g for g, v, _ in zip(grads, values, history)]
-        out = iter(
-            backward(full, values, hoisted, fixed, history, ctx.sizes, ctx.consts, ctx.steps, sequence, position)
-        )
+        numbers = (ctx.sizes, ctx.consts, ctx.steps)
+        out = iter(swept(full, values, hoisted, fixed, history, *numbers, sequence, position, ctx.places))
         d_hoisted = [None if x.dtype == torch.bool else next(out) for x in hoisted]
         d_fixed = [None if x.dtype == torch.bool or i in weights else next(out) for i, x in enumerate(fixed)]
         for i in sorted(weights):
             d_fixed[i] = next(out)
-        # PyTorch takes an empty list for one of tensors.
-        numbers = (None if n else [] for n in (ctx.sizes, ctx.consts))
-        return d_hoisted, d_fixed, [next(out) for _ in history], *numbers, None, None, None, None
+        return [*d_hoisted, *d_fixed, *out]
 
-    forward.register_autograd(gradient, setup_context=save)
-    return _Loop(step, pack, forward, on_gpu)
+    def nothing(*_: Any) -> None:
+        pass
+
+    def twice(*_: Any) -> Any:
+        raise RuntimeError('no second derivatives by autograd here: construct the cell with backend="reference"')
+
+    library = torch.library.Library(namespace, "FRAGMENT")
+    schema = f"(Tensor[] grads, Tensor[] values, {arguments}) -> Tensor[]"
+    swept = _list_operator(library, f"{name}_backward", schema, 5, backward, fake_backward, nothing, twice)
+    schema = f"({arguments}, bool keep) -> Tensor[]"
+    operator = _list_operator(library, name, schema, 3, forward, fake, save, gradient)
+    return _Loop(step, pack, operator, on_gpu, library)
 
 
 def _steps(
@@ -268,5 +363,6 @@ def _steps(
     # A loop in Python saves nothing more.
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*hoisted, *fixed, *history))
     keep = keep and (loop.on_gpu or os.environ.get("RNNC_LOOPS") != "python")
-    given = (list(hoisted), list(fixed), list(history), list(sizes), list(consts), run.lead[1])
-    return loop.operator(*given, run.sequence, run.position, keep)[: len(history)]
+    wholes, places = _wholes(hoisted)
+    given = (wholes, list(fixed), list(history), list(sizes), list(consts), run.lead[1])
+    return loop.operator(*given, run.sequence, run.position, places, keep)[: len(history)]
