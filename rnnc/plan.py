@@ -246,7 +246,8 @@ def _loop(closure: Closure, streams: tuple[Stream, ...]) -> Loop:
                 else:
                     border[node] = None
 
-    enter(updates, lambda node: node in body or _outer_product(node))
+    composed = isinstance(closure, Composable)
+    enter(updates, lambda node: node in body or _outer_product(node) or (not composed and _biased(node)))
     if isinstance(closure, Composable):
         # Most maps are made of the same parts as the update.
         enter(closure.parameters, lambda node: isinstance(node, Apply))
@@ -258,6 +259,14 @@ def _loop(closure: Closure, streams: tuple[Stream, ...]) -> Loop:
 def _outer_product(node: Expr) -> bool:
     """Larger than each of its operands: cheaper to form in the loop than to keep for every token."""
     return isinstance(node, Apply) and len(node.dims) > max(len(c.dims) for c in node.args)
+
+
+def _biased(node: Expr) -> bool:
+    """A learned map of what comes in and what is the same for all tokens: their sum would be a pass over all tokens."""
+    if not isinstance(node, Apply) or node.op != "add" or node.kind != "real":
+        return False
+    maps = [c for c in node.args if isinstance(c, Linear) and c.dims == node.dims and per_token(c)]
+    return len(maps) == 1 and all(c in maps or not per_token(c) for c in node.args)
 
 
 def inside(loop: Loop) -> set[Expr]:

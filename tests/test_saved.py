@@ -74,3 +74,28 @@ def test_without_a_backward_nothing_is_kept() -> None:
     agree([got[0], *got[1]], [want[0], *want[1]], 0, 0)
     ((operator, args),) = seen.calls.values()
     assert [len(operator(*args[:-1], keep)) for keep in (args[-1], True)] == [2, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "tensors", "places"),
+    [(TEXTS["GRU"], 1, 12), (CELLS["hidden"], None, 0), (TEXTS["LSTM"], 1, 20)],
+    ids=("GRU", "hidden", "LSTM"),
+)
+def test_what_one_product_made_has_one_gradient(text: str, tensors: int | None, places: int) -> None:
+    """And what nobody asked the gradient of comes as one zero, not as all of its tokens."""
+    module = build(text)
+    x = torch.randn(2, 5, module.D, requires_grad=True)
+    with Calls(load(text)._OPERATORS) as seen:
+        module(x)[0].sum().backward()
+    forward, backward = (args for _, args in seen.calls.values())
+    assert len(forward[-2]) == places and backward[-1] == forward[-2]
+    assert tensors is None or len(forward[0]) == len(backward[2]) == tensors
+    assert all(g.stride() == (0,) * g.ndim for g in backward[0])
+
+
+def test_what_comes_next_is_asked_for() -> None:
+    """Each array of tokens once a token, in both halves; none that lies in the block."""
+    for half in halves(load(TEXTS["LSTM"])):
+        asked = re.findall(r"SOON\(p_(\w+) ", half)
+        held = set(re.findall(r"restrict p_(\w+) = \(real \*\)\(s_", half))
+        assert len(asked) == len(set(asked)) > 8 and not held & set(asked)

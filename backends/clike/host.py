@@ -41,7 +41,7 @@ class File:
 def host_file(step: Step) -> File:
     """The C file of a step and its backward."""
     frames = [_Frame(step, half, back) for half, back in ((step.forward, False), (step.backward, True))]
-    packed = _Packed([p for f in frames for p in f.half.stages.products])
+    packed = _Packed([(p, f.back) for f in frames for p in f.half.stages.products])
     parts = [f.text(packed) for f in frames]
     body = "\n\n".join([packed.text(step), *parts])
     body = "\n".join(part for line in body.split("\n") for part in wrapped(line))
@@ -82,12 +82,14 @@ def library(text: str) -> list[str]:
 
 
 class _Packed:
-    """The matrices of products, each once, in panels."""
+    """The matrices of products, each once, in panels. A call packs those that its half reads."""
 
-    def __init__(self, products: Iterable[Product]) -> None:
+    def __init__(self, products: Iterable[tuple[Product, bool]]) -> None:
         self.matrices: dict[tuple[object, ...], Product] = {}
-        for p in products:
+        self.halves: dict[tuple[object, ...], set[bool]] = {}
+        for p, back in products:
             self.matrices.setdefault(self.key(p), p)
+            self.halves.setdefault(self.key(p), set()).add(back)
 
     def key(self, p: Product) -> tuple[object, ...]:
         return p.matrix, p.axes, p.kept, p.outs, p.ins
@@ -112,19 +114,21 @@ class _Packed:
     def text(self, step: Step) -> str:
         total = " + ".join(self.extent(p) for p in self.matrices.values()) or "0"
         lines = [f"SHARED long packed_size(void) {{ return {total}; }}", ""]
-        lines.append("SHARED void pack(void *const *p, real *packed) {")
+        lines.append("SHARED void pack(void *const *p, real *packed, long back) {")
         body = self.offsets()
-        for i, p in enumerate(self.matrices.values()):
+        for i, (key, p) in enumerate(self.matrices.items()):
+            halves = self.halves[key]
+            when = "" if len(halves) > 1 else "if (back) " if halves == {True} else "if (!back) "
             strides = [_stride(p, role) for role in ("kept", "out", "in")]
             n, depth = length(p.outs), length(p.ins)
             source = f"(const real *)p[{len(step.hoisted) + p.matrix.index}]"
             if not p.kept:
-                body.append(f"panels({source}, w_{i}, {n}, {depth}, {strides[1]}, {strides[2]});")
+                body.append(f"{when}panels({source}, w_{i}, {n}, {depth}, {strides[1]}, {strides[2]});")
                 continue
-            body.append(f"for (long i = 0; i < {length(p.kept)}; ++i)")
+            body.append(f"{when}for (long i = 0; i < {length(p.kept)}; ++i)")
             where = f"w_{i} + i * PAD({n}) * ({depth})"
             body.append(f"  panels({source} + i * ({strides[0]}), {where}, {n}, {depth}, {strides[1]}, {strides[2]});")
-        return "\n".join([*lines, *_indented(body or ["(void)p, (void)packed;"]), "}"])
+        return "\n".join([*lines, *_indented(["(void)p, (void)packed, (void)back;", *body]), "}"])
 
 
 def _stride(p: Product, role: str) -> str:

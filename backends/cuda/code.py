@@ -74,6 +74,7 @@ def definitions(
     products = [
         several([str(w.index), quoted(w.equation), str(places[w.left]), str(places[w.right])]) for w in step.weighed
     ]
+    products += [several([str(d.index), quoted(""), str(places[of]), "-1"]) for d, of in back.summed.items()]
     texts = {"head": head(step, found), "forward": found[0].text, "backward": back.text}
     lines = [f'{name}_cuda_{n} = r"""\n{text}\n"""' for n, text in texts.items()]
     args = [

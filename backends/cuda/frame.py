@@ -25,6 +25,7 @@ class FrameCoder(KernelCoder):
             tuple(self.slots()),
             tuple(self.matrices.values()),
             self.extra,
+            self.summed,
             self.tiled,
             frozenset(self.numbers),
             tuple(self._held(i) for i in self.spaces.values()),

@@ -55,7 +55,9 @@ class KernelCoder:
         self.repeat: Repeat | None = None
         self.name = "backward" if back else "forward"
         self.free = half.free
-        self.extra = tuple(r.array for r in half.results if r.array.role not in ("new", "d_past"))
+        self.summed = _summed(half.results)
+        known = ("new", "d_past")
+        self.extra = tuple(r.array for r in half.results if r.array.role not in known and r.array not in self.summed)
         products = self.stages.products
         for s in with_inner(self.stages):
             for p in (p for p in s.order if isinstance(p, Product)):
@@ -560,7 +562,7 @@ class KernelCoder:
                 "}",
                 "#endif",
             ]
-        return [*lines, f"for (; b_k < {depth}; ++b_k) {{", *indented(terms), "}"]
+        return [*lines, "#pragma unroll 4 * DEEP", f"for (; b_k < {depth}; ++b_k) {{", *indented(terms), "}"]
 
     def _own(self, items: Sequence[Item]) -> dict[Array, int]:
         """The arrays between stages of which each thread only touches entries of its own."""
@@ -573,3 +575,11 @@ class KernelCoder:
             if len(found) == 1 and (owner := next(iter(found))) is not None:
                 out[array] = owner
         return out
+
+
+def _summed(results: Sequence[Store]) -> dict[Array, Array]:
+    """The gradients of fixed values that are sums, over all tokens, of what is written for each of them anyway."""
+    whole = [r for r in results if set(r.node.dims) == set(r.array.dims)]
+    written = {(r.node, r.array.dims): r.array for r in whole if r.array.role == "d_hoisted" and not r.add}
+    sums = [r for r in whole if r.array.role == "d_fixed"]
+    return {r.array: written[r.node, r.array.dims] for r in sums if (r.node, r.array.dims) in written}

@@ -46,6 +46,8 @@ class Kernel:
     matrices: tuple[Matrix, ...]
     extra: tuple[Array, ...]
     """Results besides the cotangents of states, in the order of the kernel's arguments."""
+    summed: Mapping[Array, Array]
+    """Results that are sums of others over all tokens, which no kernel makes."""
     tiled: bool
     """Whether sequences go in tiles, for products; else each block has one."""
     numbers: frozenset[int]

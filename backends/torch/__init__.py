@@ -169,7 +169,7 @@ def _imports(parts: Iterable[str]) -> str:
         return [f"from {module} import {', '.join(found)}"] if found else []
 
     plain = [f"import {m}" for m in _MODULES if m in used]
-    plain += of("collections.abc", "Callable", "Iterable", "Sequence")
+    plain += of("collections.abc", "Callable", "Iterable", "Iterator", "Sequence")
     kernels = "triton" in used
     plain += [*(["from types import SimpleNamespace"] if kernels else []), *of("typing", "Any", "NamedTuple")]
     functional = ["import torch.nn.functional as F"] if "F" in used else []

@@ -6,7 +6,7 @@ import functools
 import importlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,8 +80,10 @@ def _cuda_layout(
     tiles = [-(-n // (16 * warps)) for n in counts]
     each = [4 * n for n in tiles] if kernel.tiled else [-(-n // threads) for n in counts]
     keep = [n <= 8 for n in each]
-    # A thread has so many registers, some for what is being computed and for addresses, those of each further space.
-    registers = min(255, 65536 // threads) - 72 - sum(min(n, 8) for n in each[1:])
+    # A thread has so many registers (a chip's four parts share warps evenly), some for what is being computed and for
+    # addresses, those of each further space and of matrices where there are many.
+    registers = min(255, 65536 // (-(-warps // 4) * 128)) - 72 - sum(min(n, 8) for n in each[1:])
+    registers -= 3 * max(0, len(kernel.matrices) - 4)
     held_by = [n * e for n, e in zip(kernel.registers, each)]
     while any(keep) and sum(n for n, k in zip(held_by, keep) if k) > registers:
         keep[max((i for i, k in enumerate(keep) if k), key=held_by.__getitem__)] = False
@@ -99,9 +101,11 @@ def _cuda_layout(
     # Memory comes in stretches of eight numbers or more, of which one thread need ask for.
     macros += ["AHEAD 3", f"FIRST ({'b_group' if kernel.tiled else 'b_tid % 8'} == 0)"]
     macros.append(f"UP(n) {'(((n) + 15) / 16 * 16)' if low else '(n)'}")
+    # Only what is in registers must be known by its place.
+    unrolled = {i for i, n in enumerate(held_by) if keep[i] and (n or any(m[1] == i for m in kernel.matrices))}
     for i, n in enumerate(counts):
         macros += [f"COUNT_{i} {n}", f"TILES_{i} {tiles[i]}", f"EACH_{i} {each[i]}", f"KEEP_{i} {int(keep[i])}"]
-        macros.append(f"UNROLL_{i} {each[i] if keep[i] else 1}")
+        macros.append(f"UNROLL_{i} {each[i] if i in unrolled else 1}")
     shared = spill = 0
     bytes_of = {"real": real, "complex": 2 * real, "bool": 1}
     types = {"real": "real", "complex": "cplx", "bool": "unsigned char"}
@@ -304,7 +308,7 @@ def _cuda_run(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[..., 
     def run(
         step: Callable[..., tuple[Tensor, ...]],
         hoisted: Sequence[Tensor],
-        shared: Sequence[Tensor],
+        shared: Iterable[Tensor],
         fixed: Sequence[Tensor],
         history: Sequence[Tensor],
         numbers: Sequence[float],
@@ -327,7 +331,7 @@ def _cuda_run(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[..., 
     return run
 
 
-def _cuda_wide(tensors: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+def _cuda_wide(tensors: Iterable[Tensor], like: Tensor) -> list[Tensor]:
     """16-bit numbers in the dtype of the states, for those who know no others."""
     return [x.to(like.real.dtype) if x.dtype in (torch.float16, torch.bfloat16) else x for x in tensors]
 
@@ -341,7 +345,7 @@ def _cuda_sweep(cuda: _Cuda, other: Callable[..., list[Tensor]]) -> Callable[...
         grads: Sequence[Tensor],
         values: Sequence[Tensor],
         hoisted: Sequence[Tensor],
-        shared: Sequence[Tensor],
+        shared: Iterable[Tensor],
         fixed: Sequence[Tensor],
         history: Sequence[Tensor],
         numbers: Sequence[float],

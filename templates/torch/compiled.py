@@ -277,7 +277,7 @@ class _NativeCall:
         pointers.insert(len(self.operands), packed)
         p = (ctypes.c_void_p * len(pointers))(*(x.data_ptr() for x in pointers))
         if self.native.packs:
-            library.pack(p, ctypes.c_void_p(packed.data_ptr()))
+            library.pack(p, ctypes.c_void_p(packed.data_ptr()), ctypes.c_long(name == "backward"))
         threads, count = torch.get_num_threads(), len(self.order)
         tile = min(32, -(-count // threads))
         tile = tile if tile < 8 else -(-tile // 8) * 8
@@ -339,7 +339,7 @@ def _native_run(native: _Native, other: Callable[..., list[Tensor]]) -> Callable
     def run(
         step: Callable[..., tuple[Tensor, ...]],
         hoisted: Sequence[Tensor],
-        shared: Sequence[Tensor],
+        shared: Iterable[Tensor],
         fixed: Sequence[Tensor],
         history: Sequence[Tensor],
         numbers: Sequence[float],
@@ -411,7 +411,8 @@ def _native_gathered(
     d_fixed: dict[int, Tensor] = {}
     for part, d in zip(results, made):
         if part.role == "d_hoisted":
-            d_hoisted[part.place] = d.sum_to_size(hoisted[part.place].shape)
+            shape = hoisted[part.place].shape
+            d_hoisted[part.place] = d if d.shape == shape else d.sum_to_size(shape)
         elif part.role == "d_fixed":
             d_fixed[part.place] = d.sum(0)
     for index, d in _native_products(products, made, fixed, low):
@@ -420,9 +421,11 @@ def _native_gathered(
     free = [i for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
     out = [d_hoisted[i].to(x.dtype) if i in d_hoisted else torch.zeros_like(x) for i, x in live]
     for i in (*free, *weights):
-        x = fixed[i]
-        d = d_fixed[i].sum_to_size(x.shape) if i in d_fixed else torch.zeros_like(x)
-        out.append((d if x.is_complex() else d.real).to(x.dtype).contiguous())
+        x, d = fixed[i], d_fixed.get(i)
+        if d is None or d.shape != x.shape or d.dtype != x.dtype:
+            d = torch.zeros_like(x) if d is None else d.sum_to_size(x.shape)
+            d = (d if x.is_complex() else d.real).to(x.dtype)
+        out.append(d.contiguous())
     return out
 
 
@@ -435,7 +438,7 @@ def _native_sweep(native: _Native, other: Callable[..., list[Tensor]]) -> Callab
         grads: Sequence[Tensor],
         values: Sequence[Tensor],
         hoisted: Sequence[Tensor],
-        shared: Sequence[Tensor],
+        shared: Iterable[Tensor],
         fixed: Sequence[Tensor],
         history: Sequence[Tensor],
         numbers: Sequence[float],

@@ -4,7 +4,7 @@ not mix."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -241,7 +241,7 @@ def _composed(maps: _Maps) -> Callable[..., list[Tensor]]:
     def run(
         step: Callable[..., tuple[Tensor, ...]],
         hoisted: Sequence[Tensor],
-        shared: Sequence[Tensor],
+        shared: Iterable[Tensor],
         fixed: Sequence[Tensor],
         history: Sequence[Tensor],
         numbers: Sequence[float],
@@ -293,7 +293,7 @@ def _sweep_scan(flow: _Maps) -> Callable[..., list[Tensor]]:
         grads: Sequence[Tensor],
         values: Sequence[Tensor],
         hoisted: Sequence[Tensor],
-        shared: Sequence[Tensor],
+        shared: Iterable[Tensor],
         fixed: Sequence[Tensor],
         history: Sequence[Tensor],
         numbers: Sequence[float],

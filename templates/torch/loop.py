@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,19 @@ def _nothing(*_: Tensor) -> tuple[Tensor, ...]:
     return ()
 
 
+class _Shared:
+    """Fixed values, and what is packed of them, once somebody asks: a loop that is compiled does not."""
+
+    def __init__(self, fixed: Sequence[Tensor], pack: Callable[..., tuple[Tensor, ...]]) -> None:
+        self.fixed, self.pack = fixed, pack
+        self.all: tuple[Tensor, ...] | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.all is None:
+            self.all = (*self.fixed, *self.pack(*self.fixed))
+        return iter(self.all)
+
+
 def _places(sequence: Tensor | None, position: Tensor | None) -> Any:
     """For each token of packed sequences the one it belongs to, and where it stands there."""
     return None if sequence is None or position is None else (sequence.unbind(0), position.unbind(0))
@@ -62,7 +75,7 @@ def _pasts(values: Sequence[Sequence[Tensor]], history: Sequence[Tensor], t: int
 def _stepped(
     step: Callable[..., tuple[Tensor, ...]],
     hoisted: Sequence[Tensor],
-    shared: Sequence[Tensor],
+    shared: Iterable[Tensor],
     _fixed: Sequence[Tensor],
     history: Sequence[Tensor],
     numbers: Sequence[float],
@@ -88,7 +101,7 @@ def _sweep_tokens(
     grads: Sequence[Tensor],
     values: Sequence[Tensor],
     hoisted: Sequence[Tensor],
-    shared: Sequence[Tensor],
+    shared: Iterable[Tensor],
     fixed: Sequence[Tensor],
     history: Sequence[Tensor],
     numbers: Sequence[float],
@@ -287,7 +300,7 @@ def _loop_operator(
 
     def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position, places, keep):
         with _without_autocast(history[0]):
-            shared, numbers = (*fixed, *pack(*fixed)), (*sizes, *consts)
+            shared, numbers = _Shared(fixed, pack), (*sizes, *consts)
             batch = history[0].shape[0]
             more = room(fixed, history, *((batch if sequence is None else 1, steps) if keep else (batch,)))
             parts = _parts(hoisted, places)
@@ -300,7 +313,7 @@ def _loop_operator(
 
     def backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position, places):
         with _without_autocast(history[0]):
-            shared, numbers = (*fixed, *pack(*fixed)), (*sizes, *consts)
+            shared, numbers = _Shared(fixed, pack), (*sizes, *consts)
             values, more = values[: len(history)], values[len(history) :]
             call = (grads, values, _parts(hoisted, places), shared, fixed, history, numbers, sequence, position, *more)
             return _of_wholes(sweep(back, products, *call), hoisted, places)
