@@ -210,7 +210,7 @@ def opchecked(text: str, **sizes: int) -> None:
     (args,) = calls
     for keep in (False, True):
         given = [a.detach().requires_grad_(keep) if isinstance(a, Tensor) else a for a in args]
-        torch.library.opcheck(operator, (*given[:-2], keep, given[-1]), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(operator.operator, (*given[:-2], keep, given[-1]), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("form", [*FORMS, "entrywise"])
