@@ -397,9 +397,9 @@ def test_opcheck(text: str) -> None:
     q, k, v = (torch.randn(2, 5, 2, 2, n, dtype=torch.float64, requires_grad=True) for n in (3, 3, 4))
     a = torch.rand(2, 5, 2, 3 if keyed else 4, dtype=torch.float64, requires_grad=True)
     initial = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(module._chunks, (a, q, k, v, initial, 1, keyed, None))
+    torch.library.opcheck(module._chunks.operator, (a, q, k, v, initial, 1, keyed, None))
     one = [x[:1].detach().requires_grad_() for x in (a, q, k, v)]
-    torch.library.opcheck(module._chunks, (*one, initial, 1, keyed, torch.tensor([0, 4, 5])))
+    torch.library.opcheck(module._chunks.operator, (*one, initial, 1, keyed, torch.tensor([0, 4, 5])))
 
 
 def test_one_graph_for_all_lengths() -> None:

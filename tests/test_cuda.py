@@ -6,7 +6,7 @@ import importlib.util
 import io
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -250,7 +250,8 @@ def test_the_operator(emulation: Emulation) -> None:
 
     hoisted, history = [drawn(2, 3, 2, 3) for _ in range(4)], [drawn(2, 1, 2, 3) for _ in range(2)]
     fixed = [drawn(2, 3) for _ in range(4)] + [drawn(2, 3, 3, dtype=torch.bfloat16) for _ in range(4)]
-    torch.library.opcheck(module._LSTM_c_h_kernels.operator, (hoisted, fixed, history, [], [], 3, None, None, [], True))
+    operator = module._LSTM_c_h_kernels.operator.operator
+    torch.library.opcheck(operator, (hoisted, fixed, history, [], [], 3, None, None, [], True))
 
 
 def test_without_a_gpu_nothing_changes() -> None:
@@ -343,7 +344,7 @@ needs_nvrtc = pytest.mark.skipif(
 ARCHS = ("80", "90a", "100")
 
 
-def check_spills(name: str, sizes: dict[str, int], dtype: torch.dtype, archs: dict[str, Sequence[str]]) -> None:
+def check_spills(name: str, sizes: dict[str, int], dtype: torch.dtype, archs: Mapping[str, Sequence[str]]) -> None:
     from cuda.core import Program, ProgramOptions  # pyright: ignore[reportAttributeAccessIssue]
 
     for which, text in texts(name, sizes, dtype).items():

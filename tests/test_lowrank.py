@@ -475,7 +475,7 @@ def test_opcheck(factors: tuple[int, ...]) -> None:
 
     d = torch.rand(2, 5, 2, *factors, dtype=torch.float64).tril().requires_grad_()
     z, x, v = drawn(2, 5, 2, 3, n, 6), drawn(2, 5, 2, 2, n, 6), drawn(2, 5, 2, 1, 4)
-    torch.library.opcheck(module._rank, (d, z, x, v, drawn(2, 2, n, 6, 4), None, 1, 2, True))
+    torch.library.opcheck(module._rank.operator, (d, z, x, v, drawn(2, 2, n, 6, 4), None, 1, 2, True))
 
 
 def test_one_graph_for_all_lengths() -> None:

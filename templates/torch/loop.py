@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .operators import _list_operator
+from .operator import _Backward, _DifferentiableOperator
 from .scan import _reject_tangents
 from .time import _Run
 
@@ -32,7 +32,6 @@ class _Loop(NamedTuple):
     pack: Callable[..., tuple[Tensor, ...]]
     operator: Callable[..., list[Tensor]]
     on_gpu: bool
-    library: torch.library.Library
 
 
 def _nothing(*_: Tensor) -> tuple[Tensor, ...]:
@@ -324,37 +323,33 @@ def _loop_operator(
         return [torch.empty_like(x) for x in kept]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        hoisted, fixed, history, ctx.sizes, ctx.consts, ctx.steps, sequence, position, ctx.places, _ = inputs
+        hoisted, fixed, history, ctx.sizes, ctx.consts, ctx.steps, sequence, position, ctx.stretches, _ = inputs
         ctx.counts = (len(hoisted), len(fixed), len(history), len(output))
         ctx.packed = sequence is not None
+        # What has no gradient would get one of zeros, as large as all that is saved.
+        ctx.set_materialize_grads(False)
         packed = [sequence, position] if ctx.packed else []
         ctx.save_for_backward(*hoisted, *fixed, *history, *output, *packed)
 
-    def gradient(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def gradient(ctx: Any, backward: Callable[..., list[Tensor]], grads: list[Tensor | None]) -> tuple[Any, ...]:
         tensors = iter(ctx.saved_tensors)
         hoisted, fixed, history, values = ([next(tensors) for _ in range(n)] for n in ctx.counts)
         sequence, position = (next(tensors), next(tensors)) if ctx.packed else (None, None)
         full = [v.new_zeros(()).expand_as(v) if g is None else g for g, v, _ in zip(grads, values, history)]
         numbers = (ctx.sizes, ctx.consts, ctx.steps)
-        out = iter(swept(full, values, hoisted, fixed, history, *numbers, sequence, position, ctx.places))
+        out = iter(backward(full, values, hoisted, fixed, history, *numbers, sequence, position, ctx.stretches))
         d_hoisted = [None if x.dtype == torch.bool else next(out) for x in hoisted]
         d_fixed = [None if x.dtype == torch.bool or i in weights else next(out) for i, x in enumerate(fixed)]
         for i in sorted(weights):
             d_fixed[i] = next(out)
-        return [*d_hoisted, *d_fixed, *out]
+        # PyTorch takes an empty list for one of tensors.
+        sizes, consts, places = (None if n else [] for n in (ctx.sizes, ctx.consts, ctx.stretches))
+        return d_hoisted, d_fixed, [next(out) for _ in history], sizes, consts, None, None, None, places, None
 
-    def nothing(*_: Any) -> None:
-        pass
-
-    def twice(*_: Any) -> Any:
-        raise RuntimeError('no second derivatives by autograd here: construct the cell with backend="reference"')
-
-    library = torch.library.Library(namespace, "FRAGMENT")
-    schema = f"(Tensor[] grads, Tensor[] values, {arguments}) -> Tensor[]"
-    swept = _list_operator(library, f"{name}_backward", schema, 5, backward, fake_backward, nothing, twice)
     schema = f"({arguments}, bool keep) -> Tensor[]"
-    operator = _list_operator(library, name, schema, 3, forward, fake, save, gradient)
-    return _Loop(step, pack, operator, on_gpu, library)
+    sweeps = _Backward(f"(Tensor[] grads, Tensor[] values, {arguments}) -> Tensor[]", backward, fake_backward)
+    operator = _DifferentiableOperator(f"{namespace}::{name}", schema, forward, fake, sweeps, save, gradient)
+    return _Loop(step, pack, operator, on_gpu)
 
 
 def _steps(
