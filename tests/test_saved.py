@@ -99,3 +99,13 @@ def test_what_comes_next_is_asked_for() -> None:
         asked = re.findall(r"SOON\(p_(\w+) ", half)
         held = set(re.findall(r"restrict p_(\w+) = \(real \*\)\(s_", half))
         assert len(asked) == len(set(asked)) > 8 and not held & set(asked)
+
+
+def test_inputs_that_are_views_have_their_own_gradients() -> None:
+    """Parts of one tensor, which a caller may ask for the gradients of."""
+    text = "cell C\ndim D = 3\ninput x[D], y[D]\nstate h[D]\nh[t] = tanh(linear(h[t-1] -> D) + x) * y\noutput h[t]\n"
+    module, whole = build(text), torch.randn(2, 5, 6, requires_grad=True)
+    parts = (whole * 1).split(3, -1)
+    alone = [p.detach().clone().requires_grad_() for p in parts]
+    got, want = (torch.autograd.grad(module(*given)[0].sum(), given) for given in (parts, alone))
+    agree([*got], [*want], 0, 0)

@@ -176,12 +176,13 @@ def _wholes(values: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
     """What values are stretches of, side by side along the last axis, and where they lie: of each one which tensor has
     it, where it begins there, how many axes it has, and these. Nothing, where all are tensors of their own.
 
-    As one tensor they have one gradient. As several, PyTorch would copy theirs together.
+    As one tensor they have one gradient. As several, PyTorch would copy theirs together. What a caller has a hold of
+    stays itself, since its own gradient may be asked for.
     """
     groups: dict[int, list[Tensor]] = {}
     if not torch.compiler.is_compiling() and torch.is_grad_enabled():
         for x in values:
-            if x._base is not None and _is_stretch(x, x._base):
+            if x._base is not None and hasattr(x._base, "parted_here") and _is_stretch(x, x._base):
                 groups.setdefault(id(x._base), []).append(x)
     tiled: dict[int, int] = {}
     wholes: list[Tensor] = []

@@ -120,5 +120,9 @@ def _project(x: Tensor, weight: Tensor, outs: Sequence[tuple[int, ...]], kept: i
         y = torch.bmm(rows.transpose(0, 1), weight.mT).transpose(0, 1).reshape(*x.shape[:-1], weight.shape[1])
     else:
         y = F.linear(x, weight)
-    parts = y.to(x.dtype).split([math.prod(o) for o in outs], -1)
+    y = y.to(x.dtype)
+    if not torch.compiler.is_compiling():
+        # For `_wholes`: nobody else has parts of it.
+        y.parted_here = True  # type: ignore[attr-defined]
+    parts = y.split([math.prod(o) for o in outs], -1)
     return tuple(p.unflatten(-1, o) for p, o in zip(parts, outs))
