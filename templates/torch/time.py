@@ -28,8 +28,8 @@ class _Run(NamedTuple):
 
 
 def _check_packing(cu_seqlens: Tensor, batch: int, total: int, values: bool) -> None:
-    """Raise where `cu_seqlens` does not fit inputs of [batch, total, ...]. On a GPU its `values` are only looked at where
-    that is asked: the host would wait for them."""
+    """Raise where `cu_seqlens` does not fit inputs of [batch, total, ...]. On a GPU its `values` are only looked at
+    where that is asked: the host would wait for them."""
     if (
         not isinstance(cu_seqlens, Tensor)
         or cu_seqlens.is_floating_point()
