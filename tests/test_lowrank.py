@@ -177,6 +177,10 @@ STEPPED = {
 def test_what_is_stepped(name: str) -> None:
     assert isinstance(closed(STEPPED[name]), LowRank)
     assert parts(STEPPED[name]) is None
+    (made,) = compile_source(Source("test.rnn", STEPPED[name]))
+    assert made.plan is not None
+    (whole,) = (s.whole for s in made.plan.steps if isinstance(s, Loop))
+    assert ("fewer than 512 entries" in whole) == ("few" in name or "columns" in name) and whole
 
 
 def _keeps_left(c: Callable[..., Any]) -> Callable[..., Any]:

@@ -67,12 +67,17 @@ class _DifferentiableOperator(_Operator):
         super().__init__(name, schema, forward, fake)
         self.save, self.gradient = save, gradient
         self.backward = _Operator(f"{name}_backward", backward.schema, backward.run, backward.fake)
+        self.backward.operator.register_autograd(_no_second)
         self.operator.register_autograd(
             lambda ctx, *grads: gradient(ctx, self.backward.operator, *grads), setup_context=save
         )
 
     def differentiated(self, given: tuple[Any, ...], tensors: list[Tensor]) -> Any:
         return _Differentiated.apply(self, given, *tensors)
+
+
+def _no_second(ctx: Any, *grads: Any) -> Any:
+    raise NotImplementedError('no second derivatives here: construct the cell with backend="reference"')
 
 
 class _Differentiated(torch.autograd.Function):
@@ -89,7 +94,7 @@ class _Differentiated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         operator, given = ctx.operator, (list(grads),) if ctx.lists else grads
-        # In a graph of the backward the operator stands, and says that it has no derivative.
+        # In a graph of the backward the operator stands, which says that it has no derivative.
         backward = operator.backward.operator if torch.is_grad_enabled() else operator.backward
         flat: list[Any] = []
         for grad, count in zip(operator.gradient(ctx, backward, *given), ctx.places):
