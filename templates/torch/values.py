@@ -122,7 +122,7 @@ def _project(x: Tensor, weight: Tensor, outs: Sequence[tuple[int, ...]], kept: i
         y = F.linear(x, weight)
     y = y.to(x.dtype)
     if not torch.compiler.is_compiling():
-        # For `_wholes`: nobody else has parts of it.
+        # Loops over tokens take it whole: nobody else has parts of it.
         y.parted_here = True  # type: ignore[attr-defined]
     parts = y.split([math.prod(o) for o in outs], -1)
     return tuple(p.unflatten(-1, o) for p, o in zip(parts, outs))
