@@ -82,6 +82,8 @@ def _rank_memory(call: _RankedCall, decay: str, keep: bool) -> dict[str, Tensor]
         own = (reads,) if name in ("scores", "of_u", "q_in") else ()
         made[f"{name}_ptr"] = q.new_empty((chunks, heads, *own, tokens, tokens if name in pairs else size), dtype=dtype)
     made["system_ptr"] = q.new_empty((chunks, heads, tokens, tokens), dtype=torch.float32)
+    # What the factors' gradients are made with.
+    made["between_ptr"] = torch.empty_like(made["system_ptr"]) if keep else made["system_ptr"]
     if decay != "free":
         along = (size,) if decay == "keys" else ()
         made["over_chunk_ptr"] = q.new_empty((chunks, heads, *along), dtype=torch.float32)
@@ -105,7 +107,7 @@ def _rank_arguments(ranked: _Ranked, call: _RankedCall, keep: bool) -> dict[str,
     given["OPERAND"] = tl.bfloat16 if call.q.dtype == torch.bfloat16 else tl.float32
     given["EXACT"] = "ieee" if torch.version.hip else "tf32x3"
     narrow = all(x.dtype in (torch.float16, torch.bfloat16) for x in call[1:6])
-    given["PRECISION"] = "tf32" if narrow and not torch.version.hip else given["EXACT"]
+    given["PRECISION"] = "ieee" if torch.version.hip else "tf32" if narrow else "parts"
     return given
 
 
