@@ -233,7 +233,7 @@ OTHERS = {
         "block, place = row >> TOGETHER, row",
     ),
     "what is read by column": ("by column", "of_u = _tl_add_dot(of_u, of_k,", "of_u = _tl_add_dot(of_u, 0.0 * of_k,"),
-    "its decays": ("by column", "total += near * _tl_within(", "total += near + 0.0 * _tl_within("),
+    "its decays": ("by column", "total += near * start", "total += near"),
     "its crossings": ("bounded", "reads = _tl_within_back(reads, row, 2**GROUP, False, True)", "pass"),
 }
 

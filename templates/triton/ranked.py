@@ -61,9 +61,11 @@ def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
     tokens, stages = min(64 if narrow else 32, fewest), 1 if torch.version.hip else 2
     if kind in ("forward", "backward"):
         return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, stages)
-    # What factors, or their gradients, take in registers leaves room for fewer keys.
-    block = 16 if kind in (("pairs_back", "columns") if decay == "keys" else ("factors_back",)) else 32
-    return _Chunk(tokens, min(keys, block), min(values, 32), 8, stages)
+    # What factors take in registers leaves room for fewer keys, as do products of TF32 numbers, which warps hold whole.
+    held = ("pairs_back", "columns") if decay == "keys" else ()
+    held = (*held, "flows", "solve_back") if q.dtype == torch.float16 else held
+    block = 16 if kind in held else 32
+    return _Chunk(tokens, min(keys, block), min(values, 32), 8, 1 if kind == "factors_back" else stages)
 
 
 def _operand_dtype(q: Tensor) -> torch.dtype:
