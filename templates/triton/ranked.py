@@ -60,12 +60,16 @@ def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
     fewest = keys if keys == q.shape[-1] else max(16, keys // 2)
     tokens, stages = min(64 if narrow else 32, fewest), 1 if torch.version.hip else 2
     if kind in ("forward", "backward"):
-        return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, stages)
+        # Of more keys there is no shared memory for two chunks.
+        own = stages if keys <= 128 else 1
+        return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, own)
     # What factors take in registers leaves room for fewer keys, as do products of TF32 numbers, which warps hold whole.
     held = ("pairs_back", "columns") if decay == "keys" else ()
     held = (*held, "flows", "solve_back") if q.dtype == torch.float16 else held
-    block = 16 if kind in held else 32
-    return _Chunk(tokens, min(keys, block), min(values, 32), 8, 1 if kind == "factors_back" else stages)
+    # A tile of 32 tokens and 16 keys has no more than 4 warps can use.
+    warps = 4 if (kind, decay) == ("pairs_back", "keys") and tokens <= 32 else 8
+    own = 1 if kind == "factors_back" else stages
+    return _Chunk(tokens, min(keys, 16 if kind in held else 32), min(values, 32), warps, own)
 
 
 def _operand_dtype(q: Tensor) -> torch.dtype:

@@ -55,8 +55,8 @@ def _tl_solve(system_ptr, inverse_ptr, C: tl.constexpr, PRECISION: tl.constexpr)
 
 @triton.jit
 def _tl_level(a, a_next, row, level, LAG: tl.constexpr, TOGETHER: tl.constexpr, GROUP: tl.constexpr):
-    """Of one level: decays of reads and of writes, and which pairs it has. What reads of its own group is a level of its
-    own, the first, without decays."""
+    """Of one level: decays of reads and of writes, and which pairs it has. What reads of its own group are a level too,
+    the first, without decays."""
     start = _tl_within(a, row, 1 << level, False, LAG == 0)
     until = _tl_within(a_next, row, 1 << level, True, False)
     pairs = _tl_pairs(row, level)
@@ -123,15 +123,17 @@ def _tl_writes_read_back(
         near_u, near_k = tl.where(pairs, of_u, 0.0), tl.where(pairs, of_k, 0.0)
         to_q = _tl_dot(near_u, u_until, OPERAND, PRECISION)
         to_q = _tl_add_dot(to_q, near_k, k_until, OPERAND, PRECISION)
-        to_u = _tl_dot(tl.trans(near_u), q_start, OPERAND, PRECISION)
-        to_k = _tl_dot(tl.trans(near_k), q_start, OPERAND, PRECISION)
         d_q += to_q * start
-        d_u += to_u * until
-        d_k += to_k * until
-        read, written = q_start * to_q, u_until * to_u + k_until * to_k
-        if apart:
-            read, written = tl.where(level < TOGETHER, 0.0, read), tl.where(level < TOGETHER, 0.0, written)
+        # A group's own reads have no factor between them.
+        read = tl.where(level < TOGETHER, 0.0, q_start * to_q) if apart else q_start * to_q
         flow += _tl_within_back(read, row, 1 << level, False, LAG == 0)
+        to_u = _tl_dot(tl.trans(near_u), q_start, OPERAND, PRECISION)
+        d_u += to_u * until
+        to_k = _tl_dot(tl.trans(near_k), q_start, OPERAND, PRECISION)
+        d_k += to_k * until
+        written = u_until * to_u + k_until * to_k
+        if apart:
+            written = tl.where(level < TOGETHER, 0.0, written)
         flow_next += _tl_within_back(written, row, 1 << level, True, False)
     return d_q, d_u, d_k, flow_own, flow, flow_next
 
