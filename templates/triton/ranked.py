@@ -64,8 +64,10 @@ def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
         own = stages if keys <= 128 else 1
         return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, own)
     # What factors take in registers leaves room for fewer keys, as do products of TF32 numbers, which warps hold whole.
-    held = ("pairs_back", "columns") if decay == "keys" else ()
+    held = ("pairs", "pairs_back", "columns") if decay == "keys" else ()
     held = (*held, "flows", "solve_back") if q.dtype == torch.float16 else held
+    # Rows that are not aligned take registers too.
+    held = (*held, "pairs_back") if q.shape[-1] % 16 else held
     # A tile of 32 tokens and 16 keys has no more than 4 warps can use.
     warps = 4 if (kind, decay) == ("pairs_back", "keys") and tokens <= 32 else 8
     own = 1 if kind == "factors_back" else stages

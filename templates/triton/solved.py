@@ -67,6 +67,41 @@ def _tl_level(a, a_next, row, level, LAG: tl.constexpr, TOGETHER: tl.constexpr, 
 
 
 @triton.jit
+def _tl_reads(
+    of_u,
+    of_k,
+    q,
+    u,
+    k,
+    a,
+    a_next,
+    row,
+    LAG: tl.constexpr,
+    LEVELS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr = 0,
+):
+    """`_tl_scores` of q with both u and k: the decays of both are made once."""
+    apart: tl.constexpr = LAG == 0 and GROUP > 0
+    if LAG == 0 and GROUP == 0:
+        own = row[:, None] == row[None, :]
+        of_u += tl.where(own, tl.sum(q.to(tl.float32) * u.to(tl.float32), 1)[:, None], 0.0)
+        of_k += tl.where(own, tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[:, None], 0.0)
+    if TOGETHER > GROUP:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
+        together = _tl_together(row, TOGETHER, GROUP)
+        of_u += tl.where(together, _tl_dot(q * start, tl.trans(u * until), OPERAND, PRECISION), 0.0)
+        of_k += tl.where(together, _tl_dot(q * start, tl.trans(k * until), OPERAND, PRECISION), 0.0)
+    for level in tl.range(TOGETHER - apart, LEVELS, num_stages=1):
+        start, until, pairs = _tl_level(a, a_next, row, level, LAG, TOGETHER, GROUP)
+        of_u += tl.where(pairs, _tl_dot(q * start, tl.trans(u * until), OPERAND, PRECISION), 0.0)
+        of_k += tl.where(pairs, _tl_dot(q * start, tl.trans(k * until), OPERAND, PRECISION), 0.0)
+    return of_u, of_k
+
+
+@triton.jit
 def _tl_writes_read_back(
     d_q,
     d_u,
