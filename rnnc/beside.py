@@ -27,7 +27,7 @@ def beside(
     if set(stream.type.dims) != {*chunks.heads, *chunks.keys}:
         return None
     found = reads_of(system, stream, tuple(around), ready)
-    if found is None or set(found[0]) != set(chunks.keys):
+    if isinstance(found, str) or set(found[0]) != set(chunks.keys):
         return None
     asked = {(r.query, r.lag) for r in chunks.reads}
     if any((r.query, r.lag) not in asked for r in found[1]):

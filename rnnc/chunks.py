@@ -16,6 +16,7 @@ from rnnc.derive import depends
 from rnnc.ir import Apply, Expr, Reduce, Ref, walk
 from rnnc.lower import Stream, System
 from rnnc.products import merged, pair, product, split
+from rnnc.show import expr_text
 from rnnc.together import Together
 
 MOST_WRITES = 8
@@ -60,14 +61,16 @@ class Chunks:
 
 def chunks(
     system: System, closure: Affine, stream: Stream, around: Iterable[Expr], ready: Iterable[str]
-) -> Chunks | None:
-    """The parts of a scan, if it has that form. `around` is everything that is computed besides its update; `ready` are
-    the states whose values are there before it."""
-    if closure.b is None or stream.depth > 1 or len(stream.type.dims) < 2 or stream.type.kind == "bool":
-        return None
+) -> Chunks | str:
+    """The parts of a scan, if it has that form; else, if it would but for its reads, what those lack. `around` is
+    everything that is computed besides its update; `ready` are the states whose values are there before it."""
+    if closure.b is None or len(stream.type.dims) < 2 or stream.type.kind == "bool":
+        return ""
+    if stream.depth > 1:
+        return f"it is read {stream.depth} tokens back" if _is_matrix(system, closure.b, stream.type.dims) else ""
     found = reads_of(system, stream, tuple(around), set(ready))
-    if not found:
-        return None
+    if isinstance(found, str):
+        return found if _is_matrix(system, closure.b, stream.type.dims) else ""
     keys, reads = found
     # Dims that something of the keys' side has too ride along; what is left are the values'.
     values = set(stream.type.dims) - set(keys)
@@ -77,22 +80,40 @@ def chunks(
     keyed = bool(factor & set(keys) or values - factor)
     values -= factor if keyed else set()
     parts = split(system.graph, closure.b, set(keys), values)
-    if parts is None or len(parts[0]) > MOST_WRITES:
-        return None
+    if parts is None:
+        return _unparted(system, closure, stream, keys)
+    if len(parts[0]) > MOST_WRITES:
+        return f"a token writes more than {MOST_WRITES} products"
     sums, values = parts
     writes = [pair(system.graph, factors, sign, set(keys)) for factors, sign in sums]
     writes = merged(system.graph, writes, set(keys), values)
     if any(w.kind == "complex" != stream.type.kind for write in writes for w in write):
-        return None
+        return "what is written is complex, and it is not"
     heads = tuple(d for d in stream.type.dims if d not in keys and d not in values)
     ordered = tuple(sorted(reads, key=lambda r: -r.lag))
     return Chunks(heads, keys, tuple(d for d in stream.type.dims if d in values), ordered, tuple(writes), keyed)
 
 
+def _unparted(system: System, closure: Affine, stream: Stream, keys: tuple[str, ...]) -> str:
+    """Why a state that is read by sums over some dims is not written by products of keys and values."""
+    assert closure.b is not None
+    others = [d for d in stream.type.dims if d not in keys]
+    if not _is_matrix(system, closure.b, stream.type.dims):
+        return ""
+    if any(split(system.graph, closure.b, set(keys), {d}) is not None for d in others):
+        return f"its factor differs along {', '.join(d for d in stream.type.dims if d in closure.a.dims)} at once"
+    return f"it is read by sums over {' and '.join(keys)}, and no product that is written has a part without them"
+
+
+def _is_matrix(system: System, written: Expr, dims: tuple[str, ...]) -> bool:
+    """Whether products of what lacks one dim and of what lacks another are written."""
+    return any(split(system.graph, written, {d}, {e}) is not None for d in dims for e in dims if d != e)
+
+
 def reads_of(
     system: System, stream: Stream, around: tuple[Expr, ...], ready: set[str]
-) -> tuple[tuple[str, ...], list[Read]] | None:
-    """The dims that all readers of a state sum over, and the readers; None where one is of another form."""
+) -> tuple[tuple[str, ...], list[Read]] | str:
+    """The dims that all readers of a state sum over, and the readers; or which is of another form."""
     pasts = [n for n in walk(*around) if isinstance(n, Ref) and n.role == "state" and n.name == stream.name]
     reach = depends(around, pasts)
     accounted: set[Expr] = set(pasts)
@@ -106,18 +127,26 @@ def reads_of(
             continue
         query = product(system.graph, [f for f in factors if f not in reach])
         own = tuple(d for d in query.dims if d not in stream.type.dims)
-        if states[0].lag > 1 or not ready_at(system, query, ready):
-            return None
-        if query.kind == "complex" != stream.type.kind or not set(node.over) < set(stream.type.dims):
-            return None
+        told = f"`{expr_text(node)}`"
+        if states[0].lag > 1:
+            return f"{told} reads it {states[0].lag} tokens back"
+        if not ready_at(system, query, ready):
+            return f"{told} takes it times what is there only after it"
+        if query.kind == "complex" != stream.type.kind:
+            return f"{told} takes it times complex numbers"
+        if not set(node.over) < set(stream.type.dims):
+            return f"{told} sums over all of its dims"
         reads.append(Read(node, query, states[0].lag, own))
         accounted |= products
     for node in walk(*around):
         read = any(node is r.node for r in reads)
         if not read and node not in accounted and any(c in accounted for c in node.children):
-            return None
-    if not reads or any(r in accounted for r in around) or len({r.node.over for r in reads}) > 1:
-        return None
+            return f"`{expr_text(node)}` reads it otherwise than by sums of products of it"
+    if not reads or any(r in accounted for r in around):
+        return "each of its entries is asked for" if pasts else "nothing reads it"
+    other = next((r.node for r in reads if r.node.over != reads[0].node.over), None)
+    if other is not None:
+        return f"`{expr_text(reads[0].node)}` and `{expr_text(other)}` sum over different dims"
     return tuple(d for d in stream.type.dims if d in reads[0].node.over), reads
 
 

@@ -29,7 +29,7 @@ from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
 from rnnc.plan import Loop, Plan, Scan, Step
-from rnnc.rank import SMALLEST, RankChunks
+from rnnc.rank import RankChunks
 from rnnc.region import between
 from rnnc.show import expr_text, region_text
 from rnnc.source import Source
@@ -170,12 +170,10 @@ def _kept(step: Step) -> str:
                 "the product of a chunk's transitions leaves its range, as keys that are not normalised can make it, "
                 "so do results"
             ) + _together(_mixed(closure, ranks), ranks.together)
-        case Loop(closure=LowRank()):
-            return (
-                "stepped, for something reads or writes it otherwise than by products (sums over the same dims, of "
-                f"what is free of it times the state), or its matrices have fewer than {SMALLEST} entries, for which "
-                "a compiled loop is faster"
-            )
+        case Loop(closure=LowRank(), whole=why):
+            return f"stepped, for {why}"
+        case Scan(whole=why) if why:
+            return f"not in chunks of tokens, for {why}"
         case _:
             return ""
 

@@ -36,7 +36,7 @@ class Scan:
 
     `contracting` says that `|a| <= 1` was proved, so products of `a` over a segment cannot overflow and time may be cut
     into segments that are scanned side by side. `chunks` are the parts of a matrix state that is only read through
-    contractions, for a backend that computes those without the state of every token.
+    contractions, for a backend that computes those without the state of every token; `whole` says why one has none.
     """
 
     closure: Affine
@@ -44,6 +44,7 @@ class Scan:
     stream: Stream
     contracting: bool
     chunks: Chunks | None = None
+    whole: str = ""
 
     @property
     def kernel(self) -> str:
@@ -62,7 +63,7 @@ class Loop:
     token; `fixed` those that only parameters decide. Both are computed before the loop. `contracting` says that
     products of its Jacobians, over any number of tokens, were proved not to grow; of a low-rank group, that none of its
     factors exceeds 1. `chunks` are the parts of low-rank states that are only read through sums, for a backend that
-    computes those by chunks of tokens.
+    computes those by chunks of tokens; `whole` says why there are none.
     """
 
     closure: Closure
@@ -72,6 +73,7 @@ class Loop:
     contracting: bool = False
     flow: Block | None = None
     chunks: RankChunks | None = None
+    whole: str = ""
 
     @property
     def maps(self) -> Composable | None:
@@ -181,21 +183,25 @@ def _by_chunks(system: System, steps: list[Step], at: int) -> None:
     others, around, first = _around(system, steps, step)
     for place in dict.fromkeys((at, first)):
         ready = [name for s in others[:place] for name in s.closure.group.states]
-        if found := _parts(system, step, around, ready):
+        found = _parts(system, step, around, ready)
+        if not isinstance(found, str):
             steps[:] = [*others[:place], found, *others[place:]]
             return
+        if found and isinstance(step, Scan | Loop):
+            steps[at] = replace(step, whole=found)
 
 
-def _parts(system: System, step: Step, around: list[Expr], ready: list[str]) -> Step | None:
-    """The step by chunks."""
+def _parts(system: System, step: Step, around: list[Expr], ready: list[str]) -> Step | str:
+    """The step by chunks, or why not."""
     match step:
-        case Scan(closure=c, stream=stream) if found := chunks(system, c, stream, around, ready):
-            return replace(step, chunks=found)
+        case Scan(closure=c, stream=stream):
+            found = chunks(system, c, stream, around, ready)
+            return found if isinstance(found, str) else replace(step, chunks=found)
         case Loop(closure=LowRank() as c, streams=streams, contracting=bounded):
             found = rank_chunks(system, c, streams, bounded, around, ready)
-            return replace(step, chunks=found) if found else None
+            return found if isinstance(found, str) else replace(step, chunks=found)
         case _:
-            return None
+            return ""
 
 
 def _beside(system: System, steps: list[Step], at: int) -> None:

@@ -62,29 +62,37 @@ def rank_chunks(
     bounded: bool,
     around: Iterable[Expr],
     ready: Iterable[str],
-) -> RankChunks | None:
-    """The parts of a group, if it has that form. `bounded` says that no factor exceeds 1; `around` is everything
-    that is computed besides its updates; `ready` are the states whose values are there before it."""
+) -> RankChunks | str:
+    """The parts of a group, if it has that form; else what is missing. `bounded` says that no factor exceeds 1;
+    `around` is everything that is computed besides its updates; `ready` are the states whose values are there before
+    it."""
     around, ready = tuple(around), set(ready)
     first, map = streams[0], closure.map
-    if any(s.depth > 1 for s in streams) or not (closure.triangular if len(streams) > 1 else True):
-        return None
+    if any(s.depth > 1 for s in streams):
+        return "it is read several tokens back"
+    if len(streams) > 1 and not closure.triangular:
+        return "each of its states moves the others"
     found = _reads(system, streams, around, ready)
-    if found is None:
-        return None
+    if isinstance(found, str):
+        return found
     keys, reads = found
     # Several maps a token that take no sum: what reads sum over will do.
     mixed = closure.inner or keys
     by_column = not set(keys) & set(mixed)
+    apart = f"its transition sums over {' and '.join(mixed)}, and what reads it over {' and '.join(keys)}"
     if not by_column and set(keys) != set(mixed):
-        return None
+        return apart
     coefficients = [e for row in map.factors for e in row if e is not None]
     coefficients += [e for t in map.terms for e in (t.right, *t.left) if e is not None]
     kinds = [*coefficients, *(r.read.query for r in reads)]
     held = {d for e in coefficients for d in e.dims}
     if by_column:
-        if len(streams) > 1 or closure.over or not bounded or held & set(keys) or not map.terms:
-            return None
+        if len(streams) > 1 or closure.over or not map.terms:
+            return f"{apart}, which one map of one state may"
+        if not bounded:
+            return f"{apart}, and no factor was proved to lie in [-1, 1]"
+        if held & set(keys):
+            return f"{apart}, along which it moves its entries differently"
         columns = set(keys)
     else:
         columns = set(first.type.dims) - set(mixed) - held - {d for r in reads for d in r.read.query.dims}
@@ -93,13 +101,18 @@ def rank_chunks(
         if not isinstance(writes, set):
             break
         if by_column:
-            return None
+            return f"{apart}, and what is written is no sum of products of what lacks either"
         columns -= writes
-    if writes is None or closure.over in columns or _entries(system, {*mixed, *columns}) < SMALLEST:
-        return None
+    if writes is None:
+        return f"a token writes more than {MOST_WRITES} products"
+    if closure.over in columns:
+        return f"its columns are those of `over {closure.over}`"
+    if _entries(system, {*mixed, *columns}) < SMALLEST:
+        alike = "" if columns else "what moves or is written differs along all that reads do not sum over, and "
+        return f"{alike}its matrices have fewer than {SMALLEST} entries, for which a compiled loop is faster"
     kinds += [e for w in writes for e in (w.right, *w.left) if e is not None]
     if any(e.kind == "complex" != first.type.kind for e in kinds):
-        return None
+        return "it is real, and moved by complex numbers"
 
     def parts(dims: set[str]) -> tuple[str, ...]:
         return tuple(d for d in first.type.dims if d in dims)
@@ -126,17 +139,19 @@ def operands(closure: LowRank, chunks: RankChunks) -> tuple[Expr, ...]:
 
 def _reads(
     system: System, streams: Sequence[Stream], around: tuple[Expr, ...], ready: set[str]
-) -> tuple[tuple[str, ...], list[StateRead]] | None:
-    """The dims that all readers of the states sum over, and the readers; None where one is of another form."""
+) -> tuple[tuple[str, ...], list[StateRead]] | str:
+    """The dims that all readers of the states sum over, and the readers; or what is of another form."""
     out: list[StateRead] = []
     for index, stream in enumerate(streams):
         if not any(isinstance(n, Ref) and n.role == "state" and n.name == stream.name for n in walk(*around)):
             continue
         found = reads_of(system, stream, around, ready)
-        if found is None:
-            return None
+        if isinstance(found, str):
+            return found
         out += [StateRead(index, r) for r in found[1]]
-    return (out[0].read.node.over, out) if out and len({r.read.node.over for r in out}) == 1 else None
+    if len({r.read.node.over for r in out}) != 1:
+        return "its states are summed over different dims" if out else "nothing reads it"
+    return out[0].read.node.over, out
 
 
 def _writes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -391,6 +392,14 @@ def test_stacked_and_in_both_directions() -> None:
     want = peer(x)[0]
     assert all(libraries(load(text)))
     agree([y, *torch.autograd.grad(y.sin().sum(), x)], [want, *torch.autograd.grad(want.sin().sum(), x)], 1e-10, 1e-12)
+    # Packed: flipped, the sequences come from the last to the first, and so do their ends.
+    y = packed = x.detach().reshape(1, 27, size)
+    ends = torch.tensor([0, 4, 4, 13, 27])
+    for forwards, backwards in cells:
+        back = backwards(y.flip(1), cu_seqlens=27 - ends.flip(0))[0].flip(1)
+        y = torch.cat([forwards(y, cu_seqlens=ends)[0], back], -1)
+    alone = [peer(packed[:, i:j])[0] for i, j in itertools.pairwise(ends.tolist()) if j > i]
+    agree([y], [torch.cat(alone, 1)], 1e-10, 1e-12)
 
 
 IN_THE_STEP = {

@@ -243,7 +243,8 @@ def test_the_operator(emulation: Emulation) -> None:
 
     hoisted, history = [drawn(2, 3, 2, 3) for _ in range(4)], [drawn(2, 1, 2, 3) for _ in range(2)]
     fixed = [drawn(2, 3, 3, dtype=torch.bfloat16) for _ in range(4)]
-    torch.library.opcheck(module._LSTM_c_h_kernels.operator, (hoisted, fixed, history, [], [], 3, None, None, True))
+    operator = module._LSTM_c_h_kernels.operator.operator
+    torch.library.opcheck(operator, (hoisted, fixed, history, [], [], 3, None, None, True))
 
 
 def test_without_a_gpu_nothing_changes() -> None:

@@ -178,6 +178,10 @@ STEPPED = {
 def test_what_is_stepped(name: str) -> None:
     assert isinstance(closed(STEPPED[name]), LowRank)
     assert parts(STEPPED[name]) is None
+    (made,) = compile_source(Source("test.rnn", STEPPED[name]))
+    assert made.plan is not None
+    (whole,) = (s.whole for s in made.plan.steps if isinstance(s, Loop))
+    assert ("fewer than 512 entries" in whole) == ("few" in name or "columns" in name) and whole
 
 
 def _keeps_left(c: Callable[..., Any]) -> Callable[..., Any]:
@@ -476,7 +480,7 @@ def test_opcheck(factors: tuple[int, ...]) -> None:
 
     d = torch.rand(2, 5, 2, *factors, dtype=torch.float64).tril().requires_grad_()
     z, x, v = drawn(2, 5, 2, 3, n, 6), drawn(2, 5, 2, 2, n, 6), drawn(2, 5, 2, 1, 4)
-    torch.library.opcheck(module._rank, (d, z, x, v, drawn(2, 2, n, 6, 4), None, 1, 2, True))
+    torch.library.opcheck(module._rank.operator, (d, z, x, v, drawn(2, 2, n, 6, 4), None, 1, 2, True))
 
 
 def test_one_graph_for_all_lengths() -> None:

@@ -93,6 +93,7 @@ output rmsnorm[D](x * (a + b + c + d + f + g + k + real(z)) + sum[H](e), weight=
         ({"e": "two"}, "could not convert string to float: 'two'"),
         ({"backend": "cuda"}, "backend 'cuda' is none of 'auto', 'triton', 'torch', 'reference'"),
         ({"dtype": torch.int32}, "dtype: expected one of floating-point numbers, got torch.int32"),
+        ({"dtype": "float32"}, "dtype: expected one of floating-point numbers, got float32"),
         ({"dtype": torch.complex64}, "dtype: expected one of floating-point numbers"),
         ({"Z": 3}, "unexpected keyword argument 'Z'"),
         ({"P": 4}, "unexpected keyword argument 'P'"),
@@ -247,9 +248,10 @@ def test_validate_checks_the_ranges_and_nothing_else_does() -> None:
                     call(*given)
 
 
-def test_validate_checks_packings() -> None:
+@pytest.mark.parametrize("validate", [True, False])
+def test_packings_are_checked(validate: bool) -> None:
     x = draw("scan", 1, 5)
-    strict = make("scan", validate=True)
+    strict = make("scan", validate=validate)
     strict(*x, cu_seqlens=torch.tensor([0, 2, 2, 5]))
     for ends in ([0, 4], [1, 5], [0, 6], [0, 3, 2, 5]):
         with pytest.raises(ValueError, match="cu_seqlens: expected numbers that rise from 0 to 5"):

@@ -167,3 +167,11 @@ def test_names_of_cells_that_begin_those_of_others() -> None:
         whole = f"cell C\n{each.replace('S', 'D_S')}cell C_D\n{each}cell C_D_E\n{each}"
         found = defined(whole)
         assert len(found) == len(set(found)) and any(n.startswith("_C_0D_S") for n in found)
+
+
+def test_names_of_cells_that_are_spelled_alike() -> None:
+    """Nor are Greek letters of one cell spelled as another is, in whatever order they stand."""
+    each = "dim D = 4\ninput a[D] in [0, 1], x[D]\nstate S[D]\nS[t] = a * S[t-1] + x\noutput S[t]\n"
+    for names in (("Cβ", "Cbeta"), ("Cbeta", "Cβ", "Cbeta_"), ("β", "beta_S", "beta")):
+        found = defined("\n".join(f"cell {n}\n{each}" for n in names))
+        assert len(found) == len(set(found)) and all(n.isascii() for n in found if n.startswith("_"))

@@ -82,6 +82,12 @@ CLAIMS = {
         "[-1, 1]",
         "proved",
     ),
+    "a signed decay along the dim": (
+        DELTA + UNIT + "W = (2 * w - 1) * S[t-1]\n" + STATE,
+        "W - 2 * sigmoid(b) * κ * sum[K](κ * W) + κ * v",
+        "disc(1)",
+        "proved",
+    ),
     "RWKV-7": (DELTA + UNIT + STATE, "w * S[t-1] - κ * sum[K](a * κ * S[t-1]) + κ * v", "[-1, 1]", "proved"),
     "RWKV-7, in a disc": (DELTA + UNIT + STATE, "w * S[t-1] - κ * sum[K](a * κ * S[t-1]) + κ * v", "disc(1)", "proved"),
     "RWKV-7, bare": (DELTA + STATE, "w * S[t-1] + k * sum[K](a * S[t-1]) + k * v", "disc(1)", "refuted"),

@@ -212,16 +212,17 @@ def opchecked(text: str, **sizes: int) -> None:
     functions = type(cell)._fused.__globals__
     name = next(n for n in functions if n.endswith("_S_chunks"))
     calls: list[tuple[Any, ...]] = []
-    operator = functions[name]
-    functions[name] = lambda *args: calls.append(args) or operator(*args)
+    call = functions[name]
+    functions[name] = lambda *args: calls.append(args) or call(*args)
     try:
         cell(*inputs)
     finally:
-        functions[name] = operator
+        functions[name] = call
     (args,) = calls
     for keep in (False, True):
         given = [a.detach().requires_grad_(keep) if isinstance(a, Tensor) else a for a in args]
-        torch.library.opcheck(operator, (*given[:-2], keep, given[-1]), test_utils=("test_schema", "test_faketensor"))
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(call.operator, (*given[:-2], keep, given[-1]), test_utils=checks)
 
 
 @pytest.mark.parametrize("form", [*FORMS, "entrywise"])

@@ -376,4 +376,4 @@ def test_opcheck() -> None:
             [x.detach().requires_grad_(x.is_floating_point()) for x in a] if a and i < 4 else a
             for i, a in enumerate(args)
         ]
-        torch.library.opcheck(operator, (*given[:-1], True), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(operator.operator, (*given[:-1], True), test_utils=("test_schema", "test_faketensor"))

@@ -38,6 +38,8 @@ TARGETS = {
 }
 # Shared memory that one block may have.
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
+# Arithmetic in 16 bits, but for products of matrices.
+_ROUNDED = re.compile(r".*= (?:arith\.(?:add|sub|mul|div)f|math\.\w+) .*: (?:tensor<[0-9x]*)?b?f16\b.*")
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -214,6 +216,8 @@ def build(launch: Launch, target: str) -> Built:
         made = launch.kernel.run(*launch.args, grid=(1,), warmup=True, **launch.options)
     finally:
         driver._active = before
+    rounded = _ROUNDED.search(made.asm["ttir"])
+    assert rounded is None, f"{launch.name} computes in 16 bits: {rounded[0]}"
     return Built(target, made.asm, made.metadata.shared)
 
 

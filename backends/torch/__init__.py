@@ -102,6 +102,7 @@ RUNTIME = tuple(
         "numbers",
         "values",
         "time",
+        "operator",
         "scan",
         "loop",
         "compiled",

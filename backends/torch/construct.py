@@ -10,7 +10,7 @@ from rnnc.plan import Plan, is_number
 from rnnc.show import expr_text, region_text
 
 from .block import Block, NameTable
-from .text import constant, decimal, quoted, several, wrap
+from .text import constant, decimal, quoted, several, spelled, wrap
 
 LOCALS = frozenset(
     {"self", "run", "dtype", "state", "torch", "F", "math", "cmath", "nn", "batch", "device", "zip", "range"}
@@ -18,10 +18,19 @@ LOCALS = frozenset(
 
 
 def _prefix(name: str, others: frozenset[str]) -> str:
-    """What begins the names of a cell's own functions. Those of a cell `C` go on with a name in it, and none
+    """What begins the names of a cell's own functions, in ASCII. Those of a cell `C` go on with a name in it, and none
     begins with a digit: one stands after `_C_` in those of a cell `C_D`."""
-    outer = max((o for o in others if name.startswith(f"{o}_")), key=len, default=None)
-    return f"_{name}" if outer is None else f"{_prefix(outer, others)}_0{name.removeprefix(f'{outer}_')}"
+    spellings = _spellings(others | {name})
+    found, own = "", spellings[name]
+    while outer := max((o for o in spellings.values() if own.startswith(f"{o}_")), key=len, default=""):
+        found, own = f"_0{own.removeprefix(f'{outer}_')}{found}", outer
+    return f"_{own}{found}"
+
+
+def _spellings(names: Iterable[str]) -> dict[str, str]:
+    """Each name in ASCII, apart from all others: `β` beside `beta` is `beta_`."""
+    table = NameTable(())
+    return {n: table.new(spelled(n)) for n in sorted(names, key=lambda n: (not n.isascii(), n))}
 
 
 class Construction:

@@ -167,7 +167,7 @@ class FusedCellCoder(CellCoder):
         """A new name that begins those of kernels; nothing else has that, nor one of `parts` behind it, as its own."""
         taken = self.function_names.taken
         while True:
-            name = self.function_names.new(spelled(f"{self.prefix}_{wanted}"))
+            name = self.function_names.new(f"{self.prefix}_{spelled(wanted)}")
             made = {f"{name}_{part}" for part in parts}
             if not made & taken:
                 taken |= made
@@ -191,7 +191,9 @@ class FusedCellCoder(CellCoder):
         if not self.coders and not self.pairs:
             return []
         return [
-            RegionCoder(self.system, r, lambda wanted: self.function(wanted, "forward", "backward", "parts"))
+            RegionCoder(
+                self.system, r, self.prefix, lambda wanted: self.function(wanted, "forward", "backward", "parts")
+            )
             for r in regions(self.plan)
         ]
 

@@ -17,7 +17,7 @@ from rnnc.region import Region
 from rnnc.show import expr_text
 
 from ..torch.block import Block, NameTable
-from ..torch.text import cut, docstring, mapping, quoted, several, spelled, together, wrap
+from ..torch.text import cut, docstring, mapping, quoted, several, together, wrap
 from .prune import pruned
 from .sums import SumTiles, normalized
 from .tile import AXES, Tile, Tiles, align, folded, literal, numbers, shape
@@ -85,7 +85,7 @@ class _Body:
 class RegionCoder:
     """The kernels of one region, forward and backward."""
 
-    def __init__(self, system: System, region: Region, function: Callable[[str], str]) -> None:
+    def __init__(self, system: System, region: Region, prefix: str, function: Callable[[str], str]) -> None:
         self.system, self.graph, self.region = system, system.graph, region
         self.names = NameTable(_FRAME)
         self.parameters: set[str] = set()
@@ -99,7 +99,7 @@ class RegionCoder:
         self.result_names = [self.stem(self.hint_of(r), ("{}_ptr", "d_{}_ptr")) for r in region.results]
         told = [n for n, r in zip(self.result_names, region.results, strict=True) if self.hint_of(r) != "value"]
         self.name = function(together(told or ["between"]))
-        self.method_name = f"{self.name.removeprefix(spelled(f'_{system.cell.name}'))}_in_torch"
+        self.method_name = f"{self.name.removeprefix(prefix)}_in_torch"
         self.hints: dict[Expr, str] = {}
         self.of: dict[Expr, Expr] = {x.node: x.ref for x in (*self.tokens, *self.fixed)}
         self.convs = [self.taps(n) for n in region.convs]

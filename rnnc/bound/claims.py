@@ -241,8 +241,8 @@ class _Bounder:
             lo, hi = self.end(region.lo), self.end(region.hi)
             return Outside(value.re, lo, hi, region.lo_open, region.hi_open, None if real else value.im, shown)
         if isinstance(region, Disc):
-            return Outside(value.mod, None, self.end(region.radius), shown=shown)
-        return Outside(value.mod, self.end(region.inner), self.end(region.outer), shown=shown)
+            return Outside(value.mod, None, self.end(region.radius), shown=shown, of=value)
+        return Outside(value.mod, self.end(region.inner), self.end(region.outer), shown=shown, of=value)
 
     # --- words ------------------------------------------------------------------------------------------------------
 

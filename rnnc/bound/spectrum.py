@@ -279,11 +279,13 @@ class _Analysis:
             modulus = self.modulus(d).hull(self.modulus(last))
             missing = self._loose(last, modulus)
             return replace(values, modulus=modulus, real=real, missing=missing, beyond=(diagonal,), exact=True)
-        modulus = self._norm(block)
         if more:
             values = self._product(values) if linear else values
-            factors, real = values.modulus, self._symmetric_sum(block)
-            modulus = modulus.meet(Interval(ZERO, factors.hi, False, factors.hi_open, factors.undefined)) or modulus
+        factors = values.modulus if more else self._factor_norm(block)
+        modulus = self._norm(block)
+        modulus = modulus.meet(Interval(ZERO, factors.hi, False, factors.hi_open, factors.undefined)) or modulus
+        if more:
+            real = self._symmetric_sum(block)
             if real is not None:
                 return replace(values, form="coupled", modulus=modulus.meet(abs(real)) or modulus, real=real)
             missing = "" if modulus.hi <= 1 else "a sum of several rank-one terms is bounded by their norms alone"

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from rnnc.bound.evaluate import FLOATS, INTERVALS, Array, Runner, Slot, Unsupported
 from rnnc.bound.interval import INF, Interval, point
 from rnnc.bound.invariants import Environment
+from rnnc.bound.parts import Parts, is_zero
 from rnnc.bound.ranges import walk_real
 from rnnc.bound.relational import Budget
 from rnnc.ir import Draw, Expr, Linear, Merge, Normalize, Reduce, Ref, Solve, Split, walk
@@ -90,7 +91,8 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Outside:
-    """`value` outside of the region between `lo` and `hi`, or `imag` different from 0, as far as they are given."""
+    """`value` outside of the region between `lo` and `hi`, or `imag` different from 0, as far as they are given. It may
+    be the modulus `of` something, which is what is reported."""
 
     value: Expr
     lo: Expr | None = None
@@ -99,6 +101,7 @@ class Outside:
     hi_open: bool = False
     imag: Expr | None = None
     shown: tuple[tuple[str, Expr], ...] = ()
+    of: Parts | None = None
     cost: int = 0
 
     @property
@@ -106,12 +109,15 @@ class Outside:
         return self.lo_open or self.hi_open
 
     def roots(self) -> list[Expr]:
-        found = [self.value, *(e for e in (self.lo, self.hi, self.imag) if e is not None)]
-        return [*found, *(e for _, e in self.shown)]
+        return [*(e for _, e in self._parts()), *(e for _, e in self.shown)]
+
+    def _parts(self) -> list[tuple[str, Expr]]:
+        of = () if self.of is None else (("of", self.of.re), ("turned", None if is_zero(self.of.im) else self.of.im))
+        named = (("value", self.value), ("lo", self.lo), ("hi", self.hi), ("imag", self.imag), *of)
+        return [(n, e) for n, e in named if e is not None]
 
     def _read(self, values: Sequence[V]) -> dict[str, V]:
-        names = ["value", *(n for n, e in (("lo", self.lo), ("hi", self.hi), ("imag", self.imag)) if e is not None)]
-        return dict(zip(names, values, strict=False))
+        return dict(zip((n for n, _ in self._parts()), values, strict=False))
 
     def score(self, at: Sequence[float]) -> float:
         read = self._read(at)
@@ -135,7 +141,9 @@ class Outside:
         turned = "imag" in read and read["imag"].nonzero
         if not (above or below or turned):
             return None
-        return complex(middle(value), middle(read["imag"])) if turned else middle(value)
+        if "turned" in read and read["turned"].nonzero:
+            return complex(middle(read["of"]), middle(read["turned"]))
+        return complex(middle(value), middle(read["imag"])) if turned else middle(read.get("of", value))
 
 
 def search_budget() -> Budget:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .loop import _without_autocast
+from .operator import _Backward, _DifferentiableOperator
 from .scan import _affine, _carried, _reject_tangents
 from .time import _along, _Run
 
@@ -316,7 +317,7 @@ def _chunked_backward(
     return d_a, *(_in_tokens(x, layout) for x in (d_q, d_k, d_v)), d_initial
 
 
-def _chunks_operator(namespace: str) -> Callable[..., Any]:
+def _chunks_operator(namespace: str) -> _DifferentiableOperator:
     """Registers `chunks(a, q, k, v, initial, before, keyed, cu_seqlens)`: `S[t] = a[t] * S[t-1] + sum(k[t] v[t])` and
     its reads `sum[K](q S)`, with its own backward.
 
@@ -325,30 +326,17 @@ def _chunks_operator(namespace: str) -> Callable[..., Any]:
     `keyed`, else along values. Saved: what it is given.
     """
 
-    @torch.library.custom_op(
-        f"{namespace}::chunks",
-        mutates_args=(),
-        schema="(Tensor a, Tensor q, Tensor k, Tensor v, Tensor initial, int before, bool keyed, "
-        "Tensor? cu_seqlens) -> (Tensor, Tensor)",
-    )
     def chunks(
         a: Tensor, q: Tensor, k: Tensor, v: Tensor, initial: Tensor, before: int, keyed: bool, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         with _without_autocast(initial):
             return _chunked_forward(a, q, k, v, initial, before, keyed, cu_seqlens)
 
-    @chunks.register_fake
-    def _(
+    def fake(
         a: Tensor, q: Tensor, k: Tensor, v: Tensor, initial: Tensor, before: int, keyed: bool, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         return q.new_empty((*q.shape[:-1], v.shape[-1])), torch.empty_like(initial)
 
-    @torch.library.custom_op(
-        f"{namespace}::chunks_backward",
-        mutates_args=(),
-        schema="(Tensor grad, Tensor d_final, Tensor a, Tensor q, Tensor k, Tensor v, Tensor initial, int before, "
-        "bool keyed, Tensor? cu_seqlens) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    )
     def chunks_backward(
         grad: Tensor,
         d_final: Tensor,
@@ -365,8 +353,7 @@ def _chunks_operator(namespace: str) -> Callable[..., Any]:
             found = _chunked_backward(grad, d_final, a, q, k, v, initial, before, keyed, cu_seqlens)
         return tuple(x.contiguous() for x in found)
 
-    @chunks_backward.register_fake
-    def _(
+    def fake_backward(
         grad: Tensor,
         d_final: Tensor,
         a: Tensor,
@@ -384,13 +371,21 @@ def _chunks_operator(namespace: str) -> Callable[..., Any]:
         *tensors, ctx.before, ctx.keyed, cu_seqlens = inputs
         ctx.save_for_backward(*tensors, cu_seqlens)
 
-    def backward(ctx: Any, grad: Tensor, d_final: Tensor) -> tuple[Any, ...]:
+    def gradient(
+        ctx: Any, backward: Callable[..., tuple[Tensor, ...]], grad: Tensor, d_final: Tensor
+    ) -> tuple[Any, ...]:
         *tensors, cu_seqlens = ctx.saved_tensors
-        found = chunks_backward(grad, d_final, *tensors, ctx.before, ctx.keyed, cu_seqlens)
+        found = backward(grad, d_final, *tensors, ctx.before, ctx.keyed, cu_seqlens)
         return (*found, None, None, None)
 
-    chunks.register_autograd(backward, setup_context=save)
-    return chunks
+    given = "Tensor a, Tensor q, Tensor k, Tensor v, Tensor initial, int before, bool keyed, Tensor? cu_seqlens"
+    schema = f"({given}) -> (Tensor, Tensor)"
+    back = _Backward(
+        f"(Tensor grad, Tensor d_final, {given}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        chunks_backward,
+        fake_backward,
+    )
+    return _DifferentiableOperator(f"{namespace}::chunks", schema, chunks, fake, back, save, gradient)
 
 
 def _chunked(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .operator import _Backward, _DifferentiableOperator
 from .scan import _reject_tangents
 from .time import _Run
 
@@ -190,7 +191,6 @@ def _loop_operator(
         shapes = [[like[i].shape[axis] for i, axis in dims] for dims in saved] if here else []
         return [history[0].real.new_empty(*lead, *shape) for shape in shapes]
 
-    @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}, bool keep) -> Tensor[]")
     def forward(hoisted, fixed, history, sizes, consts, steps, sequence, position, keep):
         with _without_autocast(history[0]):
             shared, numbers = (*fixed, *pack(*fixed)), (*sizes, *consts)
@@ -199,16 +199,10 @@ def _loop_operator(
             values = run(step, hoisted, shared, fixed, history, numbers, steps, sequence, position, *more)
             return [*values, *more] if keep else values
 
-    @forward.register_fake
-    def _(hoisted, fixed, history, sizes, consts, steps, sequence, position, keep):
+    def fake(hoisted, fixed, history, sizes, consts, steps, sequence, position, keep):
         lead = (history[0].shape[0] if sequence is None else 1, steps)
         return [*(h.new_empty(*lead, *h.shape[2:]) for h in history), *(room(fixed, history, *lead) if keep else [])]
 
-    @torch.library.custom_op(
-        f"{namespace}::{name}_backward",
-        mutates_args=(),
-        schema=f"(Tensor[] grads, Tensor[] values, {arguments}) -> Tensor[]",
-    )
     def backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
         with _without_autocast(history[0]):
             shared, numbers = (*fixed, *pack(*fixed)), (*sizes, *consts)
@@ -216,8 +210,7 @@ def _loop_operator(
             call = (grads, values, hoisted, shared, fixed, history, numbers, sequence, position, *more)
             return sweep(back, products, *call)
 
-    @backward.register_fake
-    def _(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
+    def fake_backward(grads, values, hoisted, fixed, history, sizes, consts, steps, sequence, position):
         free = [x for i, x in enumerate(fixed) if x.dtype != torch.bool and i not in weights]
         kept = [x for x in hoisted if x.dtype != torch.bool] + free + [fixed[i] for i in sorted(weights)] + history
         return [torch.empty_like(x) for x in kept]
@@ -229,7 +222,7 @@ def _loop_operator(
         packed = [sequence, position] if ctx.packed else []
         ctx.save_for_backward(*hoisted, *fixed, *history, *output, *packed)
 
-    def gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    def gradient(ctx: Any, backward: Callable[..., list[Tensor]], grads: list[Tensor | None]) -> tuple[Any, ...]:
         tensors = iter(ctx.saved_tensors)
         hoisted, fixed, history, values = ([next(tensors) for _ in range(n)] for n in ctx.counts)
         sequence, position = (next(tensors), next(tensors)) if ctx.packed else (None, None)
@@ -245,8 +238,10 @@ def _loop_operator(
         numbers = (None if n else [] for n in (ctx.sizes, ctx.consts))
         return d_hoisted, d_fixed, [next(out) for _ in history], *numbers, None, None, None, None
 
-    forward.register_autograd(gradient, setup_context=save)
-    return _Loop(step, pack, forward, on_gpu)
+    schema = f"({arguments}, bool keep) -> Tensor[]"
+    sweeps = _Backward(f"(Tensor[] grads, Tensor[] values, {arguments}) -> Tensor[]", backward, fake_backward)
+    operator = _DifferentiableOperator(f"{namespace}::{name}", schema, forward, fake, sweeps, save, gradient)
+    return _Loop(step, pack, operator, on_gpu)
 
 
 def _steps(

@@ -18,6 +18,7 @@ from torch import Tensor
 from .chunks import _chunked
 from .composed import _true
 from .loop import _without_autocast
+from .operator import _Backward, _DifferentiableOperator
 from .scan import _reject_tangents
 from .scores import _into_chunks, _into_tokens, _matrix, _Placed, _placed, _Scores, _scores, _scores_back, _transposed
 from .time import _Run
@@ -197,7 +198,7 @@ def _by_length(
     return found
 
 
-def _low_rank_operator(namespace: str) -> Callable[..., tuple[Tensor, Tensor]]:
+def _low_rank_operator(namespace: str) -> _DifferentiableOperator:
     """Registers `low_rank(d, z, x, v, initial, cu_seqlens, rank, before, bounded)`: `S[t] = (D + U Vᵀ) S[t-1] + K v`
     and its reads `z S`, with its own backward.
 
@@ -209,7 +210,6 @@ def _low_rank_operator(namespace: str) -> Callable[..., tuple[Tensor, Tensor]]:
         "Tensor d, Tensor z, Tensor x, Tensor v, Tensor initial, Tensor? cu_seqlens, int rank, int before, bool bounded"
     )
 
-    @torch.library.custom_op(f"{namespace}::low_rank", mutates_args=(), schema=f"({tensors}) -> (Tensor, Tensor)")
     def low_rank(d, z, x, v, initial, cu_seqlens, rank, before, bounded):
         if z.numel() == 0 or initial.numel() == 0:
             return z.new_zeros((*z.shape[:4], v.shape[-1])), initial.clone()
@@ -224,15 +224,9 @@ def _low_rank_operator(namespace: str) -> Callable[..., tuple[Tensor, Tensor]]:
             )
             return reads, final.clone(memory_format=torch.contiguous_format)
 
-    @low_rank.register_fake
-    def _(d, z, x, v, initial, cu_seqlens, rank, before, bounded):
+    def fake(d, z, x, v, initial, cu_seqlens, rank, before, bounded):
         return z.new_empty((*z.shape[:4], v.shape[-1])), torch.empty_like(initial)
 
-    @torch.library.custom_op(
-        f"{namespace}::low_rank_backward",
-        mutates_args=(),
-        schema=f"(Tensor grad, Tensor d_final, {tensors}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    )
     def low_rank_backward(grad, d_final, d, z, x, v, initial, cu_seqlens, rank, before, bounded):
         if z.numel() == 0 or initial.numel() == 0:
             return *(torch.zeros_like(y) for y in (d, z, x, v)), d_final.clone()
@@ -243,20 +237,26 @@ def _low_rank_operator(namespace: str) -> Callable[..., tuple[Tensor, Tensor]]:
             )
             return tuple(y.clone(memory_format=torch.contiguous_format) for y in found)
 
-    @low_rank_backward.register_fake
-    def _(grad, d_final, d, z, x, v, initial, cu_seqlens, rank, before, bounded):
+    def fake_backward(grad, d_final, d, z, x, v, initial, cu_seqlens, rank, before, bounded):
         return tuple(torch.empty_like(y, memory_format=torch.contiguous_format) for y in (d, z, x, v, initial))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *tensors, ctx.rank, ctx.before, ctx.bounded = inputs
         ctx.save_for_backward(*tensors)
 
-    def backward(ctx: Any, grad: Tensor, d_final: Tensor) -> tuple[Any, ...]:
-        found = low_rank_backward(grad, d_final, *ctx.saved_tensors, ctx.rank, ctx.before, ctx.bounded)
+    def gradient(
+        ctx: Any, backward: Callable[..., tuple[Tensor, ...]], grad: Tensor, d_final: Tensor
+    ) -> tuple[Any, ...]:
+        found = backward(grad, d_final, *ctx.saved_tensors, ctx.rank, ctx.before, ctx.bounded)
         return (*found, None, None, None, None)
 
-    low_rank.register_autograd(backward, setup_context=save)
-    return low_rank
+    schema = f"({tensors}) -> (Tensor, Tensor)"
+    back = _Backward(
+        f"(Tensor grad, Tensor d_final, {tensors}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        low_rank_backward,
+        fake_backward,
+    )
+    return _DifferentiableOperator(f"{namespace}::low_rank", schema, low_rank, fake, back, save, gradient)
 
 
 def _low_rank(

@@ -27,7 +27,7 @@ class _Cell(nn.Module):
 
     def __init__(self, backend: str, validate: bool, dtype: torch.dtype | None) -> None:
         super().__init__()
-        if dtype is not None and not dtype.is_floating_point:
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype: expected one of floating-point numbers, got {dtype}")
         if backend not in self._backends:
             raise ValueError(f"backend {backend!r} is none of {', '.join(map(repr, self._backends))}")

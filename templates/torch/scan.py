@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .operator import _Backward, _DifferentiableOperator
 from .time import _along, _Run
 
 
@@ -81,7 +82,7 @@ def _carried(
     return run(a.expand(-1, b.shape[1], *a.shape[2:]), b, initial, reverse, fresh)
 
 
-def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Tensor | None], Tensor]:
+def _scan_operator(namespace: str) -> _DifferentiableOperator:
     """Registers `scan(a, b, initial, contracting, fresh)`: `h[t] = a[t] * h[t-1] + b[t]`, with its own backward.
 
     b: [B, T, ...]; initial: [B, ...]; a broadcasts to b; `fresh`, [T], marks tokens where a is 0 and a sequence begins.
@@ -89,24 +90,14 @@ def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Te
     `db = λ` and `da[t] = λ[t] conj(h[t-1])`. Saved: a, initial and h.
     """
 
-    @torch.library.custom_op(
-        f"{namespace}::scan",
-        mutates_args=(),
-        schema="(Tensor a, Tensor b, Tensor initial, bool contracting, Tensor? fresh) -> Tensor",
-    )
+    arguments = "Tensor initial, bool contracting, Tensor? fresh"
+
     def scan(a: Tensor, b: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None) -> Tensor:
         return _carried(a, b, initial, contracting, False, fresh).contiguous()
 
-    @scan.register_fake
-    def _(a: Tensor, b: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None) -> Tensor:
+    def fake(a: Tensor, b: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None) -> Tensor:
         return torch.empty_like(b, memory_format=torch.contiguous_format)
 
-    @torch.library.custom_op(
-        f"{namespace}::scan_backward",
-        mutates_args=(),
-        schema="(Tensor grad, Tensor a, Tensor h, Tensor initial, bool contracting, Tensor? fresh) "
-        "-> (Tensor, Tensor, Tensor)",
-    )
     def scan_backward(
         grad: Tensor, a: Tensor, h: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,8 +115,7 @@ def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Te
         d_a = torch.cat([first, adjoint[:, 1:] * torch.conj_physical(h[:, :-1])], 1).sum_to_size(a.shape)
         return d_a.contiguous(), adjoint, d_initial.sum_to_size(initial.shape).contiguous()
 
-    @scan_backward.register_fake
-    def _(
+    def fake_backward(
         grad: Tensor, a: Tensor, h: Tensor, initial: Tensor, contracting: bool, fresh: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.empty_like(a), torch.empty_like(h), torch.empty_like(initial)
@@ -134,12 +124,15 @@ def _scan_operator(namespace: str) -> Callable[[Tensor, Tensor, Tensor, bool, Te
         a, _, initial, ctx.contracting, fresh = inputs
         ctx.save_for_backward(a, output, initial, fresh)
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def gradient(ctx: Any, backward: Callable[..., tuple[Tensor, ...]], grad: Tensor) -> tuple[Tensor | None, ...]:
         a, h, initial, fresh = ctx.saved_tensors
-        return (*scan_backward(grad, a, h, initial, ctx.contracting, fresh), None, None)
+        return (*backward(grad, a, h, initial, ctx.contracting, fresh), None, None)
 
-    scan.register_autograd(backward, setup_context=save)
-    return scan
+    schema = f"(Tensor a, Tensor b, {arguments}) -> Tensor"
+    back = _Backward(
+        f"(Tensor grad, Tensor a, Tensor h, {arguments}) -> (Tensor, Tensor, Tensor)", scan_backward, fake_backward
+    )
+    return _DifferentiableOperator(f"{namespace}::scan", schema, scan, fake, back, save, gradient)
 
 
 def _reject_tangents(*values: Tensor) -> None:

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..torch.chunks import _chunk_results, _chunked
+from ..torch.operator import _Backward, _DifferentiableOperator
 from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
 from .fused import _flat, _on, _power_of_two, _segments, _units
@@ -252,7 +253,7 @@ def _pairs_backward(pairs: _Pairs, call: _PairsCall, grad: Tensor, d_last: Tenso
     return [*(made[n] for n in owners), d_initial]
 
 
-def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., Any]:
+def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> _DifferentiableOperator:
     """Registers `reads, last, states = op(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers, keep,
     out)` and its backward.
 
@@ -264,11 +265,6 @@ def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., A
     tensors = "Tensor? a, Tensor? offset, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens"
     operands = f"{tensors}, int before, int together, float[] numbers"
 
-    @torch.library.custom_op(
-        f"{namespace}::{name}",
-        mutates_args=(),
-        schema=f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor)",
-    )
     def forward(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
         return _pairs_forward(
             pairs,
@@ -277,8 +273,7 @@ def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., A
             out,
         )
 
-    @forward.register_fake
-    def _(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
+    def fake(a, offset, q, k, v, initial, cu_seqlens, before, together, numbers, keep, out):
         reads = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=out)
         last = torch.empty_like(initial, memory_format=torch.contiguous_format)
         return (
@@ -289,17 +284,11 @@ def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., A
             ],
         )
 
-    @torch.library.custom_op(
-        f"{namespace}::{name}_backward",
-        mutates_args=(),
-        schema=f"(Tensor grad, Tensor d_last, Tensor states, {operands}) -> Tensor[]",
-    )
     def backward(grad, d_last, states, a, offset, q, k, v, initial, cu_seqlens, before, together, numbers):
         call = _PairsCall(a, offset, q, k, v, initial.contiguous(), cu_seqlens, before, together, numbers)
         return _pairs_backward(pairs, call, grad, d_last, states)
 
-    @backward.register_fake
-    def _(grad, d_last, states, a, offset, q, k, v, initial, cu_seqlens, before, together, numbers):
+    def fake_backward(grad, d_last, states, a, offset, q, k, v, initial, cu_seqlens, before, together, numbers):
         owners = [*([a] if pairs.learned else []), *([offset] if pairs.offset else []), q, k, v, initial]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
 
@@ -307,14 +296,20 @@ def _pairs_operator(namespace: str, name: str, pairs: _Pairs) -> Callable[..., A
         *operands, ctx.before, ctx.together, ctx.numbers, _, _ = inputs
         ctx.save_for_backward(output[2], *operands)
         ctx.mark_non_differentiable(output[2])
+        ctx.made = [(x.shape, x.dtype) for x in output[:2]]
+        # No zeros for what enters chunks.
+        ctx.set_materialize_grads(False)
 
-    def gradient(ctx: Any, grad: Tensor, d_last: Tensor, _: Any) -> tuple[Any, ...]:
-        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together, ctx.numbers)
+    def gradient(ctx: Any, backward: Callable[..., list[Tensor]], *grads: Tensor | None) -> tuple[Any, ...]:
+        states, *operands = ctx.saved_tensors
+        arrived = [states.new_zeros(n, dtype=d) if g is None else g for g, (n, d) in zip(grads, ctx.made)]
+        found = backward(*arrived, states, *operands, ctx.before, ctx.together, ctx.numbers)
         own = pairs.learned + pairs.offset
         return (*found[:own], *([None] * (2 - own)), *found[own:], None, None, None, None, None, None)
 
-    forward.register_autograd(gradient, setup_context=save)
-    return forward
+    schema = f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor)"
+    back = _Backward(f"(Tensor grad, Tensor d_last, Tensor states, {operands}) -> Tensor[]", backward, fake_backward)
+    return _DifferentiableOperator(f"{namespace}::{name}", schema, forward, fake, back, save, gradient)
 
 
 def _laid_out(

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..torch.numbers import _complex_of
+from ..torch.operator import _Operator
 from .fused import _flat, _on, _pointers, _power_of_two, _rows
 
 
@@ -55,7 +56,7 @@ def _decode_fits(decode: _Decode, sizes: Sequence[int]) -> bool:
     return rows * columns * decode.parts <= 1 << 15
 
 
-def _decode_operator(namespace: str, name: str, decode: _Decode) -> Callable[..., list[Tensor]]:
+def _decode_operator(namespace: str, name: str, decode: _Decode) -> _Operator:
     """Registers `results, states = op(tokens, fixed, states, sizes, numbers, out)`; all but `fixed` are [B, ...]."""
 
     def outputs(states: Sequence[Tensor], sizes: Sequence[int], out: torch.dtype) -> list[Tensor]:
@@ -67,12 +68,6 @@ def _decode_operator(namespace: str, name: str, decode: _Decode) -> Callable[...
             made.append(states[0].new_empty((states[0].shape[0], *(size[d] for d in dims)), dtype=real))
         return [*made, *(torch.empty_like(s, memory_format=torch.contiguous_format) for s in states)]
 
-    @torch.library.custom_op(
-        f"{namespace}::{name}",
-        mutates_args=(),
-        schema="(Tensor[] tokens, Tensor[] fixed, Tensor[] states, int[] sizes, float[] numbers, ScalarType out) "
-        "-> Tensor[]",
-    )
     def forward(tokens, fixed, states, sizes, numbers, out):
         made = outputs(states, sizes, out)
         size = dict(zip(decode.dims, sizes))
@@ -96,11 +91,11 @@ def _decode_operator(namespace: str, name: str, decode: _Decode) -> Callable[...
             decode.kernel[(batch * rows * given["BLOCKS"],)](**named, num_warps=warps)
         return made
 
-    @forward.register_fake
-    def _(tokens, fixed, states, sizes, numbers, out):
+    def fake(tokens, fixed, states, sizes, numbers, out):
         return outputs(states, sizes, out)
 
-    return forward
+    given = "Tensor[] tokens, Tensor[] fixed, Tensor[] states, int[] sizes, float[] numbers, ScalarType out"
+    return _Operator(f"{namespace}::{name}", f"({given}) -> Tensor[]", forward, fake)
 
 
 def _decode(

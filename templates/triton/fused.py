@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..torch.numbers import _complex_of
+from ..torch.operator import _Backward, _DifferentiableOperator
 from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
 
@@ -98,6 +99,8 @@ def _flat(x: Tensor) -> Tensor:
 def _rows(x: Tensor) -> tuple[Tensor, int]:
     """`x` [B, T, ...] with its tokens a fixed distance apart and each one's entries side by side; the distance."""
     x = x.resolve_conj().resolve_neg()
+    if x.is_contiguous():
+        return x, math.prod(x.shape[2:])
     steps, wanted = 1, []
     for n in reversed(x.shape[2:]):
         wanted.append(steps)
@@ -309,7 +312,7 @@ def _gathered(dims: tuple[str, ...], slot: tuple[str, ...], memory: Tensor, like
     return memory.to(like.dtype).contiguous()
 
 
-def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., list[Tensor]]:
+def _fused_operator(namespace: str, name: str, fused: _Fused) -> _DifferentiableOperator:
     """Registers a fused kernel and its backward.
 
     Saved for the backward: what the kernel reads, and the states' values (or those at the starts of its chunks).
@@ -339,7 +342,6 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         named |= _pointers("{}_initial_ptr", fused.states, initial)
         return named | dict(zip(fused.dims, sizes)) | dict(zip(fused.numbers, numbers))
 
-    @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor[]")
     def forward(tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
         call = _call(fused, initial, lead, sizes, out, cu_seqlens is not None)
         made = _outputs(fused, call, initial)
@@ -358,15 +360,9 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
             _run_kernels(launch, fused.carry, fused.forward, arguments, bool(fused.checks))
         return made
 
-    @forward.register_fake
-    def _(tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
+    def fake(tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
         return _outputs(fused, _call(fused, initial, lead, sizes, out, cu_seqlens is not None), initial)
 
-    @torch.library.custom_op(
-        f"{namespace}::{name}_backward",
-        mutates_args=(),
-        schema=f"(Tensor[] grads, Tensor[] last_grads, Tensor[] saved, {arguments}) -> Tensor[]",
-    )
     def backward(grads, last_grads, saved, tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
         call = _call(fused, initial, lead, sizes, out, cu_seqlens is not None)
         of_tokens = zip(tokens, fused.tokens.items(), fused.token_slots)
@@ -400,8 +396,7 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         found = zip(slots, owners.values())
         return [*(_gathered(dims, slot, memory, x, axes) for memory, (x, dims, slot, axes) in found), *d_initial]
 
-    @backward.register_fake
-    def _(grads, last_grads, saved, tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
+    def fake_backward(grads, last_grads, saved, tokens, fixed, initial, cu_seqlens, lead, sizes, numbers, out):
         owners = [x for x, slot in zip((*tokens, *fixed), _slots(fused)) if slot is not None]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*owners, *initial)]
 
@@ -414,7 +409,7 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         # No zeros for what the forward leaves to the backward alone: that may be as large as an input.
         ctx.set_materialize_grads(False)
 
-    def gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    def gradient(ctx: Any, backward: Callable[..., list[Tensor]], grads: list[Tensor | None]) -> tuple[Any, ...]:
         values = iter(ctx.saved_tensors)
         tokens, fixed, initial, saved = ([next(values) for _ in range(n)] for n in ctx.counts)
         cu_seqlens = next(values, None)
@@ -435,8 +430,11 @@ def _fused_operator(namespace: str, name: str, fused: _Fused) -> Callable[..., l
         lists = (None if n else [] for n in (ctx.lead, ctx.sizes, ctx.numbers))
         return made[: len(tokens)], made[len(tokens) :], list(found), None, *lists, None
 
-    forward.register_autograd(gradient, setup_context=save)
-    return forward
+    schema = f"({arguments}) -> Tensor[]"
+    back = _Backward(
+        f"(Tensor[] grads, Tensor[] last_grads, Tensor[] saved, {arguments}) -> Tensor[]", backward, fake_backward
+    )
+    return _DifferentiableOperator(f"{namespace}::{name}", schema, forward, fake, back, save, gradient)
 
 
 def _slots(fused: _Fused) -> tuple[tuple[str, ...] | None, ...]:

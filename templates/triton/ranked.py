@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..torch.lowrank import _low_rank, _low_rank_columns
+from ..torch.operator import _Backward, _DifferentiableOperator
 from ..torch.scan import _reject_tangents
 from ..torch.time import _Run
 from .chunked import _Chunk, _laid_out, _spaced, _together
@@ -227,7 +228,7 @@ def _columns_backward(ranked: _Ranked, call: _RankedCall, grad: Tensor, d_last: 
     return found
 
 
-def _ranked_operator(namespace: str, name: str, ranked: _Ranked) -> Callable[..., Any]:
+def _ranked_operator(namespace: str, name: str, ranked: _Ranked) -> _DifferentiableOperator:
     """Registers `reads, last, states, c = op(a, w, u, q, k, v, initial, cu_seqlens, before, together, group, keep,
     out)` and its backward.
 
@@ -240,38 +241,26 @@ def _ranked_operator(namespace: str, name: str, ranked: _Ranked) -> Callable[...
     tensors = "Tensor w, Tensor u, Tensor q, Tensor k, Tensor v, Tensor initial, Tensor? cu_seqlens"
     operands = f"Tensor? a, {tensors}, int before, int together, int group"
 
-    @torch.library.custom_op(
-        f"{namespace}::{name}",
-        mutates_args=(),
-        schema=f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor, Tensor)",
-    )
     def forward(a, w, u, q, k, v, initial, cu_seqlens, before, together, group, keep, out):
         call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before, together, group)
         if ranked.columns is not None:
             return *_columns_forward(ranked, call, out), *_rank_states(call, ranked.decay, False)
         return _ranked_forward(ranked, call, keep, out)
 
-    @forward.register_fake
-    def _(a, w, u, q, k, v, initial, cu_seqlens, before, together, group, keep, out):
+    def fake(a, w, u, q, k, v, initial, cu_seqlens, before, together, group, keep, out):
         columns = ranked.columns is not None
         reads = q.new_empty((*q.shape[:-1], (w if columns else v).shape[-1]), dtype=out)
         last = torch.empty_like(initial, memory_format=torch.contiguous_format)
         call = _RankedCall(a, w, u, q, k, v, initial, cu_seqlens, before, together, group)
         return reads, last, *_rank_states(call, ranked.decay, keep and not columns)
 
-    @torch.library.custom_op(
-        f"{namespace}::{name}_backward",
-        mutates_args=(),
-        schema=f"(Tensor grad, Tensor d_last, Tensor states, Tensor c, {operands}) -> Tensor[]",
-    )
     def backward(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together, group):
         call = _RankedCall(a, w, u, q, k, v, initial.contiguous(), cu_seqlens, before, together, group)
         if ranked.columns is not None:
             return _columns_backward(ranked, call, grad, d_last)
         return _ranked_backward(ranked, call, grad, d_last, states, c)
 
-    @backward.register_fake
-    def _(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together, group):
+    def fake_backward(grad, d_last, states, c, a, w, u, q, k, v, initial, cu_seqlens, before, together, group):
         owners = [*([a] if ranked.learned else []), w, u, q, k, v, initial]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
 
@@ -279,13 +268,21 @@ def _ranked_operator(namespace: str, name: str, ranked: _Ranked) -> Callable[...
         *operands, ctx.before, ctx.together, ctx.group, _, _ = inputs
         ctx.save_for_backward(*output[2:], *operands)
         ctx.mark_non_differentiable(*output[2:])
+        ctx.made = [(x.shape, x.dtype) for x in output[:2]]
+        # No zeros for what enters chunks.
+        ctx.set_materialize_grads(False)
 
-    def gradient(ctx: Any, grad: Tensor, d_last: Tensor, *_: Any) -> tuple[Any, ...]:
-        found = backward(grad, d_last, *ctx.saved_tensors, ctx.before, ctx.together, ctx.group)
+    def gradient(ctx: Any, backward: Callable[..., list[Tensor]], *grads: Tensor | None) -> tuple[Any, ...]:
+        states, *operands = ctx.saved_tensors
+        arrived = [states.new_zeros(n, dtype=d) if g is None else g for g, (n, d) in zip(grads, ctx.made)]
+        found = backward(*arrived, states, *operands, ctx.before, ctx.together, ctx.group)
         return (*([] if ranked.learned else [None]), *found, *(None,) * 6)
 
-    forward.register_autograd(gradient, setup_context=save)
-    return forward
+    schema = f"({operands}, bool keep, ScalarType out) -> (Tensor, Tensor, Tensor, Tensor)"
+    back = _Backward(
+        f"(Tensor grad, Tensor d_last, Tensor states, Tensor c, {operands}) -> Tensor[]", backward, fake_backward
+    )
+    return _DifferentiableOperator(f"{namespace}::{name}", schema, forward, fake, back, save, gradient)
 
 
 def _by_rank_kernels(

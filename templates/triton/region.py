@@ -10,6 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ..torch.operator import _Backward, _DifferentiableOperator
 from ..torch.time import _Run
 from .fused import _flat, _gathered, _on, _pointers, _power_of_two, _rows, _units
 from .module import _multiplied_dtype
@@ -214,7 +215,7 @@ def _past_backward(call: _RegionCall, flow: Tensor, weight: Tensor, past: Tensor
     return torch.stack(found, 1).to(past.dtype)
 
 
-def _region_operator(namespace: str, name: str, region: _Region) -> Callable[..., list[Tensor]]:
+def _region_operator(namespace: str, name: str, region: _Region) -> _DifferentiableOperator:
     """Registers `results = op(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out, moved)` and its
     backward, for which it keeps what it reads; `moved` says whether `past` has a gradient."""
     arguments = (
@@ -222,7 +223,6 @@ def _region_operator(namespace: str, name: str, region: _Region) -> Callable[...
         "float[] numbers, ScalarType low, ScalarType out, bool moved"
     )
 
-    @torch.library.custom_op(f"{namespace}::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor[]")
     def forward(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out, moved):
         call = _RegionCall(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out)
         made = _region_outputs(region, call)
@@ -233,21 +233,14 @@ def _region_operator(namespace: str, name: str, region: _Region) -> Callable[...
                 _launch_region(region.forward, named, -(-named["TOKENS"] // tile.tokens), tile)
         return made
 
-    @forward.register_fake
-    def _(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out, moved):
+    def fake(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out, moved):
         return _region_outputs(region, _RegionCall(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out))
 
-    @torch.library.custom_op(
-        f"{namespace}::{name}_backward",
-        mutates_args=(),
-        schema=f"(Tensor[] grads, {arguments}) -> Tensor[]",
-    )
     def backward(grads, tokens, fixed, weights, past, place, lead, sizes, numbers, low, out, moved):
         call = _RegionCall(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out)
         return _region_backward(region, call, grads, moved)
 
-    @backward.register_fake
-    def _(grads, tokens, fixed, weights, past, place, lead, sizes, numbers, low, out, moved):
+    def fake_backward(grads, tokens, fixed, weights, past, place, lead, sizes, numbers, low, out, moved):
         call = _RegionCall(tokens, fixed, weights, past, place, lead, sizes, numbers, low, out)
         owners = [*_region_owners(region, call).values(), *(past if moved else [])]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in owners]
@@ -257,7 +250,7 @@ def _region_operator(namespace: str, name: str, region: _Region) -> Callable[...
         ctx.counts = [len(x) for x in tensors]
         ctx.save_for_backward(*(x for group in tensors for x in group))
 
-    def gradient(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    def gradient(ctx: Any, backward: Callable[..., list[Tensor]], grads: list[Tensor]) -> tuple[Any, ...]:
         values = iter(ctx.saved_tensors)
         tensors = [[next(values) for _ in range(n)] for n in ctx.counts]
         given: list[Any] = [*tensors, *ctx.rest[:-1]]
@@ -272,8 +265,9 @@ def _region_operator(namespace: str, name: str, region: _Region) -> Callable[...
         lists = (None if n else [] for n in ctx.rest[:3])
         return *([of.get(n) for n in group] for group in names), past, [None] * ctx.counts[4], *lists, None, None, None
 
-    forward.register_autograd(gradient, setup_context=save)
-    return forward
+    schema = f"({arguments}) -> Tensor[]"
+    back = _Backward(f"(Tensor[] grads, {arguments}) -> Tensor[]", backward, fake_backward)
+    return _DifferentiableOperator(f"{namespace}::{name}", schema, forward, fake, back, save, gradient)
 
 
 def _between(
