@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from tests.cells import EXAMPLES
-from tests.chunk_kinds import CHUNKS
+from tests.chunk_kinds import CHUNKS, RANKS
 from tests.triton_compile import SHARED, Case, Launch, build, launches
 
 SIZES = "16x16,32x32,64x64,128x128,256x256,16x256,256x16,64x128,128x64,64x256,256x64"
@@ -69,7 +69,8 @@ def rows(
 ) -> Iterator[Row]:
     """Each kernel of a cell once, those of segments included."""
     keys, values = map(int, size.split("x"))
-    text = CHUNKS[cell] if cell in CHUNKS else (EXAMPLES / f"{cell}.rnn").read_text(encoding="utf-8")
+    kinds = CHUNKS | RANKS
+    text = kinds[cell] if cell in kinds else (EXAMPLES / f"{cell}.rnn").read_text(encoding="utf-8")
     case = Case(text, {"K": keys, "V": values}, getattr(torch, dtype), packed, 2)
     found: dict[str, Launch] = {x.name: x for x in launches(case, target) if "C" in x.options}
     for name, launch in found.items():
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--targets", default="sm_90")
     parser.add_argument("--dtypes", default="bfloat16,float16,float32")
     parser.add_argument("--sizes", default=SIZES)
-    parser.add_argument("--cells", default=",".join(CHUNKS))
+    parser.add_argument("--cells", default=",".join((*CHUNKS, *RANKS)))
     parser.add_argument("--kernels", default="")
     parser.add_argument("--set", default="", help="other sizes and options than those that the host code chooses")
     parser.add_argument("--packed", action="store_true")

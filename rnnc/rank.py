@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rnnc.chunks import MOST_WRITES, Read, reads_of
+from rnnc.closure import algebra
 from rnnc.closure.lowrank import LowRank
 from rnnc.ir import Expr, Ref, walk
 from rnnc.lower import Stream, System
@@ -167,5 +168,7 @@ def _writes(
         if len(found) > MOST_WRITES:
             return None
         for left, right in (pair(system.graph, factors, sign, mixed) for factors, sign in found):
-            table.setdefault((left, right), [None] * len(rest))[index] = left
+            lefts = table.setdefault((left, right), [None] * len(rest))
+            # The same product may be written more than once.
+            lefts[index] = algebra.add(system.graph, lefts[index], left)
     return tuple(Write(tuple(lefts), right) for (_, right), lefts in table.items())

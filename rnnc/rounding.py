@@ -50,7 +50,7 @@ class Expected:
     def __init__(self, run: Callable[[torch.dtype], Tensors], seed: int) -> None:
         self._run, self._seed = run, seed
         self.exact, self._rough = run(torch.float64), run(torch.float32)
-        self._moved: dict[float, tuple[_Rounding, list[Tensors]]] = {}
+        self._moved: dict[float, tuple[Rounding, list[Tensors]]] = {}
 
     def compare(self, got: Mapping[str, Tensor], dtype: torch.dtype, kind: str = "") -> Iterator[Comparison]:
         """What is expected of this kind beside `got`, with roundings as in `dtype`."""
@@ -75,7 +75,7 @@ class Expected:
             yield found
 
     def _sample(self, eps: float, number: int) -> Tensors:
-        mode, found = self._moved.setdefault(eps, (_Rounding(eps, self._seed), []))
+        mode, found = self._moved.setdefault(eps, (Rounding(eps, self._seed), []))
         while len(found) <= number:
             with mode:
                 found.append(self._run(torch.float64))
@@ -116,7 +116,7 @@ def compare(
     return Comparison(what, error.flatten()[flat].item(), allowed, f"{values} at {index}" if index else values)
 
 
-class _Rounding(TorchDispatchMode):
+class Rounding(TorchDispatchMode):
     """Moves the operands and the results of all operations by `eps`, up or down at random.
 
     Operands too, for what cancels within one operation: a sum, a matrix product. What is only handed on (selected,

@@ -3,6 +3,8 @@ is learned, bounded from below, or made in the kernel; reads of the state before
 
 from __future__ import annotations
 
+from tests.cells import EXAMPLES
+
 HEAD = """cell C
 dim H = 4, K = 64, V = 64
 input q[H, K], p[H, K], k[H, K], v[H, V], w[H, V], m[H]
@@ -41,3 +43,30 @@ CHUNKS = {
     "values fixed": _cell("d * S[t-1] + k * v"),
     "values of 64": _cell("(0.5 + 0.5 * r) * S[t-1] + k * v"),
 }
+
+# Corrections of a state, several that read the same one or one along values, which is not what reads sum over.
+CORRECTED = """\
+cell Corrected
+dim H = 4, K = 128, V = 128
+input q[H, K], k[H, K], p[H, K], v[H, V], u[H, V], b[H] in [0, 2], e[H] in [0, 1], g[H, AXIS] in [0, 1], s[H] in [0, 1]
+state S[H, K, V]
+S[t] = FACTOR * S[t-1] CORRECTION + k * v
+output sum[K](q * S[t])
+"""
+_TWICE = "- b * k * sum[K](k * S[t-1]) - e * p * sum[K](p * S[t-1])"
+
+
+def _corrected(factor: str, correction: str, axis: str = "K") -> str:
+    return CORRECTED.replace("FACTOR", factor).replace("CORRECTION", correction).replace("AXIS", axis)
+
+
+RANKS = {
+    "gateddeltanet": (EXAMPLES / "gateddeltanet.rnn").read_text(encoding="utf-8"),
+    "kda": (EXAMPLES / "kda.rnn").read_text(encoding="utf-8"),
+    "rwkv7": (EXAMPLES / "rwkv7.rnn").read_text(encoding="utf-8"),
+    "twice": _corrected("s", _TWICE),
+    "twice by key": _corrected("g", _TWICE),
+    "along values": _corrected("s", "- b * u * sum[V](u * S[t-1])"),
+    "along values by value": _corrected("g", "- b * u * sum[V](u * S[t-1])", "V"),
+}
+"""Low-rank transitions."""

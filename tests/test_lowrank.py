@@ -77,6 +77,7 @@ WRITTEN = {
     "where a token counts": ("where(m, S[t-1] - b * n * c + k * v, S[t-1])", 1),
     "started afresh": ("where(m, 0, s * (S[t-1] - b * n * c)) + k * v", 1),
     "no decay at all": ("b * n * c + k * v", 1),
+    "the same twice": ("s * S[t-1] - b * n * c - b * n * c + k * v + k * v", 1),
 }
 
 

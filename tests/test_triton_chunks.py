@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,13 +55,17 @@ def _plan(text: str) -> Plan:
 
 
 def apart(got: list[Tensor], want: list[Tensor]) -> float:
-    """The largest distance, in parts of what is wanted."""
+    """The largest distance, in parts of what is wanted; of NaN it is NaN, which is below nothing."""
     assert [x.shape for x in got] == [x.shape for x in want]
     pairs = [(x.double(), y.double()) for x, y in zip(got, want, strict=True) if y.numel()]
-    return max((((x - y).norm() / y.norm().clamp_min(1e-3)).item() for x, y in pairs), default=0.0)
+    return (
+        torch.stack([torch.zeros(()).double(), *((x - y).norm() / y.norm().clamp_min(1e-3) for x, y in pairs)])
+        .max()
+        .item()
+    )
 
 
-def compared(
+def computed(
     text: str,
     length: int,
     *,
@@ -71,33 +76,39 @@ def compared(
     dtype: torch.dtype = torch.float32,
     module: Any = None,
     **sizes: int,
-) -> float:
-    """How far outputs, final states and all gradients are from the interpreter's in float64."""
+) -> tuple[list[Tensor], Callable[[], list[Tensor]]]:
+    """Outputs, final states and all gradients, by the kernels and, when called, by the interpreter in float64."""
     made: Any = module or load(text)
     before, made._segments = getattr(made, "_segments", None), lambda *_: segments
     # As on a GPU: `install` makes the interpreter multiply bfloat16 numbers.
     made._multiplied_dtype = lambda low: low
+    torch.manual_seed(seed)
+    ours = made.C(backend="triton", **sizes)
+    stepped = Interpreted(text, **sizes)
+    stepped.inner.load_state_dict({n: x.double() for n, x in ours.state_dict().items()})
+    lead = (batch, length) if ends is None else (1, ends[-1])
+    inputs = [
+        x.detach() if x.dtype == torch.bool else x.detach().to(dtype)
+        for x in inputs_of(text, stepped, *lead, seed=seed)
+    ]
+    state = [x.detach().float() for x in some_state(ours, batch if ends is None else len(ends) - 1)]
+    cu_seqlens = None if ends is None else torch.tensor(ends)
+
+    def run(each: Any, kind: torch.dtype | None) -> list[Tensor]:
+        xs = [x if x.dtype == torch.bool else x.detach().to(kind or x.dtype).requires_grad_() for x in inputs]
+        start = type(each.initial_state(1))(*(x.detach().to(kind or x.dtype).requires_grad_() for x in state))
+        return with_gradients(each, each(*xs, state=start, cu_seqlens=cu_seqlens), *xs, *start)
+
     try:
-        ours = made.C(backend="triton", **sizes)
-        stepped = Interpreted(text, **sizes)
-        stepped.inner.load_state_dict({n: x.double() for n, x in ours.state_dict().items()})
-        lead = (batch, length) if ends is None else (1, ends[-1])
-        inputs = [
-            x.detach() if x.dtype == torch.bool else x.detach().to(dtype).requires_grad_()
-            for x in inputs_of(text, stepped, *lead, seed=seed)
-        ]
-        state = [
-            x.detach().float().requires_grad_() for x in some_state(ours, batch if ends is None else len(ends) - 1)
-        ]
-        cu_seqlens = None if ends is None else torch.tensor(ends)
-        results: list[list[Tensor]] = []
-        for each, kind in ((ours, None), (stepped, torch.float64)):
-            xs = [x if x.dtype == torch.bool else x.detach().to(kind or x.dtype).requires_grad_() for x in inputs]
-            start = type(each.initial_state(1))(*(x.detach().to(kind or x.dtype).requires_grad_() for x in state))
-            results.append(with_gradients(each, each(*xs, state=start, cu_seqlens=cu_seqlens), *xs, *start))
-        return apart(*results)
+        return run(ours, None), lambda: run(stepped, torch.float64)
     finally:
         made._segments = before
+
+
+def compared(text: str, length: int, **options: Any) -> float:
+    """How far outputs, final states and all gradients are from the interpreter's in float64."""
+    got, exact = computed(text, length, **options)
+    return apart(got, exact())
 
 
 @forms

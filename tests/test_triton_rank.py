@@ -6,6 +6,7 @@ Run with `TRITON_INTERPRET=1 pytest -m triton`.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -19,12 +20,13 @@ from torch import Tensor
 
 from rnnc.fuse import SOLVED
 from rnnc.loading import load_module
+from rnnc.rounding import Rounding
 from tests.interpreted import install
 from tests.marks import some
 from tests.modules import Interpreted, build, generate, load
 from tests.test_chunks import inputs_of
 from tests.test_lowrank import BY_KEY, MIXED, OVER, TITANS, UNMIXED, WRITTEN, cell, cells
-from tests.test_triton_chunks import compared, opchecked
+from tests.test_triton_chunks import apart, compared, computed, opchecked
 
 install()
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -155,12 +157,49 @@ def test_random_cells(text: str, length: int, seed: int) -> None:
     assert compared(text, length, batch=1, seed=seed, K=16, V=8) < 5e-6
 
 
+def unexplained(text: str, length: int, most: float = 1e-5, **options: Any) -> list[str]:
+    """What is further off than `most` of it, and than 4 times what roundings do to the interpreter: the operands and
+    results of all its operations moved by one of float32 at random. Gradients may cancel, down to those roundings."""
+    got, exact = computed(text, length, **options)
+    want = exact()
+    if apart(got, want) < most:
+        return []
+    samples: list[list[Tensor]] = []
+    with Rounding(torch.finfo(torch.float32).eps, seed=0):
+        samples += [exact() for _ in range(4)]
+    found: list[str] = []
+    for place, (x, y, *moved) in enumerate(zip(got, want, *samples, strict=True)):
+        error, rounding = (x.double() - y).norm().item(), max((z - y).norm().item() for z in moved)
+        if not error <= max(most * y.norm().item(), 4 * rounding):
+            found.append(f"{place}: {error:.1e} of {y.norm():.1e}, roundings are {rounding:.1e}")
+    return found
+
+
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(cells(), st.sampled_from((0, 1, 2, 15, 33, 64, 70)), st.integers(0, 99), st.sampled_from((5, 16, 40)))
 def test_many_random_cells(text: str, length: int, seed: int, keys: int) -> None:
     assume(SOLVED in load(text).C(backend="triton").plan["S"])
-    assert compared(text, length, seed=seed, K=keys, V=8) < 1e-5
+    assert unexplained(text, length, seed=seed, K=keys, V=8) == []
+
+
+ONCE = "(0.9 * S[t-1] + b * n * (v - sum[K](n * 0.9 * S[t-1])))"
+CANCELLING = cell(
+    f"where(m, {ONCE} + b * n * (v - sum[K](n * {ONCE})) + k * w - (k - p) * w, S[t-1])",
+    "sum[K](d * p * S[t-1]); sum[K](k * S[t]); sum[K](k * S[t-1])",
+    "S[H, K, V] = 0.5",
+)
+"""A gradient of which roundings leave 4 digits, in PyTorch's chunks too."""
+
+
+@pytest.mark.slow
+def test_what_cancels_is_as_near_as_roundings_and_no_further() -> None:
+    given: dict[str, Any] = {"batch": 1, "seed": 11, "K": 16, "V": 8}
+    assert unexplained(CANCELLING, 2, **given) == []
+    code, whole = generate(CANCELLING), "d_k = d_k_out * until"
+    assert whole in code
+    for broken in ("d_k = 0.9999 * d_k_out * until", "d_k = float('nan') * d_k_out * until"):
+        assert unexplained(CANCELLING, 2, module=load_module(code.replace(whole, broken), "test.rnn"), **given)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +272,7 @@ OTHERS = {
         "block, place = row >> TOGETHER, row",
     ),
     "what is read by column": ("by column", "of_u = _tl_add_dot(of_u, of_k,", "of_u = _tl_add_dot(of_u, 0.0 * of_k,"),
-    "its decays": ("by column", "total += near * _tl_within(", "total += near + 0.0 * _tl_within("),
+    "its decays": ("by column", "total += near * start", "total += near"),
     "its crossings": ("bounded", "reads = _tl_within_back(reads, row, 2**GROUP, False, True)", "pass"),
 }
 

@@ -20,15 +20,35 @@ import triton.language as tl
 
 
 @triton.jit
+def _tl_cut(x):
+    """What TF32 holds of float32 numbers."""
+    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _tl_dot(x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """`x @ y` of operands rounded to OPERAND, summed in float32."""
-    return tl.dot(x.to(OPERAND), y.to(OPERAND), input_precision=PRECISION)
+    if PRECISION == "parts":
+        total = _tl_add_dot(tl.zeros([x.shape[0], y.shape[1]], tl.float32), x, y, OPERAND, PRECISION)
+    else:
+        total = tl.dot(x.to(OPERAND), y.to(OPERAND), input_precision=PRECISION)
+    return total
 
 
 @triton.jit
 def _tl_add_dot(total, x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """`total + x @ y`."""
-    return tl.dot(x.to(OPERAND), y.to(OPERAND), total, input_precision=PRECISION)
+    if PRECISION == "parts":
+        # Of three products at once each warp holds all operands; of one after the other its own part.
+        x, y = x.to(tl.float32), y.to(tl.float32)
+        x_cut, y_cut = _tl_cut(x), _tl_cut(y)
+        x_left, y_left = x - x_cut, y - y_cut
+        for part in tl.range(0, 3, num_stages=1):
+            x_part, y_part = tl.where(part == 0, x_left, x_cut), tl.where(part == 1, y_left, y_cut)
+            total = tl.dot(x_part, y_part, total, input_precision="tf32")
+    else:
+        total = tl.dot(x.to(OPERAND), y.to(OPERAND), total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit
@@ -137,7 +157,7 @@ def _tl_apart(a):
 @triton.jit
 def _tl_moved(x, row, BY: tl.constexpr, PRECISION: tl.constexpr):
     """Row `i` of a tile at row `i + BY`."""
-    return tl.dot((row[:, None] == row[None, :] + BY).to(tl.float32), x, input_precision=PRECISION)
+    return _tl_dot((row[:, None] == row[None, :] + BY).to(tl.float32), x, tl.float32, PRECISION)
 
 
 @triton.jit
@@ -187,7 +207,7 @@ def _tl_grouped(row, GROUP: tl.constexpr):
 def _tl_shortened(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """A product's operand with the mantissa that is multiplied: what is to cancel must be made of the same numbers."""
     if PRECISION == "tf32" and tl.float32 == OPERAND:
-        return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        x = _tl_cut(x)
     return x.to(OPERAND)
 
 

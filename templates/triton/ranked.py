@@ -61,10 +61,18 @@ def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
     fewest = keys if keys == q.shape[-1] else max(16, keys // 2)
     tokens, stages = min(64 if narrow else 32, fewest), 1 if torch.version.hip else 2
     if kind in ("forward", "backward"):
-        return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, stages)
-    # What factors, or their gradients, take in registers leaves room for fewer keys.
-    block = 16 if kind in (("pairs_back", "columns") if decay == "keys" else ("factors_back",)) else 32
-    return _Chunk(tokens, min(keys, block), min(values, 32), 8, stages)
+        # Of more keys there is no shared memory for two chunks.
+        own = stages if keys <= 128 else 1
+        return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, own)
+    # What factors take in registers leaves room for fewer keys, as do products of TF32 numbers, which warps hold whole.
+    held = ("pairs", "pairs_back", "columns") if decay == "keys" else ()
+    held = (*held, "flows", "solve_back") if q.dtype == torch.float16 else held
+    # Rows that are not aligned take registers too.
+    held = (*held, "pairs_back") if q.shape[-1] % 16 else held
+    # A tile of 32 tokens and 16 keys has no more than 4 warps can use.
+    warps = 4 if (kind, decay) == ("pairs_back", "keys") and tokens <= 32 else 8
+    own = 1 if kind == "factors_back" else stages
+    return _Chunk(tokens, min(keys, 16 if kind in held else 32), min(values, 32), warps, own)
 
 
 def _operand_dtype(q: Tensor) -> torch.dtype:
@@ -83,6 +91,8 @@ def _rank_memory(call: _RankedCall, decay: str, keep: bool) -> dict[str, Tensor]
         own = (reads,) if name in ("scores", "of_u", "q_in") else ()
         made[f"{name}_ptr"] = q.new_empty((chunks, heads, *own, tokens, tokens if name in pairs else size), dtype=dtype)
     made["system_ptr"] = q.new_empty((chunks, heads, tokens, tokens), dtype=torch.float32)
+    # What the factors' gradients are made with.
+    made["between_ptr"] = torch.empty_like(made["system_ptr"]) if keep else made["system_ptr"]
     if decay != "free":
         along = (size,) if decay == "keys" else ()
         made["over_chunk_ptr"] = q.new_empty((chunks, heads, *along), dtype=torch.float32)
@@ -106,7 +116,7 @@ def _rank_arguments(ranked: _Ranked, call: _RankedCall, keep: bool) -> dict[str,
     given["OPERAND"] = tl.bfloat16 if call.q.dtype == torch.bfloat16 else tl.float32
     given["EXACT"] = "ieee" if torch.version.hip else "tf32x3"
     narrow = all(x.dtype in (torch.float16, torch.bfloat16) for x in call[1:6])
-    given["PRECISION"] = "tf32" if narrow and not torch.version.hip else given["EXACT"]
+    given["PRECISION"] = "ieee" if torch.version.hip else "tf32" if narrow else "parts"
     return given
 
 

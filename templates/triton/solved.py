@@ -8,7 +8,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .pairs import _tl_add_dot, _tl_around, _tl_dot, _tl_grouped, _tl_pairs, _tl_together, _tl_within
+from .pairs import (
+    _tl_add_dot,
+    _tl_around,
+    _tl_crossing,
+    _tl_dot,
+    _tl_grouped,
+    _tl_pairs,
+    _tl_shortened,
+    _tl_together,
+    _tl_within,
+    _tl_within_back,
+)
 
 
 @triton.jit
@@ -43,9 +54,24 @@ def _tl_solve(system_ptr, inverse_ptr, C: tl.constexpr, PRECISION: tl.constexpr)
 
 
 @triton.jit
-def _tl_writes_read(
-    total,
-    scores,
+def _tl_level(a, a_next, row, level, LAG: tl.constexpr, TOGETHER: tl.constexpr, GROUP: tl.constexpr):
+    """Of one level: decays of reads and of writes, and which pairs it has. What reads of its own group are a level too,
+    the first, without decays."""
+    start = _tl_within(a, row, 1 << level, False, LAG == 0)
+    until = _tl_within(a_next, row, 1 << level, True, False)
+    pairs = _tl_pairs(row, level)
+    if LAG == 0 and GROUP > 0:
+        start, until = tl.where(level < TOGETHER, 1.0, start), tl.where(level < TOGETHER, 1.0, until)
+        pairs = tl.where(level < TOGETHER, _tl_grouped(row, GROUP), pairs)
+    return start, until, pairs
+
+
+@triton.jit
+def _tl_reads(
+    of_u,
+    of_k,
+    q,
+    u,
     k,
     a,
     a_next,
@@ -57,15 +83,128 @@ def _tl_writes_read(
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr = 0,
 ):
-    """`total`, [C, BK], and what tokens read of the others' k by scores [C, C], decayed as in `_tl_scores`."""
-    if LAG == 0:
-        total = _tl_add_dot(total, tl.where(_tl_grouped(row, GROUP), scores, 0.0), k, OPERAND, PRECISION)
+    """`_tl_scores` of q with both u and k: the decays of both are made once."""
+    apart: tl.constexpr = LAG == 0 and GROUP > 0
+    if LAG == 0 and GROUP == 0:
+        own = row[:, None] == row[None, :]
+        of_u += tl.where(own, tl.sum(q.to(tl.float32) * u.to(tl.float32), 1)[:, None], 0.0)
+        of_k += tl.where(own, tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[:, None], 0.0)
     if TOGETHER > GROUP:
         start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
-        near = tl.where(_tl_together(row, TOGETHER, GROUP), scores, 0.0)
-        total += _tl_dot(near, k * until, OPERAND, PRECISION) * start
-    for level in tl.range(TOGETHER, LEVELS, num_stages=1):
-        k_until = k * _tl_within(a_next, row, 1 << level, True, False)
-        near = _tl_dot(tl.where(_tl_pairs(row, level), scores, 0.0), k_until, OPERAND, PRECISION)
-        total += near * _tl_within(a, row, 1 << level, False, LAG == 0)
+        together = _tl_together(row, TOGETHER, GROUP)
+        of_u += tl.where(together, _tl_dot(q * start, tl.trans(u * until), OPERAND, PRECISION), 0.0)
+        of_k += tl.where(together, _tl_dot(q * start, tl.trans(k * until), OPERAND, PRECISION), 0.0)
+    for level in tl.range(TOGETHER - apart, LEVELS, num_stages=1):
+        start, until, pairs = _tl_level(a, a_next, row, level, LAG, TOGETHER, GROUP)
+        of_u += tl.where(pairs, _tl_dot(q * start, tl.trans(u * until), OPERAND, PRECISION), 0.0)
+        of_k += tl.where(pairs, _tl_dot(q * start, tl.trans(k * until), OPERAND, PRECISION), 0.0)
+    return of_u, of_k
+
+
+@triton.jit
+def _tl_writes_read_back(
+    d_q,
+    d_u,
+    d_k,
+    flow_own,
+    flow,
+    flow_next,
+    of_u,
+    of_k,
+    q,
+    u,
+    k,
+    a,
+    a_next,
+    row,
+    LAG: tl.constexpr,
+    LEVELS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr = 0,
+):
+    """`_tl_scores_back` of what q reads of both u and k, added to the gradients that are given: the decays of both are
+    made once."""
+    apart: tl.constexpr = LAG == 0 and GROUP > 0
+    if LAG == 0 and GROUP == 0:
+        own = row[:, None] == row[None, :]
+        own_u = tl.sum(tl.where(own, of_u.to(tl.float32), 0.0), 1)[:, None]
+        own_k = tl.sum(tl.where(own, of_k.to(tl.float32), 0.0), 1)[:, None]
+        d_q += own_u * u + own_k * k
+        d_u += own_u * q
+        d_k += own_k * q
+    if TOGETHER > GROUP:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
+        q_start = _tl_shortened(q * start, OPERAND, PRECISION)
+        u_until, k_until = (
+            _tl_shortened(u * until, OPERAND, PRECISION),
+            _tl_shortened(k * until, OPERAND, PRECISION),
+        )
+        together = _tl_together(row, TOGETHER, GROUP)
+        near_u, near_k = tl.where(together, of_u, 0.0), tl.where(together, of_k, 0.0)
+        to_q = _tl_dot(near_u, u_until, OPERAND, PRECISION)
+        to_q = _tl_add_dot(to_q, near_k, k_until, OPERAND, PRECISION)
+        to_u = _tl_dot(tl.trans(near_u), q_start, OPERAND, PRECISION)
+        to_k = _tl_dot(tl.trans(near_k), q_start, OPERAND, PRECISION)
+        d_q += to_q * start
+        d_u += to_u * until
+        d_k += to_k * until
+        flow_own += _tl_crossing(q_start * to_q, u_until * to_u + k_until * to_k, row, LAG, TOGETHER, GROUP)
+    for level in tl.range(TOGETHER - apart, LEVELS, num_stages=1):
+        start, until, pairs = _tl_level(a, a_next, row, level, LAG, TOGETHER, GROUP)
+        q_start = (q * start).to(OPERAND)
+        u_until, k_until = (u * until).to(OPERAND), (k * until).to(OPERAND)
+        near_u, near_k = tl.where(pairs, of_u, 0.0), tl.where(pairs, of_k, 0.0)
+        to_q = _tl_dot(near_u, u_until, OPERAND, PRECISION)
+        to_q = _tl_add_dot(to_q, near_k, k_until, OPERAND, PRECISION)
+        d_q += to_q * start
+        # A group's own reads have no factor between them.
+        read = tl.where(level < TOGETHER, 0.0, q_start * to_q) if apart else q_start * to_q
+        flow += _tl_within_back(read, row, 1 << level, False, LAG == 0)
+        to_u = _tl_dot(tl.trans(near_u), q_start, OPERAND, PRECISION)
+        d_u += to_u * until
+        to_k = _tl_dot(tl.trans(near_k), q_start, OPERAND, PRECISION)
+        d_k += to_k * until
+        written = u_until * to_u + k_until * to_k
+        if apart:
+            written = tl.where(level < TOGETHER, 0.0, written)
+        flow_next += _tl_within_back(written, row, 1 << level, True, False)
+    return d_q, d_u, d_k, flow_own, flow, flow_next
+
+
+@triton.jit
+def _tl_writes_read(
+    total,
+    of_u,
+    of_k,
+    u,
+    k,
+    a,
+    a_next,
+    row,
+    LAG: tl.constexpr,
+    LEVELS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr = 0,
+):
+    """`total`, [C, BK], and what tokens read of the others' u and k by scores [C, C], decayed as in `_tl_scores`."""
+    apart: tl.constexpr = LAG == 0 and GROUP > 0
+    if LAG == 0 and GROUP == 0:
+        own = row[:, None] == row[None, :]
+        total += tl.sum(tl.where(own, of_u.to(tl.float32), 0.0), 1)[:, None] * u
+        total += tl.sum(tl.where(own, of_k.to(tl.float32), 0.0), 1)[:, None] * k
+    if TOGETHER > GROUP:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
+        together = _tl_together(row, TOGETHER, GROUP)
+        near = _tl_dot(tl.where(together, of_u, 0.0), u * until, OPERAND, PRECISION)
+        near = _tl_add_dot(near, tl.where(together, of_k, 0.0), k * until, OPERAND, PRECISION)
+        total += near * start
+    for level in tl.range(TOGETHER - apart, LEVELS, num_stages=1):
+        start, until, pairs = _tl_level(a, a_next, row, level, LAG, TOGETHER, GROUP)
+        near = _tl_dot(tl.where(pairs, of_u, 0.0), u * until, OPERAND, PRECISION)
+        near = _tl_add_dot(near, tl.where(pairs, of_k, 0.0), k * until, OPERAND, PRECISION)
+        total += near * start
     return total
