@@ -199,27 +199,12 @@ def test_bounded_chunks_are_one_product_without_spills() -> None:
         assert "wgmma.mma_async" in made.asm["ptx"] and "mma.sync" not in made.asm["ptx"], launch.name
 
 
-# What is left of spills, by target, and by dtype and kind where that says more: see decision 22.
-LEFT = {
-    "sm_90": 0,
-    "sm_90 values reads": 32,
-    "sm_90 bfloat16 values before": 120,
-    "sm_90 float16 keys of 64 reads": 48,
-    "sm_90 float32 keys of 64 reads": 16,
-    "sm_90 float32 one": 8,
-    "sm_90 float32 one before": 24,
-    "sm_90 float32 one fixed": 32,
-    "sm_90 float32 values reads": 160,
-}
-
-
 def _check_kind(which: str) -> None:
     kind, dtype, size, target = which.rsplit(" ", 3)
-    left = max(LEFT.get(x, 0) for x in (target, f"{target} {kind}", f"{target} {dtype} {kind}"))
     found = list(rows(kind, size, dtype, target))
     assert len(found) == 6
     for row in found:
-        assert row.spilled <= left and row.shared <= SHARED[target], row
+        assert row.spilled == 0 and row.shared <= SHARED[target], row
         if dtype == "bfloat16" and target == "sm_90":
             assert row.wgmma > 0 and row.mma == 0, row
 

@@ -126,7 +126,8 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
             "values": (32 if shared and not mixed else 16, 16),
         }[pairs.decay]
     elif back:
-        block, width, warps = (16, 16, 8) if pairs.decay in ("keys", "values") else (16, 32, 4)
+        along = pairs.decay in ("keys", "values")
+        block, width, warps = 16, 32 if pairs.decay == "free" or (mixed and not along) else 16, 8 if along else 4
     stages = 1 if torch.version.hip else 2
     return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), warps, stages)
 
@@ -151,10 +152,10 @@ def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
 
 def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     """What all kernels are given, by the names of their parameters."""
-    batch, steps, heads, reads, size = call.q.shape
+    _, steps, heads, reads, size = call.q.shape
     chunk = _chunk(call.q, call.v, back)
-    given: dict[str, Any] = {"cu_seqlens": call.cu_seqlens, "T": steps, "ROWS": batch * steps * heads, "HEADS": heads}
-    given |= {"CHUNKS": batch * steps // chunk.tokens + call.initial.shape[0], "READS": reads, "BEFORE": call.before}
+    given: dict[str, Any] = {"cu_seqlens": call.cu_seqlens, "T": steps, "HEADS": heads}
+    given |= {"READS": reads, "BEFORE": call.before}
     given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
     given |= {"LEVELS": chunk.tokens.bit_length() - 1, "PACKED": call.cu_seqlens is not None}
     given |= {"offset_ptr": call.offset} | dict(zip(pairs.numbers, call.numbers))

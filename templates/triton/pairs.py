@@ -6,6 +6,7 @@ halves of blocks of 2, 4, ... C tokens, from the right half's start to a read an
 Nothing is divided by, but for the gradient of factors along a dim: there they are kept apart from zero. Where factors
 have a lower bound the first TOGETHER of these levels, blocks of 2 ** TOGETHER tokens, are one product, whose decays are
 taken from blocks' middles. OPERAND is the dtype of products' operands; they are summed in float32.
+With LAG 1 a token reads the state before it, with 0 the one after it; where EITHER, which is known as a kernel runs.
 Where rows of a tile come in groups of 2 ** GROUP, those of a group do not wait for each other: what reads of it reads
 of all, and the group's factor stands at its first row, ones at the others. TOGETHER is not less than GROUP.
 """
@@ -80,7 +81,7 @@ def _tl_through(a, between, row):
 
 
 @triton.jit
-def _tl_shifted(x, row, BY: tl.constexpr):
+def _tl_shifted(x, row, BY):
     """Row `i` of a tile, or entry of a vector, at `i + BY`; 0 where nothing comes from."""
     source = row - BY
     there = (source >= 0) & (source < x.shape[0])
@@ -237,15 +238,16 @@ def _tl_scores(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr = 0,
+    EITHER: tl.constexpr = False,
 ):
     """`scores`, [C, C], and the decayed products of some keys. `a`: the factors of each token, with LAG 1 of the one
     before; `a_next`: of the one after. Of tokens outside the chunk they are 1."""
-    if LAG == 0:
+    if EITHER or LAG == 0:
         if GROUP > 0:
             own = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
         else:
             own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[:, None]
-        scores += tl.where(_tl_grouped(row, GROUP), own, 0.0)
+        scores += tl.where(_tl_grouped(row, GROUP) & (LAG == 0), own, 0.0)
     if TOGETHER > GROUP:
         start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
         near = _tl_dot(q * start, tl.trans(k * until), OPERAND, PRECISION)
@@ -256,6 +258,80 @@ def _tl_scores(
         near = _tl_dot(q_start, tl.trans(k_until), OPERAND, PRECISION)
         scores += tl.where(_tl_pairs(row, level), near, 0.0)
     return scores
+
+
+@triton.jit
+def _tl_near_back(
+    d_scores,
+    q,
+    k,
+    a,
+    a_next,
+    row,
+    LAG,
+    TOGETHER: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr = 0,
+    EITHER: tl.constexpr = False,
+):
+    """Gradients of some keys' q, k and the logarithms of tokens' own factors, from those of the scores of tokens that
+    are read in one product."""
+    if EITHER or LAG == 0:
+        own = tl.where(_tl_grouped(row, GROUP) & (LAG == 0), d_scores.to(tl.float32), 0.0)
+        if GROUP > 0:
+            d_q, d_k = _tl_dot(own, k, OPERAND, PRECISION), _tl_dot(tl.trans(own), q, OPERAND, PRECISION)
+        else:
+            own = tl.sum(own, 1)[:, None]
+            d_q, d_k = own * k, own * q
+    else:
+        d_q, d_k = tl.zeros(q.shape, tl.float32), tl.zeros(k.shape, tl.float32)
+    flow = tl.zeros(q.shape, tl.float32)
+    if TOGETHER > GROUP:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
+        q_start = _tl_shortened(q * start, OPERAND, PRECISION)
+        k_until = _tl_shortened(k * until, OPERAND, PRECISION)
+        paired = tl.where(_tl_together(row, TOGETHER, GROUP), d_scores, 0.0)
+        to_q = _tl_dot(paired, k_until, OPERAND, PRECISION)
+        to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)
+        d_q += to_q * start
+        d_k += to_k * until
+        flow = _tl_crossing(q_start * to_q, k_until * to_k, row, LAG, TOGETHER, GROUP)
+    return d_q, d_k, flow
+
+
+@triton.jit
+def _tl_halves_back(
+    d_q,
+    d_k,
+    flow,
+    flow_next,
+    d_scores,
+    q,
+    k,
+    a,
+    a_next,
+    row,
+    LAG,
+    LEVELS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Sums with the gradients of q, k and the logarithms of `a` and `a_next`, from those of the scores of tokens in two
+    halves of a block."""
+    for level in tl.range(TOGETHER, LEVELS, num_stages=1):
+        start = _tl_within(a, row, 1 << level, False, LAG == 0)
+        until = _tl_within(a_next, row, 1 << level, True, False)
+        q_start, k_until = (q * start).to(OPERAND), (k * until).to(OPERAND)
+        paired = tl.where(_tl_pairs(row, level), d_scores, 0.0)
+        to_q = _tl_dot(paired, k_until, OPERAND, PRECISION)
+        to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)
+        d_q += to_q * start
+        d_k += to_k * until
+        flow += _tl_within_back(q_start * to_q, row, 1 << level, False, LAG == 0)
+        flow_next += _tl_within_back(k_until * to_k, row, 1 << level, True, False)
+    return d_q, d_k, flow, flow_next
 
 
 @triton.jit
@@ -274,38 +350,11 @@ def _tl_scores_back(
     GROUP: tl.constexpr = 0,
 ):
     """Gradients of some keys' q, k and the logarithms of tokens' own factors, `a` and `a_next`, from the scores'."""
-    if LAG == 0:
-        own = tl.where(_tl_grouped(row, GROUP), d_scores.to(tl.float32), 0.0)
-        if GROUP > 0:
-            d_q, d_k = _tl_dot(own, k, OPERAND, PRECISION), _tl_dot(tl.trans(own), q, OPERAND, PRECISION)
-        else:
-            own = tl.sum(own, 1)[:, None]
-            d_q, d_k = own * k, own * q
-    else:
-        d_q, d_k = tl.zeros(q.shape, tl.float32), tl.zeros(k.shape, tl.float32)
+    d_q, d_k, flow_own = _tl_near_back(d_scores, q, k, a, a_next, row, LAG, TOGETHER, OPERAND, PRECISION, GROUP)
     flow, flow_next = tl.zeros(q.shape, tl.float32), tl.zeros(q.shape, tl.float32)
-    flow_own = tl.zeros(q.shape, tl.float32)
-    if TOGETHER > GROUP:
-        start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
-        q_start = _tl_shortened(q * start, OPERAND, PRECISION)
-        k_until = _tl_shortened(k * until, OPERAND, PRECISION)
-        paired = tl.where(_tl_together(row, TOGETHER, GROUP), d_scores, 0.0)
-        to_q = _tl_dot(paired, k_until, OPERAND, PRECISION)
-        to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)
-        d_q += to_q * start
-        d_k += to_k * until
-        flow_own = _tl_crossing(q_start * to_q, k_until * to_k, row, LAG, TOGETHER, GROUP)
-    for level in tl.range(TOGETHER, LEVELS, num_stages=1):
-        start = _tl_within(a, row, 1 << level, False, LAG == 0)
-        until = _tl_within(a_next, row, 1 << level, True, False)
-        q_start, k_until = (q * start).to(OPERAND), (k * until).to(OPERAND)
-        paired = tl.where(_tl_pairs(row, level), d_scores, 0.0)
-        to_q = _tl_dot(paired, k_until, OPERAND, PRECISION)
-        to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)
-        d_q += to_q * start
-        d_k += to_k * until
-        flow += _tl_within_back(q_start * to_q, row, 1 << level, False, LAG == 0)
-        flow_next += _tl_within_back(k_until * to_k, row, 1 << level, True, False)
+    d_q, d_k, flow, flow_next = _tl_halves_back(
+        d_q, d_k, flow, flow_next, d_scores, q, k, a, a_next, row, LAG, LEVELS, TOGETHER, OPERAND, PRECISION
+    )
     return d_q, d_k, flow_own, flow, flow_next
 
 
@@ -322,12 +371,13 @@ def _tl_values_read(
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    EITHER: tl.constexpr = False,
 ):
     """What the tokens of a chunk read, [C, BV], from what they read of the state that enters without decays, and their
     scores [C, C]. `a`: each token's factors, with LAG 1 those of the token before."""
     out = entering * tl.cumprod(a, 0)
-    if LAG == 0:
-        out += tl.sum(tl.where(row[:, None] == row[None, :], scores, 0.0), 1)[:, None] * v
+    if EITHER or LAG == 0:
+        out += tl.sum(tl.where((row[:, None] == row[None, :]) & (LAG == 0), scores, 0.0), 1)[:, None] * v
     if TOGETHER > 0:
         start, until = _tl_around(a, a_next, row, LAG, TOGETHER)
         paired = tl.where(_tl_together(row, TOGETHER), scores, 0.0)
@@ -341,6 +391,7 @@ def _tl_values_read(
 
 @triton.jit
 def _tl_values_read_back(
+    flow,
     grad,
     scores,
     v,
@@ -351,18 +402,14 @@ def _tl_values_read_back(
     LEVELS: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    EITHER: tl.constexpr = False,
 ):
-    """Gradients of the scores, of v and the logarithms of `a` and `a_next`, from what tokens read of each other."""
-    if LAG == 0:
-        same = row[:, None] == row[None, :]
-        d_own = tl.sum(grad.to(tl.float32) * v.to(tl.float32), 1)
-        d_scores = tl.where(same, d_own[:, None], 0.0)
-        d_v = tl.sum(tl.where(same, scores.to(tl.float32), 0.0), 1)[:, None] * grad
+    """Gradients of the scores, from what tokens read of each other, and `flow` with those of the logarithms of `a`."""
+    if EITHER or LAG == 0:
+        own = (row[:, None] == row[None, :]) & (LAG == 0)
+        d_scores = tl.where(own, tl.sum(grad.to(tl.float32) * v.to(tl.float32), 1)[:, None], 0.0)
     else:
         d_scores = tl.zeros(scores.shape, tl.float32)
-        d_v = tl.zeros(v.shape, tl.float32)
-    flow, flow_next = tl.zeros(v.shape, tl.float32), tl.zeros(v.shape, tl.float32)
-    # In two loops: what both of them make takes fewer registers twice than all of it at once.
     for level in tl.range(0, LEVELS, num_stages=1):
         grad_start = (grad * _tl_within(a, row, 1 << level, False, LAG == 0)).to(OPERAND)
         v_until = (v * _tl_within(a_next, row, 1 << level, True, False)).to(OPERAND)
@@ -370,6 +417,30 @@ def _tl_values_read_back(
         d_scores += tl.where(pairs, _tl_dot(grad_start, tl.trans(v_until), OPERAND, PRECISION), 0.0)
         read = grad_start * _tl_dot(tl.where(pairs, scores, 0.0), v_until, OPERAND, PRECISION)
         flow += _tl_within_back(read, row, 1 << level, False, LAG == 0)
+    return d_scores, flow
+
+
+@triton.jit
+def _tl_values_write_back(
+    d_v,
+    flow_next,
+    grad,
+    scores,
+    v,
+    a,
+    a_next,
+    row,
+    LAG,
+    LEVELS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EITHER: tl.constexpr = False,
+):
+    """`d_v` and `flow_next` with the gradients of v and the logarithms of `a_next`. A loop by itself: what it makes as
+    `_tl_values_read_back` does takes fewer registers twice than all of it at once."""
+    if EITHER or LAG == 0:
+        own = (row[:, None] == row[None, :]) & (LAG == 0)
+        d_v += tl.sum(tl.where(own, scores.to(tl.float32), 0.0), 1)[:, None] * grad
     for level in tl.range(0, LEVELS, num_stages=1):
         grad_start = grad * _tl_within(a, row, 1 << level, False, LAG == 0)
         until = _tl_within(a_next, row, 1 << level, True, False)
@@ -377,7 +448,7 @@ def _tl_values_read_back(
         to_v = _tl_dot(tl.trans(paired), grad_start, OPERAND, PRECISION)
         d_v += to_v * until
         flow_next += _tl_within_back(v * until * to_v, row, 1 << level, True, False)
-    return d_scores, d_v, flow, flow_next
+    return d_v, flow_next
 
 
 @triton.jit
