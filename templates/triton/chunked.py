@@ -112,8 +112,8 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
     """The configuration of what tokens of a chunk read of each other: one that spills no registers, as
     `benchmarks/static.py` shows. With fewer keys at a time values are read more often, mostly from a cache."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (call.q, call.v))
-    # Reads of both `S[t-1]` and `S[t]` in one loop take registers, as do tokens that are read in one product, and
-    # products of float32 numbers.
+    # Reads of both `S[t-1]` and `S[t]` in one loop take registers, as do tokens that are read in one product, the
+    # gradient of an offset, and products of float32 numbers.
     mixed, narrow = 0 < call.before < call.q.shape[-2], call.v.dtype == torch.bfloat16
     block, width, warps = 32, 64, 8
     if back and narrow:
@@ -122,7 +122,7 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
         block, width = {
             "free": (32, 64),
             "one": (16, 16) if torch.version.hip else (32, 16 if mixed else 32),
-            "keys": (16 if full else 32, 32) if shared else (16, 16),
+            "keys": (16 if full else 32, 16 if pairs.offset else 32) if shared else (16, 16),
             "values": (32 if shared and not mixed else 16, 16),
         }[pairs.decay]
     elif back:
