@@ -523,5 +523,5 @@ def test_second_derivatives_are_an_error() -> None:
     ours = build(MIXED, dtype=torch.float64)
     inputs = inputs_of(MIXED, ours, 1, 5)
     (first,) = torch.autograd.grad(ours(*inputs)[0][0].square().sum(), inputs[2], create_graph=True)
-    with pytest.raises(RuntimeError, match=r"autograd|backward"):
+    with pytest.raises(RuntimeError, match="no second derivatives"):
         first.sum().backward()

@@ -459,6 +459,8 @@ def test_no_call_waits_for_the_device(name: str, packed: bool, monkeypatch: pyte
     module, inputs = make(name), draw(name, 1 if packed else 2, 20, requires_grad=True)
     ends = torch.tensor([0, 3, 3, 20]) if packed else None
     without_verification(module, monkeypatch)
+    # The CPU stands for a device here, of which packings are not looked at.
+    monkeypatch.setitem(type(module)._equations.__globals__, "_check_packing", lambda *_: None)
     if packed and "_placed" in type(module)._equations.__globals__:
         return
     with monkeypatch.context() as patched:

@@ -108,7 +108,8 @@ class Body:
         for node in nest.nodes:
             self._compute(node)
         self.sums = [(s, self._converted(self.value(s.node.children[0]), s.array)) for s in nest.sums]
-        self.stores = [self._store(s) for s in nest.stores]
+        # A sum of what another stores for each token is stored by none.
+        self.stores = [text for s in nest.stores if (text := self._store(s))]
 
     def entry(self, array: Array, env: Mapping[str, str]) -> str:
         """Code of an entry of an array; a frame whose memory is not row-major has its own."""
