@@ -156,12 +156,6 @@ def _tl_apart(a):
 
 
 @triton.jit
-def _tl_moved(x, row, BY: tl.constexpr, PRECISION: tl.constexpr):
-    """Row `i` of a tile at row `i + BY`."""
-    return _tl_dot((row[:, None] == row[None, :] + BY).to(tl.float32), x, tl.float32, PRECISION)
-
-
-@triton.jit
 def _tl_middle(x, AT, SIZE: tl.constexpr):
     """Row AT of each block of SIZE tokens, at all rows of that."""
     whole: tl.constexpr = x.shape[0] == SIZE
@@ -332,30 +326,6 @@ def _tl_halves_back(
         flow += _tl_within_back(q_start * to_q, row, 1 << level, False, LAG == 0)
         flow_next += _tl_within_back(k_until * to_k, row, 1 << level, True, False)
     return d_q, d_k, flow, flow_next
-
-
-@triton.jit
-def _tl_scores_back(
-    d_scores,
-    q,
-    k,
-    a,
-    a_next,
-    row,
-    LAG,
-    LEVELS: tl.constexpr,
-    TOGETHER: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr = 0,
-):
-    """Gradients of some keys' q, k and the logarithms of tokens' own factors, `a` and `a_next`, from the scores'."""
-    d_q, d_k, flow_own = _tl_near_back(d_scores, q, k, a, a_next, row, LAG, TOGETHER, OPERAND, PRECISION, GROUP)
-    flow, flow_next = tl.zeros(q.shape, tl.float32), tl.zeros(q.shape, tl.float32)
-    d_q, d_k, flow, flow_next = _tl_halves_back(
-        d_q, d_k, flow, flow_next, d_scores, q, k, a, a_next, row, LAG, LEVELS, TOGETHER, OPERAND, PRECISION
-    )
-    return d_q, d_k, flow_own, flow, flow_next
 
 
 @triton.jit

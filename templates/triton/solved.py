@@ -124,8 +124,8 @@ def _tl_writes_read_back(
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr = 0,
 ):
-    """`_tl_scores_back` of what q reads of both u and k, added to the gradients that are given: the decays of both are
-    made once."""
+    """The gradients of what q reads of both u and k, added to those that are given: the decays of both are made
+    once."""
     apart: tl.constexpr = LAG == 0 and GROUP > 0
     if LAG == 0 and GROUP == 0:
         own = row[:, None] == row[None, :]
