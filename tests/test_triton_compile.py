@@ -5,6 +5,7 @@ Run with `pytest -m triton`, without TRITON_INTERPRET: compiled Triton does not 
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from dataclasses import replace
@@ -20,11 +21,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.static import rows
+from rnnc.loading import load_module
 from tests.cells import EXAMPLES
 from tests.chunk_kinds import CHUNKS as KINDS
 from tests.chunk_kinds import RANKS
 from tests.marks import some
-from tests.triton_compile import SHARED, Case, Launch, build, launches, module, noted
+from tests.modules import generate
+from tests.triton_compile import SHARED, Case, Launch, build, launches, launches_of, module, noted
 
 pytestmark = pytest.mark.triton
 
@@ -199,6 +202,18 @@ def test_bounded_chunks_are_one_product_without_spills() -> None:
         assert "wgmma.mma_async" in made.asm["ptx"] and "mma.sync" not in made.asm["ptx"], launch.name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "which", [f"{k} {n}" for k in ("one reads", "keys reads", "values reads", "free") for n in ("64x64", "128x128")]
+)
+def test_narrow_tiles_without_spills(which: str) -> None:
+    """As calls with few programs have them."""
+    kind, size = which.rsplit(" ", 1)
+    kernels = ("forward", "backward", "carry", "carry_back")
+    for row in rows(kind, size, "bfloat16", "sm_90", kernels, other={"BV": 32}):
+        assert not row.bad and row.wgmma > 0 and row.mma == 0, row
+
+
 def _check_kind(which: str) -> None:
     kind, dtype, size, target = which.rsplit(" ", 3)
     found = list(rows(kind, size, dtype, target))
@@ -220,6 +235,28 @@ def test_each_kind_of_chunks_without_spills(which: str) -> None:
 )
 def test_each_kind_of_chunks_without_spills_anywhere(which: str) -> None:
     _check_kind(which)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lead", "expected"),
+    [
+        # Tiles half as wide, or segments of eight chunks or more, where the others would leave multiprocessors idle.
+        ("one", (8, 1024), {"pairs": 1, "forward": 128, "backward": 128, "pairs_back": 1}),
+        ("keys", (8, 1024), {"pairs": 1, "forward": 128, "backward": 128, "pairs_back": 1}),
+        ("one", (20, 256), {"pairs": 1, "forward": 160, "backward": 160, "pairs_back": 1}),
+        ("one", (1, 8192), {"carry": 128, "forward": 128, "carry_back": 128, "backward": 128}),
+        ("one", (1, 1024), {"carry": 32, "forward": 32, "carry_back": 32, "backward": 32}),
+    ],
+)
+def test_programs_fill_a_device(kind: str, lead: tuple[int, int], expected: dict[str, int]) -> None:
+    """Of 132 multiprocessors, 8 heads of 64 keys and values; two launches forward and two backward where one pass can."""
+    made = load_module(generate(KINDS[kind]), "test.rnn")
+    made._interpreted, made._operands_in_shared = lambda: True, lambda device: True
+    made._units, made._multiplied_dtype = lambda device: 132, lambda low: low
+    grids: dict[str, int] = {}
+    for launch in launches_of(made, Case(KINDS[kind], {"H": 8, "K": 64, "V": 64}, torch.bfloat16, lead=lead)):
+        grids[launch.name.rsplit("_S_")[1]] = math.prod(launch.grid) if "pairs" not in launch.name else 1
+    assert grids == {"pairs": 1, "pairs_back": 1} | expected
 
 
 def _check_rank(which: str) -> None:

@@ -62,6 +62,7 @@ class Launch:
     kernel: Any
     args: tuple[Any, ...]
     options: Mapping[str, Any]
+    grid: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -92,7 +93,7 @@ def noted() -> Iterator[list[Launch]]:
     run = JITFunction.run
 
     def note(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        found.append(Launch(self, args, options))
+        found.append(Launch(self, args, options, grid))
 
     JITFunction.run = note
     try:
@@ -115,7 +116,7 @@ def launches(case: Case, target: str = "sm_90", step: bool = False) -> list[Laun
     made._operands_in_shared = lambda device: target == "sm_90"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.version, "hip", "6.4" if TARGETS[target].backend == "hip" else None)
-        return _step_launches(made, case) if step else _launches(made, case)
+        return _step_launches(made, case) if step else launches_of(made, case)
 
 
 def _step_launches(made: Any, case: Case) -> list[Launch]:
@@ -126,7 +127,8 @@ def _step_launches(made: Any, case: Case) -> list[Launch]:
     return found
 
 
-def _launches(made: Any, case: Case) -> list[Launch]:
+def launches_of(made: Any, case: Case) -> list[Launch]:
+    """Those of one call of the cell of a module and of its backward."""
     wide = case.dtype if case.dtype == torch.float64 else torch.float32
     cell = getattr(made, checked(case.text).name)(**case.sizes, backend="triton", dtype=wide)
     lead = (1, 80) if case.packed else case.lead

@@ -66,6 +66,14 @@ def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
     return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
 
 
+def _filling(chunk: _Chunk, call: _PairsCall) -> _Chunk:
+    """The configuration of what goes from chunk to chunk where a call has few programs: half as many values rather than
+    idle multiprocessors. Segments of time would be one more launch, and two passes through what they hold."""
+    owners, size = call.initial.shape[0] * call.q.shape[2], call.v.shape[-1]
+    idle = 2 * owners * -(-size // chunk.values) <= _units(call.q.device)
+    return chunk._replace(values=32) if idle and chunk.values == 64 else chunk
+
+
 def _key_blocks(keys: int) -> int:
     """Into how many blocks keys are cut, each a head of its own whose reads are summed: a program with more than 128
     has so few values that queries and keys are read too often. One where they cannot be cut evenly."""
@@ -156,7 +164,7 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     chunk = _chunk(call.q, call.v, back)
     given: dict[str, Any] = {"cu_seqlens": call.cu_seqlens, "T": steps, "HEADS": heads}
     given |= {"READS": reads, "BEFORE": call.before}
-    given |= {"TILES": -(-call.v.shape[-1] // chunk.values), "K": size, "V": call.v.shape[-1], "C": chunk.tokens}
+    given |= {"K": size, "V": call.v.shape[-1], "C": chunk.tokens}
     given |= {"LEVELS": chunk.tokens.bit_length() - 1, "PACKED": call.cu_seqlens is not None}
     given |= {"offset_ptr": call.offset} | dict(zip(pairs.numbers, call.numbers))
     given["APART"] = back
@@ -195,9 +203,13 @@ def _within_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back:
 def _through_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back: bool) -> None:
     """Launch the kernel that goes from chunk to chunk; if there are several segments, after that which joins them."""
     q, initial = call.q, call.initial
-    chunk, programs = _chunk(q, call.v, back), initial.shape[0] * q.shape[2] * given["TILES"]
-    segments = _segments(q.device, programs, q.shape[0] * q.shape[1] // initial.shape[0], chunk.tokens)
+    chunk = _filling(_chunk(q, call.v, back), call)
+    tiles = -(-call.v.shape[-1] // chunk.values)
+    programs, tokens = initial.shape[0] * q.shape[2] * tiles, q.shape[0] * q.shape[1] // initial.shape[0]
+    # A program takes most of a multiprocessor, and what joins segments goes through all of them: eight chunks or more.
+    segments = _segments(q.device, programs, tokens, 4 * chunk.tokens, 1)
     given = given | {
+        "TILES": tiles,
         "SEGMENTS": segments,
         "SEGMENTED": segments > 1,
         "segment_ptr": initial,

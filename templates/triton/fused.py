@@ -85,10 +85,11 @@ def _units(device: torch.device) -> int:
     return 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _segments(device: torch.device, programs: int, tokens: int, unit: int) -> int:
-    """Into how many segments time is cut: one where the programs fill the device, else what fills it."""
+def _segments(device: torch.device, programs: int, tokens: int, unit: int, beside: int = 4) -> int:
+    """Into how many segments time is cut: one where the programs fill the device, else what fills it with `beside`
+    programs on each multiprocessor."""
     units = _units(device)
-    return 1 if programs >= units else max(1, min(4 * units // programs, tokens // (2 * unit), 64))
+    return 1 if programs >= units else max(1, min(beside * units // programs, tokens // (2 * unit), 64))
 
 
 def _flat(x: Tensor) -> Tensor:
