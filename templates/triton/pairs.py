@@ -231,21 +231,17 @@ def _tl_scores(
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
-    GROUP: tl.constexpr = 0,
     EITHER: tl.constexpr = False,
 ):
     """`scores`, [C, C], and the decayed products of some keys. `a`: the factors of each token, with LAG 1 of the one
     before; `a_next`: of the one after. Of tokens outside the chunk they are 1."""
     if EITHER or LAG == 0:
-        if GROUP > 0:
-            own = _tl_dot(q, tl.trans(k), OPERAND, PRECISION)
-        else:
-            own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[:, None]
-        scores += tl.where(_tl_grouped(row, GROUP) & (LAG == 0), own, 0.0)
-    if TOGETHER > GROUP:
-        start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
+        own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[:, None]
+        scores += tl.where((row[:, None] == row[None, :]) & (LAG == 0), own, 0.0)
+    if TOGETHER > 0:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER)
         near = _tl_dot(q * start, tl.trans(k * until), OPERAND, PRECISION)
-        scores += tl.where(_tl_together(row, TOGETHER, GROUP), near, 0.0)
+        scores += tl.where(_tl_together(row, TOGETHER), near, 0.0)
     for level in tl.range(TOGETHER, LEVELS, num_stages=1):
         q_start = q * _tl_within(a, row, 1 << level, False, LAG == 0)
         k_until = k * _tl_within(a_next, row, 1 << level, True, False)
@@ -266,31 +262,27 @@ def _tl_near_back(
     TOGETHER: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
-    GROUP: tl.constexpr = 0,
     EITHER: tl.constexpr = False,
 ):
     """Gradients of some keys' q, k and the logarithms of tokens' own factors, from those of the scores of tokens that
     are read in one product."""
     if EITHER or LAG == 0:
-        own = tl.where(_tl_grouped(row, GROUP) & (LAG == 0), d_scores.to(tl.float32), 0.0)
-        if GROUP > 0:
-            d_q, d_k = _tl_dot(own, k, OPERAND, PRECISION), _tl_dot(tl.trans(own), q, OPERAND, PRECISION)
-        else:
-            own = tl.sum(own, 1)[:, None]
-            d_q, d_k = own * k, own * q
+        own = (row[:, None] == row[None, :]) & (LAG == 0)
+        own = tl.sum(tl.where(own, d_scores.to(tl.float32), 0.0), 1)[:, None]
+        d_q, d_k = own * k, own * q
     else:
         d_q, d_k = tl.zeros(q.shape, tl.float32), tl.zeros(k.shape, tl.float32)
     flow = tl.zeros(q.shape, tl.float32)
-    if TOGETHER > GROUP:
-        start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
+    if TOGETHER > 0:
+        start, until = _tl_around(a, a_next, row, LAG, TOGETHER)
         q_start = _tl_shortened(q * start, OPERAND, PRECISION)
         k_until = _tl_shortened(k * until, OPERAND, PRECISION)
-        paired = tl.where(_tl_together(row, TOGETHER, GROUP), d_scores, 0.0)
+        paired = tl.where(_tl_together(row, TOGETHER), d_scores, 0.0)
         to_q = _tl_dot(paired, k_until, OPERAND, PRECISION)
         to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)
         d_q += to_q * start
         d_k += to_k * until
-        flow = _tl_crossing(q_start * to_q, k_until * to_k, row, LAG, TOGETHER, GROUP)
+        flow = _tl_crossing(q_start * to_q, k_until * to_k, row, LAG, TOGETHER)
     return d_q, d_k, flow
 
 
