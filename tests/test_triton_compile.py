@@ -249,8 +249,8 @@ def test_each_kind_of_chunks_without_spills_anywhere(which: str) -> None:
     ],
 )
 def test_programs_fill_a_device(kind: str, lead: tuple[int, int], expected: dict[str, int]) -> None:
-    """Of 132 multiprocessors, 8 heads of 64 keys and values; two launches forward and two backward where one pass can."""
-    made = load_module(generate(KINDS[kind]), "test.rnn")
+    """Of 132 multiprocessors, 8 heads of 64 keys and values: two launches forward and two backward in one pass."""
+    made: Any = load_module(generate(KINDS[kind]), "test.rnn")
     made._interpreted, made._operands_in_shared = lambda: True, lambda device: True
     made._units, made._multiplied_dtype = lambda device: 132, lambda low: low
     grids: dict[str, int] = {}

@@ -291,13 +291,14 @@ class Tiles:
 
     def _power(self, base: Expr, exponent: object, axes: str) -> str | None:
         """Powers that are cheaper than the general one."""
-        if is_number(base) or exponent not in (2, 3, 0.5, -0.5, -1):
+        if is_number(base) or exponent not in (1, 2, 3, 0.5, -0.5, -1):
             return None
         if base.kind == "real" and exponent in (2, 3):
             self.name(base)
         (part,) = self.aligned(base, axes, _ATOM)
-        if exponent in (2, 3):
-            return " * ".join([part] * (2 if exponent == 2 else 3))
+        for n in (1, 2, 3):
+            if exponent == n:
+                return " * ".join([part] * n)
         root = part if exponent == -1 else f"tl.sqrt({part})"
         return root if exponent == 0.5 else f"1.0 / {root}"
 
