@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import test_chunks, test_lowrank
 from tests.cells import EXAMPLES
 from tests.interpreted import install
-from tests.modules import agree, as_tuple, build, checked, draw_for, some_state, tensors, with_gradients
+from tests.modules import agree, as_tuple, build, checked, draw_for, load, some_state, tensors, with_gradients
 
 install()
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -164,10 +164,18 @@ def test_random_low_rank_states(text: str, seed: int, keys: int) -> None:
     assert steps(text, {"K": keys}, seed=seed) < 2e-6
 
 
+# What one token would make between is a matrix of keys and keys, or one for each of a rank, with values besides.
+TOO_WIDE = ("a sum over a rank", "a matrix in factors")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*test_lowrank.WRITTEN])
 def test_ways_of_writing(name: str) -> None:
-    assert steps(test_lowrank.cell(test_lowrank.WRITTEN[name][0]), {"K": 5}) < 2e-6
+    text = test_lowrank.cell(test_lowrank.WRITTEN[name][0])
+    if name in TOO_WIDE:
+        assert not hasattr(load(text).C(backend="triton"), "_token_by_kernels")
+    else:
+        assert steps(text, {"K": 5}) < 2e-6
 
 
 BOTH_SIDES = test_lowrank.cell(
