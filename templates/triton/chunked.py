@@ -71,7 +71,7 @@ def _filling(chunk: _Chunk, call: _PairsCall) -> _Chunk:
     idle multiprocessors. Segments of time would be one more launch, and two passes through what they hold."""
     owners, size = call.initial.shape[0] * call.q.shape[2], call.v.shape[-1]
     idle = 2 * owners * -(-size // chunk.values) <= _units(call.q.device)
-    return chunk._replace(values=32) if idle and chunk.values == 64 else chunk
+    return chunk._replace(values=min(32, chunk.values)) if idle else chunk
 
 
 def _key_blocks(keys: int) -> int:
