@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends.reference import Interpreter
 from rnnc.ir import Cell
@@ -151,3 +152,21 @@ def errors(got: Tensors, want: Tensors) -> Iterator[tuple[str, float, float]]:
         if off.numel():
             tiny = 1e-300
             yield name, float(off.norm() / (size.norm() + tiny)), float(off.abs().max() / (size.abs().max() + tiny))
+
+
+class RoundedOperands(TorchDispatchMode):
+    """The operands of products of matrices are rounded to a dtype, forward and backward; all else is as it was."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in PRODUCTS:
+            *added, x, y = args[: PRODUCTS[func.overloadpacket]]
+            args = (*added, *(z.to(self.dtype).to(z.dtype) for z in (x, y)), *args[len(added) + 2 :])
+        return func(*args, **(kwargs or {}))
+
+
+PRODUCTS = {torch.ops.aten.mm: 2, torch.ops.aten.bmm: 2, torch.ops.aten.addmm: 3, torch.ops.aten.baddbmm: 3}
+"""How many of the first arguments of each are tensors: the last two are multiplied."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from triton._C.libtriton import ir
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, ScanOps, TensorHandle
 
@@ -44,10 +45,17 @@ def _scanned(self: Any, inputs: Any) -> list[Any]:
     return [self.to_tensor(d, x.dtype) for d, x in zip(data, inputs, strict=True)]
 
 
-def _multiplied(self: Any, a: Any, b: Any, total: Any, *options: Any) -> Any:
-    """A product; of bfloat16 numbers, of whose bits the interpreter makes integers."""
+def _multiplied(self: Any, a: Any, b: Any, total: Any, precision: Any, *options: Any) -> Any:
+    """A product; of bfloat16 numbers, of whose bits the interpreter makes integers, and of what TF32 reads of float32."""
     a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-    return _dot(self, a, b, total, *options)
+    if precision == ir.INPUT_PRECISION.TF32:
+        a, b = (_as_tf32(x) if x.dtype.scalar == tl.float32 else x for x in (a, b))
+    return _dot(self, a, b, total, precision, *options)
+
+
+def _as_tf32(x: Any) -> TensorHandle:
+    """The last 13 bits of float32 are not looked at."""
+    return TensorHandle((np.ascontiguousarray(x.data).view(np.int32) & -8192).view(np.float32), tl.float32)
 
 
 def _patched(fn: Any) -> Any:

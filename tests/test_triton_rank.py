@@ -233,8 +233,9 @@ STRONG = {
 @pytest.mark.parametrize("form", some(["one"], STRONG))
 @pytest.mark.parametrize("strong", [1e-9, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e-30, 0.0))])
 def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -> None:
-    """Each by itself, in units of what its neighbours have: nothing cancels."""
+    """Each by itself, in units of the largest of its token: nothing cancels."""
     text = STRONG[form]
+    torch.manual_seed(0)
     ours, stepped = build(text, backend="triton", K=16, V=8), Interpreted(text, K=16, V=8)
     stepped.inner.load_state_dict({n: x.double() for n, x in ours.state_dict().items()})
     inputs = inputs_of(text, stepped, 1, 24)
@@ -248,7 +249,8 @@ def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -
         total = torch.cat([y.flatten() for y in each(*xs)[0]]).square().sum()
         grads.append(torch.autograd.grad(total, xs[index])[0].double())
     got, want = grads
-    assert ((got - want).abs() <= 1e-4 * want.abs() + 1e-4).all()
+    largest = want.flatten(2).abs().amax(2).reshape(*want.shape[:2], *[1] * (want.dim() - 2))
+    assert ((got - want).abs() <= 1e-4 * want.abs() + 1e-6 * largest).all()
 
 
 @pytest.mark.parametrize("form", ["keys", "none", *(pytest.param(f, marks=pytest.mark.slow) for f in OTHER_FORMS)])

@@ -22,8 +22,8 @@ import triton.language as tl
 
 @triton.jit
 def _tl_cut(x):
-    """What TF32 holds of float32 numbers."""
-    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    """The TF32 numbers nearest to float32 ones; what is left of these is then at most half a unit of TF32."""
+    return ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
 
 
 @triton.jit
