@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends.reference import Interpreter
 from rnnc.ir import Cell
-from rnnc.rounding import Comparison, Expected, Tensors
+from rnnc.rounding import Comparison, Expected, Rounding, Tensors
 from tests.modules import as_tuple
 
 
@@ -152,6 +152,33 @@ def errors(got: Tensors, want: Tensors) -> Iterator[tuple[str, float, float]]:
         if off.numel():
             tiny = 1e-300
             yield name, float(off.norm() / (size.norm() + tiny)), float(off.abs().max() / (size.abs().max() + tiny))
+
+
+def unexplained(got: list[Tensor], exact: Callable[[], list[Tensor]], most: float) -> list[str]:
+    """What is further off than `most` of its norm, and than 4 times what roundings do to the interpreter.
+
+    `exact` runs it in float64; rounded, the operands and results of all its operations are moved by one of float32 at
+    random. Gradients may cancel, down to those roundings.
+    """
+    want = exact()
+    assert [x.shape for x in got] == [x.shape for x in want]
+    finite = [y.isfinite() for y in want]
+
+    def distances(other: list[Tensor]) -> list[float]:
+        pairs = zip(other, want, finite, strict=True)
+        return [(x.to(like(y, torch.float64)) * 1.0 - y * 1.0)[here].norm().item() for x, y, here in pairs]
+
+    errors, norms = distances(got), [(y * 1.0)[here].norm().item() for y, here in zip(want, finite, strict=True)]
+    if all(error <= most * norm for error, norm in zip(errors, norms, strict=True)):
+        return []
+    with Rounding(torch.finfo(torch.float32).eps, seed=0):
+        samples = [exact() for _ in range(4)]
+    roundings = [max(found) for found in zip(*(distances(moved) for moved in samples), strict=True)]
+    return [
+        f"{place}: {error:.1e} of {norm:.1e}, roundings are {rounding:.1e}"
+        for place, (error, norm, rounding) in enumerate(zip(errors, norms, roundings, strict=True))
+        if not error <= max(most * norm, 4 * rounding)
+    ]
 
 
 class RoundedOperands(TorchDispatchMode):

@@ -46,7 +46,7 @@ def _scanned(self: Any, inputs: Any) -> list[Any]:
 
 
 def _multiplied(self: Any, a: Any, b: Any, total: Any, precision: Any, *options: Any) -> Any:
-    """A product; of bfloat16 numbers, of whose bits the interpreter makes integers, and of what TF32 reads of float32."""
+    """A product; of bfloat16 numbers, of whose bits the interpreter makes integers; of the bits that TF32 has."""
     a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
     if precision == ir.INPUT_PRECISION.TF32:
         a, b = (_as_tf32(x) if x.dtype.scalar == tl.float32 else x for x in (a, b))

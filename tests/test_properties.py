@@ -65,7 +65,7 @@ def test_at_the_limits(program: Program) -> None:
 
 
 @pytest.mark.slow
-@examples(300, new=True)
+@examples(100, new=True)
 @given(programs(3))
 def test_many_programs(program: Program) -> None:
     agrees(program, 4)

@@ -24,6 +24,7 @@ from rnnc.loading import load_module
 from rnnc.pipeline import compile_source
 from rnnc.plan import Plan, Scan
 from rnnc.source import Source
+from tests.fused import unexplained
 from tests.interpreted import install
 from tests.modules import Interpreted, as_tuple, build, checked, generate, load, some_state, with_gradients
 from tests.test_chunks import CHAINED, MANY, cell, cells, inputs_of
@@ -111,6 +112,11 @@ def compared(text: str, length: int, **options: Any) -> float:
     return apart(got, exact())
 
 
+def too_far(text: str, length: int, most: float = 1e-5, **options: Any) -> list[str]:
+    """What roundings do not explain."""
+    return unexplained(*computed(text, length, **options), most)
+
+
 @forms
 def test_the_kernels_are_used(form: str) -> None:
     assert "tensor cores" in load(FORMS[form]).C(backend="triton").plan["S"]
@@ -154,7 +160,7 @@ def test_random_cells(text: str, length: int, segments: int, seed: int) -> None:
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cells(), st.sampled_from((0, 1, 2, 15, 33, 64, 70, 130)), st.integers(1, 3), st.integers(0, 99))
 def test_many_random_cells(text: str, length: int, segments: int, seed: int) -> None:
-    assert compared(text, length, seed=seed, segments=segments) < 2e-6
+    assert too_far(text, length, 2e-6, seed=seed, segments=segments) == []
 
 
 READ_TWICE = "sum[K](q * S[t]); sum[K](p * S[t-1])"

@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rnnc.pipeline import compile_source
 from rnnc.region import Region, regions
 from rnnc.source import Source
 from tests.cells import EXAMPLES
-from tests.fused import like
+from tests.fused import like, unexplained
 from tests.interpreted import install
 from tests.modules import Interpreted, checked, draw_for, generate, load, some_state, with_gradients
 
@@ -90,7 +91,7 @@ def results(
     return with_gradients(each, each(*xs, state=start, cu_seqlens=cu_seqlens), *xs, *start)
 
 
-def compared(
+def computed(
     text: str,
     length: int = 5,
     *,
@@ -100,8 +101,8 @@ def compared(
     dtype: torch.dtype = torch.float32,
     module: Any = None,
     **sizes: int,
-) -> float:
-    """How far outputs, final states and all gradients are from the interpreter's in float64."""
+) -> tuple[list[Tensor], Callable[[], list[Tensor]]]:
+    """Outputs, final states and all gradients, by the kernels and, when called, by the interpreter in float64."""
     module = module or load(text)
     # As on a GPU: `install` makes the interpreter multiply bfloat16 numbers.
     module._multiplied_dtype = lambda low: low
@@ -113,7 +114,14 @@ def compared(
     inputs = [x.to(like(x, dtype)) for x in drawn]
     state = some_state(ours, batch if ends is None else len(ends) - 1, seed=seed)
     state = type(state)(*(x.detach().to(like(x, torch.float32)) for x in state))
-    return apart(results(ours, inputs, state, None, ends), results(stepped, inputs, state, torch.float64, ends))
+    exact = partial(results, stepped, inputs, state, torch.float64, ends)
+    return results(ours, inputs, state, None, ends), exact
+
+
+def compared(text: str, length: int = 5, **options: Any) -> float:
+    """How far outputs, final states and all gradients are from the interpreter's in float64."""
+    got, exact = computed(text, length, **options)
+    return apart(got, exact())
 
 
 def test_one_kernel_for_each_connected_part() -> None:
@@ -276,8 +284,8 @@ def cells(draw: Callable[..., Any]) -> str:
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cells(), st.sampled_from((0, 1, 2, 9, 40)), st.integers(0, 99))
 def test_many_random_cells(text: str, length: int, seed: int) -> None:
-    """Norms of what is small make roundings of float32 large."""
-    assert compared(text, length, seed=seed) < 1e-4
+    """Norms of what is small, or of numbers that are nearly equal, make roundings of float32 large."""
+    assert unexplained(*computed(text, length, seed=seed), 1e-4) == []
 
 
 @pytest.mark.parametrize(

@@ -106,9 +106,9 @@ def too_far(made: Trial, name: str, got: Tensors, dtype: torch.dtype) -> list[st
     """The errors beyond docs/design: by norm 1e-5 in float32; in 16 bit 1.5 times PyTorch's, and never above 1e-2.
 
     PyTorch's are those of the torch backend, with learned maps in the same dtype and, in bfloat16, the operands of all
-    products rounded to it as tensor cores take them. Where they are above 1e-5 or 1e-2 themselves, the gradient cancels,
-    and 1.5 times them is allowed. Where two kernels read one input, each rounds its share of the gradient to 16 bit:
-    half a unit in the last place more.
+    products rounded to it, as in the kernels. Where they are above 1e-5 or 1e-2 themselves, the gradient cancels, and
+    1.5 times them is allowed. Where two kernels read one input, each rounds its share of the gradient to 16 bit: half a
+    unit in the last place more.
     """
 
     def plain(**options: Any) -> Any:
