@@ -176,7 +176,7 @@ def _tile(fused: _Fused, call: _Call, back: bool, reads: Sequence[Tensor]) -> _T
     if not (fused.tiled_back if back else fused.tiled):
         return _stepped_tile(call, back, double, reads)
     held = (2 if back else 1) * call.maps[back] + sum(1 + x.is_complex() for x in reads)
-    room = 50 if double else 150
+    room = 36 if double else 150
     entries = min(8 if double else 16, _power_of_two(room // held + 1) // 2 or 1)
     vector = max(1, entries // 4) if call.width % 16 == 0 else 1
     channels = 64 if vector > 1 and not double else 32
@@ -191,7 +191,7 @@ def _stepped_tile(call: _Call, back: bool, double: bool, reads: Sequence[Tensor]
         vector = 2 if call.width % 16 == 0 and any(x.element_size() == 2 for x in reads) else 1
         return _Tile(_lanes(32 * vector, call.width), vector, 1, 1, 1, 8)
     channels, size = _lanes(32, call.width), _power_of_two(call.inner)
-    entries = max(1, 16 // call.parts // (1 if not double else 4 if back else 2))
+    entries = max(1, 16 // call.parts // (1 if not double else 2 if not back else 8 if torch.version.hip else 4))
     entries *= 64 if torch.version.hip else 32
     warps = max(1, min(8, channels * size // entries))
     while channels > 1 and channels * size > entries * warps:
