@@ -138,7 +138,8 @@ def test_an_interrupt_leaves_the_old_file(option: str, gated: Path) -> None:
     target = gated.parent / "out"
     target.write_text("old")
     stall = (
-        "import os, time; os.fsync = lambda _: (print('written', flush=True), time.sleep(60))\n"
+        "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"  # whoever started us may ignore it
+        "os.fsync = lambda _: (print('written', flush=True), time.sleep(60))\n"
         "from rnnc.cli import main; main()"
     )
     command = [sys.executable, "-c", stall, "bench", str(gated), *QUICK, *BACKENDS, option, str(target)]

@@ -178,7 +178,8 @@ def test_an_interrupted_command_leaves_nothing(number: signal.Signals, good: Pat
     target.write_text("old")
     # Stops where it matters most: the new text is written, and not yet in its place.
     stall = (
-        "import os, time; os.fsync = lambda _: (print(flush=True), time.sleep(60)); from rnnc.cli import main; main()"
+        f"import os, signal, time; signal.signal({int(number)}, signal.SIG_DFL)\n"  # whoever started us may ignore it
+        "os.fsync = lambda _: (print(flush=True), time.sleep(60)); from rnnc.cli import main; main()"
     )
     command = [sys.executable, "-c", stall, "compile", str(good)]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

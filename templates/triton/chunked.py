@@ -53,17 +53,25 @@ def _operands_in_shared(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] >= 9
 
 
-def _chunk(q: Tensor, v: Tensor, back: bool) -> _Chunk:
+def _chunk(call: _PairsCall, back: bool) -> _Chunk:
     """The configuration of what goes through chunks, for the sizes of a call."""
+    q, v, mixed = call.q, call.v, _mixed(call)
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
     narrow = v.dtype == torch.bfloat16
     # Loads of rows that are not aligned take registers.
     regular, aligned = q.shape[-1] % 16 == 0, q.shape[-1] % 16 == 0 == v.shape[-1] % 16
-    wide = not back and keys <= 128 and aligned and _operands_in_shared(q.device)
+    wide = not back and keys <= 128 and aligned and not mixed and _operands_in_shared(q.device)
     room = (8192 if wide else 4096 if regular else 2048) if narrow else 2048 if keys > 64 else 1024
-    # Products of float32 numbers have their operands in registers, where nothing can be in flight as well.
-    stages = 1 if torch.version.hip or (keys > 64 and not narrow) else 2
-    return _Chunk(64 if narrow else 32, keys, max(16, min(values, 64, room // keys)), 8, stages)
+    # Products of float32 numbers have their operands in registers, where nothing can be in flight as well; nor are
+    # rows that begin at any 2 bytes.
+    stages = 1 if torch.version.hip or (keys > 64 and not narrow) or q.shape[-1] % 2 else 2
+    tokens = 64 if narrow and q.shape[-1] % (16 if mixed else 2) == 0 else 32
+    return _Chunk(tokens, keys, max(16, min(values, 64, room // keys)), 8, stages)
+
+
+def _mixed(call: _PairsCall) -> bool:
+    """Whether tokens read both `S[t-1]` and `S[t]`: in one loop that takes registers."""
+    return 0 < call.before < call.q.shape[-2]
 
 
 def _filling(chunk: _Chunk, call: _PairsCall) -> _Chunk:
@@ -120,24 +128,23 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
     """The configuration of what tokens of a chunk read of each other: one that spills no registers, as
     `benchmarks/static.py` shows. With fewer keys at a time values are read more often, mostly from a cache."""
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (call.q, call.v))
-    # Reads of both `S[t-1]` and `S[t]` in one loop take registers, as do tokens that are read in one product, the
-    # gradient of an offset, and products of float32 numbers.
-    mixed, narrow = 0 < call.before < call.q.shape[-2], call.v.dtype == torch.bfloat16
+    # Tokens that are read in one product take registers, as do the gradient of an offset and products of float32.
+    mixed, narrow = _mixed(call), call.v.dtype == torch.bfloat16
     block, width, warps = 32, 64, 8
     if back and narrow:
-        shared = _operands_in_shared(call.q.device)
+        shared, regular = _operands_in_shared(call.q.device), call.q.shape[-1] % 16 == 0
         full = mixed or _together(pairs.decay, pairs.learned, call.together, back) > 1
         block, width = {
             "free": (32, 64),
             "one": (16, 16) if torch.version.hip else (32, 16 if mixed else 32),
-            "keys": (16 if full else 32, 16 if pairs.offset else 32) if shared else (16, 16),
+            "keys": (16 if full else 32, 16 if pairs.offset else 32) if shared and regular else (16, 16),
             "values": (32 if shared and not mixed else 16, 16),
         }[pairs.decay]
+        warps = 4 if not regular and mixed and pairs.decay == "keys" and call.together == 1 else 8
     elif back:
-        along = pairs.decay in ("keys", "values")
-        block, width, warps = 16, 32 if pairs.decay == "free" or (mixed and not along) else 16, 8 if along else 4
+        block, width = 16, 16 if pairs.decay in ("keys", "values") else 32
     stages = 1 if torch.version.hip else 2
-    return _Chunk(_chunk(call.q, call.v, back).tokens, min(keys, block), min(values, width), warps, stages)
+    return _Chunk(_chunk(call, back).tokens, min(keys, block), min(values, width), warps, stages)
 
 
 def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
@@ -145,7 +152,7 @@ def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
     factors along keys what is decayed."""
     q, k = call.q, call.k
     dtype = torch.bfloat16 if call.v.dtype == torch.bfloat16 else torch.float32
-    tokens, (batch, steps, heads, reads, size) = _chunk(q, call.v, False).tokens, q.shape
+    tokens, (batch, steps, heads, reads, size) = _chunk(call, False).tokens, q.shape
     chunks = batch * steps // tokens + call.initial.shape[0]
     kept = chunks if keep or pairs.decay == "values" else 0
     made = {"states_ptr": call.initial.new_empty((kept, *call.initial.shape[1:]), dtype=dtype)}
@@ -161,7 +168,7 @@ def _memory(pairs: _Pairs, call: _PairsCall, keep: bool) -> dict[str, Tensor]:
 def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
     """What all kernels are given, by the names of their parameters."""
     _, steps, heads, reads, size = call.q.shape
-    chunk = _chunk(call.q, call.v, back)
+    chunk = _chunk(call, back)
     given: dict[str, Any] = {"cu_seqlens": call.cu_seqlens, "T": steps, "HEADS": heads}
     given |= {"READS": reads, "BEFORE": call.before}
     given |= {"K": size, "V": call.v.shape[-1], "C": chunk.tokens}
@@ -176,7 +183,7 @@ def _arguments(pairs: _Pairs, call: _PairsCall, back: bool) -> dict[str, Any]:
             given |= dict(zip((f"{name}_token", f"{name}_head", f"{name}_read"), distances))
     # Decays take operands out of the range of float16; as TF32 they have no less of a mantissa.
     given["OPERAND"] = tl.bfloat16 if call.v.dtype == torch.bfloat16 else tl.float32
-    exact = "ieee" if torch.version.hip else "tf32x3"
+    exact = "ieee" if torch.version.hip else "parts"
     narrow = call.v.dtype == torch.bfloat16 or all(x.dtype == torch.float16 for x in (call.q, call.k, call.v))
     given["PRECISION"] = "tf32" if narrow and not torch.version.hip else exact
     return given
@@ -197,13 +204,15 @@ def _within_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back:
     segments = max(1, min(chunks, 65535, 8 * _units(call.q.device) // programs))
     together = min(_together(pairs.decay, pairs.learned, call.together, back), chunk.tokens)
     given = given | {"TOGETHER": together.bit_length() - 1}
+    if back and _mixed(call) and pairs.decay == "keys" and given["PRECISION"] == "parts":
+        given["PRECISION"] = "tf32x3"  # fewer registers, here alone
     _launch_pairs(pairs.pairs_back if back else pairs.pairs, given, chunk, programs, segments)
 
 
 def _through_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back: bool) -> None:
     """Launch the kernel that goes from chunk to chunk; if there are several segments, after that which joins them."""
     q, initial = call.q, call.initial
-    chunk = _filling(_chunk(q, call.v, back), call)
+    chunk = _filling(_chunk(call, back), call)
     tiles = -(-call.v.shape[-1] // chunk.values)
     programs, tokens = initial.shape[0] * q.shape[2] * tiles, q.shape[0] * q.shape[1] // initial.shape[0]
     # A program takes most of a multiprocessor, and what joins segments goes through all of them: eight chunks or more.

@@ -59,16 +59,18 @@ def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
     keys, values = (max(16, _power_of_two(x.shape[-1])) for x in (q, v))
     narrow = q.dtype == torch.bfloat16
     fewest = keys if keys == q.shape[-1] else max(16, keys // 2)
-    tokens, stages = min(64 if narrow else 32, fewest), 1 if torch.version.hip else 2
+    # Rows that are not aligned take registers, and so do factors.
+    tokens = min(64 if narrow and not (decay == "keys" and q.shape[-1] % 16) else 32, fewest)
+    stages = 1 if torch.version.hip else 2
     if kind in ("forward", "backward"):
         # Of more keys there is no shared memory for two chunks.
         own = stages if keys <= 128 else 1
-        return _Chunk(tokens, keys, max(16, min(values, 64, (4096 if narrow else 2048) // keys)), 8, own)
+        most = 32 if q.shape[-1] % 16 or v.shape[-1] % 16 else 64
+        return _Chunk(tokens, keys, max(16, min(values, most, (4096 if narrow else 2048) // keys)), 8, own)
     # What factors take in registers leaves room for fewer keys, as do products of TF32 numbers, which warps hold whole.
     held = ("pairs", "pairs_back", "columns") if decay == "keys" else ()
     held = (*held, "flows", "solve_back") if q.dtype == torch.float16 else held
-    # Rows that are not aligned take registers too.
-    held = (*held, "pairs_back") if q.shape[-1] % 16 else held
+    held = (*held, "pairs", "pairs_back", "solve_back", "factors_back") if q.shape[-1] % 16 else held
     # A tile of 32 tokens and 16 keys has no more than 4 warps can use.
     warps = 4 if (kind, decay) == ("pairs_back", "keys") and tokens <= 32 else 8
     own = 1 if kind == "factors_back" else stages
