@@ -249,7 +249,7 @@ output sum[K](p * S[t-1])
 @pytest.mark.parametrize("form", ["H", "H, K", "H, V"])
 @pytest.mark.parametrize("strong", [1e-9, pytest.param(1e-30, marks=pytest.mark.slow), 0.0])
 def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -> None:
-    """Each by itself, in units of what its neighbours have: nothing cancels."""
+    """Each by itself, but for a rounding of the largest of its token: nothing cancels."""
     text = STRONG.replace("FORM", form)
     ours, stepped = build(text, backend="triton"), Interpreted(text)
     inputs = inputs_of(text, stepped, 1, 40)
@@ -262,7 +262,8 @@ def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -
         total = torch.cat([y.flatten() for y in each(*xs)[0]]).square().sum()
         grads.append(torch.autograd.grad(total, xs[4])[0].double())
     got, want = grads
-    assert ((got - want).abs() <= 1e-5 * want.abs() + 1e-5).all()
+    largest = want.flatten(2).abs().amax(2).reshape(*want.shape[:2], *[1] * (want.dim() - 2))
+    assert ((got - want).abs() <= 1e-5 * want.abs() + torch.finfo(torch.float32).eps * largest).all()
 
 
 BOUNDED = """cell C
