@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from backends.reference import Interpreter
 from rnnc.ir import Cell
@@ -181,19 +181,34 @@ def unexplained(got: list[Tensor], exact: Callable[[], list[Tensor]], most: floa
     ]
 
 
-class RoundedOperands(TorchDispatchMode):
-    """The operands of products of matrices are rounded to a dtype, forward and backward; all else is as it was."""
+class RoundedOperands(TorchFunctionMode):
+    """The operands of products of matrices are rounded as our kernels round them, forward and backward; all else is as
+    it was. To bfloat16, or for float16 to TF32, which has as many digits and the range of float32.
+
+    Not for a dispatch mode: under one, chunks are an operator, which hides its products.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.count = dtype, 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in PRODUCTS:
-            *added, x, y = args[: PRODUCTS[func.overloadpacket]]
-            args = (*added, *(z.to(self.dtype).to(z.dtype) for z in (x, y)), *args[len(added) + 2 :])
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (place := PRODUCTS.get(func)) is not None:
+            x, y = args[place : place + 2]
+            args = (*args[:place], self.rounded(x), self.rounded(y), *args[place + 2 :])
+            self.count += 1
         return func(*args, **(kwargs or {}))
 
+    def rounded(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            return x
+        if self.dtype == torch.float16:
+            return ((x.view(torch.int32) + 4096) & -8192).view(torch.float32)
+        return x.to(self.dtype).to(x.dtype)
 
-PRODUCTS = {torch.ops.aten.mm: 2, torch.ops.aten.bmm: 2, torch.ops.aten.addmm: 3, torch.ops.aten.baddbmm: 3}
-"""How many of the first arguments of each are tensors: the last two are multiplied."""
+
+PRODUCTS = {
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm, Tensor.bmm), 0),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, torch.addmm), 1),
+}
+"""Where each has what it multiplies."""

@@ -27,12 +27,22 @@ def _tl_cut(x):
 
 
 @triton.jit
+def _tl_operand(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """`x` as OPERAND; as TF32 rounded to it, for products cut what they are given."""
+    x = x.to(OPERAND)
+    if PRECISION == "tf32" and tl.float32 == OPERAND:
+        x = _tl_cut(x)
+    return x
+
+
+@triton.jit
 def _tl_dot(x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """`x @ y` of operands rounded to OPERAND, summed in float32."""
     if PRECISION == "parts":
         total = _tl_add_dot(tl.zeros([x.shape[0], y.shape[1]], tl.float32), x, y, OPERAND, PRECISION)
     else:
-        total = tl.dot(x.to(OPERAND), y.to(OPERAND), input_precision=PRECISION)
+        x, y = _tl_operand(x, OPERAND, PRECISION), _tl_operand(y, OPERAND, PRECISION)
+        total = tl.dot(x, y, input_precision=PRECISION)
     return total
 
 
@@ -48,7 +58,8 @@ def _tl_add_dot(total, x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
             x_part, y_part = tl.where(part == 0, x_left, x_cut), tl.where(part == 1, y_left, y_cut)
             total = tl.dot(x_part, y_part, total, input_precision="tf32")
     else:
-        total = tl.dot(x.to(OPERAND), y.to(OPERAND), total, input_precision=PRECISION)
+        x, y = _tl_operand(x, OPERAND, PRECISION), _tl_operand(y, OPERAND, PRECISION)
+        total = tl.dot(x, y, total, input_precision=PRECISION)
     return total
 
 

@@ -114,11 +114,11 @@ def _rank_arguments(ranked: _Ranked, call: _RankedCall, keep: bool) -> dict[str,
             x, distances = _spaced(x)
             given[f"{name}_ptr"] = x
             given |= dict(zip((f"{name}_token", f"{name}_head", f"{name}_read"), distances))
-    # Decays take operands out of the range of float16; as TF32 they have no less of a mantissa.
     given["OPERAND"] = tl.bfloat16 if call.q.dtype == torch.bfloat16 else tl.float32
     given["EXACT"] = "ieee" if torch.version.hip else "tf32x3"
-    narrow = all(x.dtype in (torch.float16, torch.bfloat16) for x in call[1:6])
-    given["PRECISION"] = "ieee" if torch.version.hip else "tf32" if narrow else "parts"
+    # Decays take operands out of the range of float16, and what tokens overwrite cancels: TF32 has too few digits.
+    low = all(x.dtype == torch.bfloat16 for x in call[1:6])
+    given["PRECISION"] = "ieee" if torch.version.hip else "tf32" if low else "parts"
     return given
 
 
