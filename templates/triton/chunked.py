@@ -204,7 +204,7 @@ def _within_chunks(pairs: _Pairs, given: dict[str, Any], call: _PairsCall, back:
     segments = max(1, min(chunks, 65535, 8 * _units(call.q.device) // programs))
     together = min(_together(pairs.decay, pairs.learned, call.together, back), chunk.tokens)
     given = given | {"TOGETHER": together.bit_length() - 1}
-    if back and _mixed(call) and pairs.decay == "keys" and given["PRECISION"] == "parts":
+    if back and (_mixed(call) or together > 1) and pairs.decay == "keys" and given["PRECISION"] == "parts":
         given["PRECISION"] = "tf32x3"  # fewer registers, here alone
     _launch_pairs(pairs.pairs_back if back else pairs.pairs, given, chunk, programs, segments)
 
