@@ -157,7 +157,7 @@ def test_random_cells(text: str, length: int, segments: int, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cells(), st.sampled_from((0, 1, 2, 15, 33, 64, 70, 130)), st.integers(1, 3), st.integers(0, 99))
 def test_many_random_cells(text: str, length: int, segments: int, seed: int) -> None:
     assert too_far(text, length, 2e-6, seed=seed, segments=segments) == []

@@ -68,7 +68,7 @@ def test_random_cells(family: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.one_of(*GRAMMARS.values()), st.integers(0, 10**6))
 def test_many_random_cells(program: Program, seed: int) -> None:
     pick = random.Random(seed)

@@ -91,7 +91,7 @@ def test_random_cells(program: Program) -> None:
 
 
 @pytest.mark.slow
-@examples(100, new=True)
+@examples(50, new=True)
 @given(programs())
 def test_many_random_cells(program: Program) -> None:
     agrees(program, 4)
