@@ -236,6 +236,18 @@ def test_opcheck(form: str) -> None:
     opchecked(OTHERS[form])
 
 
+def exact(text: str) -> Any:
+    """The module with products of float32 operands as they are, not of their TF32 parts."""
+    code = generate(text)
+    for there, then in (
+        ("_tl_cut(x), _tl_cut(y)", "x, y"),
+        ('total, input_precision="tf32")', 'total, input_precision="ieee")'),
+    ):
+        assert there in code
+        code = code.replace(there, then)
+    return load_module(code, "exact.rnn")
+
+
 STRONG = """cell C
 dim H = 2, K = 3, V = 4
 input q[H, K], p[H, K], k[H, K], v[H, V], a[FORM] in [-1, 1]
@@ -249,21 +261,23 @@ output sum[K](p * S[t-1])
 @pytest.mark.parametrize("form", ["H", "H, K", "H, V"])
 @pytest.mark.parametrize("strong", [1e-9, pytest.param(1e-30, marks=pytest.mark.slow), 0.0])
 def test_gradients_of_strong_decays_beside_weak_ones(form: str, strong: float) -> None:
-    """Each by itself, but for a rounding of the largest of its token: nothing cancels."""
+    """Each by itself: nothing cancels. With TF32 parts, but for a rounding of the largest of its token."""
     text = STRONG.replace("FORM", form)
     ours, stepped = build(text, backend="triton"), Interpreted(text)
+    whole = exact(text).C(backend="triton")
     inputs = inputs_of(text, stepped, 1, 40)
     with torch.no_grad():
         rare = torch.rand(inputs[4].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         inputs[4].copy_(torch.where(rare < 0.3, strong, 1 - 1e-3 * rare).float().double())
     grads: list[Tensor] = []
-    for each, dtype in ((ours, torch.float32), (stepped, torch.float64)):
+    for each, dtype in ((whole, torch.float32), (ours, torch.float32), (stepped, torch.float64)):
         xs = [x.detach().float().to(dtype).requires_grad_() for x in inputs]
         total = torch.cat([y.flatten() for y in each(*xs)[0]]).square().sum()
         grads.append(torch.autograd.grad(total, xs[4])[0].double())
-    got, want = grads
+    got, parts, want = grads
+    assert ((got - want).abs() <= 1e-5 * want.abs() + 1e-5).all()
     largest = want.flatten(2).abs().amax(2).reshape(*want.shape[:2], *[1] * (want.dim() - 2))
-    assert ((got - want).abs() <= 1e-5 * want.abs() + torch.finfo(torch.float32).eps * largest).all()
+    assert ((parts - want).abs() <= 1e-5 * want.abs() + torch.finfo(torch.float32).eps * largest).all()
 
 
 BOUNDED = """cell C
