@@ -85,6 +85,8 @@ class _Cell:
     statements: list[tree.Statement] = field(default_factory=list[tree.Statement])
     unread: set[str] = field(default_factory=set[str])
     may_have_doc: bool = True
+    missing: int = -1
+    """Where it is said that a `cell` line is missing."""
 
 
 class _Program:
@@ -133,7 +135,7 @@ class _Program:
         """
         if "cell" in (line[0], meant):
             name = line[1] if len(line) > 1 and line[1].type == "NAME" else line[0]
-            self._cells.append(_Cell(tree.Cell(name_of(name), None, (), span_of(line[0]))))
+            self._begin(_Cell(tree.Cell(name_of(name), None, (), span_of(line[0]))))
         else:
             cell = self._inside(line[0])
             cell.unread.update(word for word in (meant, *map(str, line)) if word.isidentifier())
@@ -153,7 +155,10 @@ class _Program:
             if name.text in self._first:
                 self._diagnostics.append(DuplicateCell(name.span, name.text, self._first[name.text]))
             self._first.setdefault(name.text, name.span)
-            self._cells.append(_Cell(node, may_have_doc=node.doc is None))
+            self._begin(_Cell(node, may_have_doc=node.doc is None))
+            return
+        if isinstance(node, Token) and not self._cells:
+            self._diagnostics.append(MisplacedDocstring(span_of(node)))
             return
         cell = self._inside(line[0])
         if isinstance(node, Token):
@@ -167,11 +172,21 @@ class _Program:
             cell.statements.append(node)
         cell.may_have_doc = False
 
+    def _begin(self, cell: _Cell) -> None:
+        """The first cell takes what stands before it, which was meant for it."""
+        if len(self._cells) == 1 and (early := self._cells[0]).missing >= 0:
+            at = early.missing
+            self._diagnostics[at] = MissingCell(self._diagnostics[at].span, cell.head.name.text)
+            cell.statements, cell.unread = early.statements, early.unread
+            self._cells.clear()
+        self._cells.append(cell)
+
     def _inside(self, first: Token) -> _Cell:
         """The cell that a line belongs to which begins with this token."""
         if not self._cells:
-            self._diagnostics.append(MissingCell(span_of(first)))
-            self._cells.append(_Cell(tree.Cell(tree.Name("MyCell", span_of(first)), None, (), span_of(first))))
+            head = tree.Cell(tree.Name("MyCell", span_of(first)), None, (), span_of(first))
+            self._cells.append(_Cell(head, missing=len(self._diagnostics)))
+            self._diagnostics.append(MissingCell(span_of(first), None))
         return self._cells[-1]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -190,14 +191,23 @@ class RoundedOperands(TorchFunctionMode):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype, self.count = dtype, 0
+        self.dtype = dtype
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.autograd.grad:  # Within a function that it sees, a mode is off.
+            with mock.patch.object(torch.autograd, "_engine_run_backward", self.within(RUN_BACKWARD)):
+                return func(*args, **(kwargs or {}))
         if (place := PRODUCTS.get(func)) is not None:
             x, y = args[place : place + 2]
             args = (*args[:place], self.rounded(x), self.rounded(y), *args[place + 2 :])
-            self.count += 1
         return func(*args, **(kwargs or {}))
+
+    def within(self, run: Any) -> Any:
+        def rounding(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return run(*args, **kwargs)
+
+        return rounding
 
     def rounded(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32:
@@ -207,6 +217,7 @@ class RoundedOperands(TorchFunctionMode):
         return x.to(self.dtype).to(x.dtype)
 
 
+RUN_BACKWARD = torch.autograd._engine_run_backward
 PRODUCTS = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm, Tensor.bmm), 0),
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, torch.addmm), 1),

@@ -81,6 +81,7 @@ output rmsnorm[D](x * (a + b + c + d + f + g + k + real(z)) + sum[H](e), weight=
         ({"D": 0}, "D is 0, not a whole number of at least 1"),
         ({"D": -2}, "D is -2"),
         ({"D": 7.5}, "D is 7.5, not a whole number"),
+        ({"D": "8"}, "D is '8', not a whole number"),
         ({"D": True}, "D is True"),
         ({"D": float("nan")}, "D is nan"),
         ({"D": float("inf")}, "D is inf"),

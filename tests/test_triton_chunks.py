@@ -240,7 +240,7 @@ def exact(text: str) -> Any:
     """The module with products of float32 operands as they are, not of their TF32 parts."""
     code = generate(text)
     for there, then in (
-        ("_tl_cut(x), _tl_cut(y)", "x, y"),
+        ("_tl_tf32(x), _tl_tf32(y)", "x, y"),
         ('total, input_precision="tf32")', 'total, input_precision="ieee")'),
     ):
         assert there in code

@@ -444,11 +444,17 @@ class MissingCell(Diagnostic):
         ```
         """)
 
+    following: str | None
+    """The cell before whose `cell` line the statements stand."""
+
     def message(self) -> str:
         return "a program starts with `cell NAME`"
 
+    def help(self) -> str | None:
+        return f"write this below `cell {self.following}`" if self.following else None
+
     def edit(self) -> Edit | None:
-        return Edit(Span(self.span.start, self.span.start), "cell MyCell\n")
+        return None if self.following else Edit(Span(self.span.start, self.span.start), "cell MyCell\n")
 
 
 @dataclass(frozen=True)

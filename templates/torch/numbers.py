@@ -15,8 +15,9 @@ def _require(holds: bool, what: str) -> None:
 
 def _whole(what: str, value: float) -> int:
     """A size: a whole number of at least 1."""
-    if isinstance(value, bool) or value != value // 1 or value < 1:
-        raise ValueError(f"{what} is {value}, not a whole number of at least 1")
+    number = isinstance(value, float) or (hasattr(value, "__index__") and not isinstance(value, bool))
+    if not number or value != value // 1 or value < 1:
+        raise ValueError(f"{what} is {value!r}, not a whole number of at least 1")
     return int(value)
 
 

@@ -21,7 +21,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _tl_cut(x):
+def _tl_tf32(x):
     """The TF32 numbers nearest to float32 ones; what is left of these is then at most half a unit of TF32."""
     return ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
 
@@ -31,7 +31,7 @@ def _tl_operand(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """`x` as OPERAND; as TF32 rounded to it, for products cut what they are given."""
     x = x.to(OPERAND)
     if PRECISION == "tf32" and tl.float32 == OPERAND:
-        x = _tl_cut(x)
+        x = _tl_tf32(x)
     return x
 
 
@@ -52,10 +52,10 @@ def _tl_add_dot(total, x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     if PRECISION == "parts":
         # Of three products at once each warp holds all operands; of one after the other its own part.
         x, y = x.to(tl.float32), y.to(tl.float32)
-        x_cut, y_cut = _tl_cut(x), _tl_cut(y)
-        x_left, y_left = x - x_cut, y - y_cut
+        x_high, y_high = _tl_tf32(x), _tl_tf32(y)
+        x_left, y_left = x - x_high, y - y_high
         for part in tl.range(0, 3, num_stages=1):
-            x_part, y_part = tl.where(part == 0, x_left, x_cut), tl.where(part == 1, y_left, y_cut)
+            x_part, y_part = tl.where(part == 0, x_left, x_high), tl.where(part == 1, y_left, y_high)
             total = tl.dot(x_part, y_part, total, input_precision="tf32")
     else:
         x, y = _tl_operand(x, OPERAND, PRECISION), _tl_operand(y, OPERAND, PRECISION)
@@ -213,7 +213,7 @@ def _tl_grouped(row, GROUP: tl.constexpr):
 def _tl_shortened(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """A product's operand with the mantissa that is multiplied: what is to cancel must be made of the same numbers."""
     if PRECISION == "tf32" and tl.float32 == OPERAND:
-        x = _tl_cut(x)
+        x = _tl_tf32(x)
     return x.to(OPERAND)
 
 
