@@ -123,6 +123,7 @@ def _cuda_layout(
                 at, where, shared = shared, "b_shared", shared + take
             else:
                 at, where, spill = spill, "b_spill", spill + take
+                registers -= 6  # its addresses, of 64 bits
         macros += [f"s_{name} (({types[kind]} *)({where} + {at}))", f"l_{name} {pitch}"]
     registers -= sum(n for n, k in zip(held_by, keep) if k)
     # Loads in flight take registers too.

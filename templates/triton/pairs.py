@@ -64,6 +64,19 @@ def _tl_add_dot(total, x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _tl_add_whole_dot(total, x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """`total + x @ y`; where OPERAND is bfloat16, with what a float32 `x` has left after rounding to it."""
+    if tl.bfloat16 == OPERAND:
+        high = x.to(OPERAND)
+        low = (x - high.to(tl.float32)).to(OPERAND)
+        for part in tl.range(0, 2, num_stages=1):
+            total = tl.dot(tl.where(part == 0, low, high), y.to(OPERAND), total)
+    else:
+        total = _tl_add_dot(total, x, y, OPERAND, PRECISION)
+    return total
+
+
+@triton.jit
 def _tl_seen(row, LAG):
     """[C, C]: whether the row's token reads what the column's wrote; with LAG 1, before its own."""
     return row[:, None] >= row[None, :] + LAG

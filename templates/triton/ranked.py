@@ -74,7 +74,8 @@ def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
     # A tile of 32 tokens and 16 keys has no more than 4 warps can use.
     warps = 4 if (kind, decay) == ("pairs_back", "keys") and tokens <= 32 else 8
     own = 1 if kind == "factors_back" else stages
-    return _Chunk(tokens, min(keys, 16 if kind in held else 32), min(values, 32), warps, own)
+    width = 16 if kind == "solve_back" and q.shape[-1] % 16 else 32
+    return _Chunk(tokens, min(keys, 16 if kind in held else 32), min(values, width), warps, own)
 
 
 def _operand_dtype(q: Tensor) -> torch.dtype:
@@ -87,12 +88,13 @@ def _rank_memory(call: _RankedCall, decay: str, keep: bool) -> dict[str, Tensor]
     tokens = _rank_chunk("pairs", decay, q, call.v).tokens
     batch, steps, heads, reads, size = q.shape
     chunks = batch * steps // tokens + call.initial.shape[0]
-    pairs = ("inverse", "reads", "scores", *(("early", "of_u") if keep else ()))
+    pairs = ("reads", "scores", *(("early", "of_u") if keep else ()))
     made: dict[str, Tensor] = {}
     for name in (*pairs, "q_in", "w_in", "u_out", "k_out"):
         own = (reads,) if name in ("scores", "of_u", "q_in") else ()
         made[f"{name}_ptr"] = q.new_empty((chunks, heads, *own, tokens, tokens if name in pairs else size), dtype=dtype)
-    made["system_ptr"] = q.new_empty((chunks, heads, tokens, tokens), dtype=torch.float32)
+    for name in ("system_ptr", "inverse_ptr"):
+        made[name] = q.new_empty((chunks, heads, tokens, tokens), dtype=torch.float32)
     # What the factors' gradients are made with.
     made["between_ptr"] = torch.empty_like(made["system_ptr"]) if keep else made["system_ptr"]
     if decay != "free":
