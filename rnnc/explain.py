@@ -2,8 +2,8 @@
 prints as it is and keeps stable (fields may be added):
 
     version, file
-    groups       of all cells: states, family, certificate, kernel, triton (the fused kernel on a GPU), step (that
-                 of one token), reason;
+    groups       of all cells: states, family, certificate, kernel, triton (the fused kernel on a GPU), device (what
+                 computes it there), step (the kernel of one token), reason;
                  spectrum, spectrum_proved, tracks, cannot_track, half_life, explodes; empty where there is none
     cells        for each: name, doc, dims, consts; inputs, outputs, state, parameters, each with name, shape, kind (and
                  range, learned); groups, as above; between: computes, has, saves; left; claims: claim, status,
@@ -24,7 +24,7 @@ from rnnc.closure.obligations import as_written
 from rnnc.decode import decodes
 from rnnc.diagnostics import to_json
 from rnnc.fields import StateField, state_fields
-from rnnc.fuse import MOST_SUMS, SOLVED, TENSOR, fuse, paired, ranked, streams_of, unranked
+from rnnc.fuse import MOST_SUMS, paired, unranked
 from rnnc.ir import Apply, Cell, Dim, Expr, Kind, Ref, walk
 from rnnc.lower import System
 from rnnc.pipeline import Compilation
@@ -33,9 +33,11 @@ from rnnc.rank import RankChunks
 from rnnc.region import between
 from rnnc.show import expr_text, region_text
 from rnnc.source import Source
+from rnnc.target import kernels
 from rnnc.together import Together
 
 Report = dict[str, Any]
+SLOW = "one step after the other in PyTorch, which is slow"
 _LONG = 160
 """Characters of an expression that are worth reading in a sentence."""
 
@@ -54,9 +56,7 @@ def report(source: Source, compilations: Sequence[Compilation]) -> Report:
 
 def _cell(cell: Cell, analysis: Analysis, plan: Plan) -> Report:
     # An output that is just a state or a definition bears its name, and its range.
-    fused = {s.name: k.form for k in fuse(plan) for s in k.streams}
-    fused |= {s.name: TENSOR for step in plan.steps if paired(step) for s in streams_of(step)}
-    fused |= {s.name: SOLVED for step in plan.steps if ranked(step) for s in streams_of(step)}
+    fused = kernels(plan)
     decoded = {s.name: k.told for k in decodes(plan) for s in k.streams}
     known = {**analysis.outputs, **analysis.inputs, **analysis.definitions, **analysis.states}
     return {
@@ -227,12 +227,14 @@ def _group(
     tracking = analysis.tracking(found)
     why = reason(system, closure, contracting=isinstance(step, Scan) and step.contracting)
     kept = _kept(step)
+    told = fused.get(names[0], "")
     return {
         "states": names,
         "family": closure.family,
         "certificate": closure.certificate if isinstance(closure, Affine | Composable | LowRank) else "",
         "kernel": step.kernel,
-        "triton": fused.get(names[0], ""),
+        "triton": "" if told.startswith("cuda") else told,
+        "device": told or (SLOW if isinstance(step, Loop) and not (step.chunks or step.maps) else ""),
         "step": decoded.get(names[0], ""),
         "reason": f"{why}; {kept}" if kept else why,
         "spectrum": spectrum_text(found),

@@ -217,7 +217,7 @@ class RoundedOperands(TorchFunctionMode):
         return x.to(self.dtype).to(x.dtype)
 
 
-RUN_BACKWARD = torch.autograd._engine_run_backward
+RUN_BACKWARD = torch.autograd.graph._engine_run_backward
 PRODUCTS = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm, Tensor.bmm), 0),
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, torch.addmm), 1),

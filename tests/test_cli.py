@@ -270,7 +270,7 @@ def test_explain_as_json(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capfd.readouterr().out)
     assert bool(report["groups"]) is ("\nstate " in path.read_text("utf-8"))
     for group in report["groups"]:
-        fields = ["states", "family", "certificate", "kernel", "triton", "step", "reason", "spectrum"]
+        fields = ["states", "family", "certificate", "kernel", "triton", "device", "step", "reason", "spectrum"]
         assert list(group) == [*fields, "spectrum_proved", "tracks", "cannot_track", "half_life", "explodes"]
         assert group["family"] and group["kernel"] and group["states"]
         assert group["reason"] if group["family"] == "sequential" else group["certificate"] or group["family"] == "none"

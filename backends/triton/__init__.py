@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rnnc.plan import Plan
 
@@ -39,3 +39,9 @@ RUNTIME = (
 def emit(plans: Sequence[Plan], text: str) -> str:
     """The generated module of all cells of one source; the torch backend's where no recurrence has a kernel."""
     return module(plans, text, FusedCellCoder, RUNTIME)
+
+
+def kernels(plan: Plan) -> Mapping[str, str]:
+    """In words, what computes each state on a GPU, where there is a kernel for it."""
+    found = FusedCellCoder(plan, frozenset(), 0).code().fused_kernels
+    return {name: told for names, told in found for name in names.split(", ")}

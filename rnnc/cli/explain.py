@@ -57,8 +57,8 @@ def _cell_lines(cell: Mapping[str, Any], color: bool) -> Iterator[str]:
         yield ""
     for group in cell["groups"]:
         yield f"  {paint(', '.join(group['states']), 'bold', color)}: {group['kernel']} (family: {group['family']})"
-        if group["triton"]:
-            yield f"      on a GPU: {group['triton']}"
+        if group["device"]:
+            yield f"      on a GPU: {group['device']}"
         if group["step"]:
             yield f"      one token there: {group['step']}"
         for text in (f"why: {group['reason']}", group["certificate"] and f"certificate: {group['certificate']}"):

@@ -450,8 +450,8 @@ class MissingCell(Diagnostic):
     def message(self) -> str:
         return "a program starts with `cell NAME`"
 
-    def help(self) -> str | None:
-        return f"write this below `cell {self.following}`" if self.following else None
+    def help(self) -> str:
+        return f"write this below `cell {self.following}`" if self.following else ""
 
     def edit(self) -> Edit | None:
         return None if self.following else Edit(Span(self.span.start, self.span.start), "cell MyCell\n")
