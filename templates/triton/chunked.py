@@ -66,6 +66,7 @@ def _chunk(call: _PairsCall, back: bool) -> _Chunk:
     # rows that begin at any 2 bytes.
     stages = 1 if torch.version.hip or (keys > 64 and not narrow) or q.shape[-1] % 2 else 2
     tokens = 64 if narrow and q.shape[-1] % (16 if mixed else 2) == 0 else 32
+    tokens = 16 if mixed and not narrow and q.shape[-1] % 2 else tokens
     return _Chunk(tokens, keys, max(16, min(values, 64, room // keys)), 8, stages)
 
 
@@ -143,7 +144,7 @@ def _pair_chunk(pairs: _Pairs, call: _PairsCall, back: bool) -> _Chunk:
         warps = 4 if not regular and mixed and pairs.decay == "keys" and call.together == 1 else 8
     elif back:
         block, width = 16, 16 if pairs.decay in ("keys", "values") else 32
-    stages = 1 if torch.version.hip or (back and not narrow and call.q.shape[-1] % 2) else 2
+    stages = 1 if torch.version.hip else 2
     return _Chunk(_chunk(call, back).tokens, min(keys, block), min(values, width), warps, stages)
 
 
