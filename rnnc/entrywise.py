@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rnnc.ir import Apply, Expr
+from rnnc.ir import Apply, Expr, Ref, walk
 from rnnc.plan import Scan, is_number, per_token
 from rnnc.show import expr_text
 
@@ -42,9 +42,14 @@ def operands(step: Scan) -> dict[str, Entrywise]:
 
 
 def entrywise(value: Expr) -> Entrywise | None:
-    """The function that makes a value of one that has the same dims, if there is one to make."""
+    """The function that makes a value of one that has the same dims, if there is one to make.
+
+    What another state at the same token goes into is made by the kernel of that state.
+    """
     source = source_of(value)
     if source is None or len(expr_text(value, {source: "x"})) > LONGEST:
+        return None
+    if any(isinstance(n, Ref) and n.role == "state" and not n.lag for n in walk(source)):
         return None
     return Entrywise(value, source, source)
 

@@ -431,6 +431,16 @@ def test_what_kernels_make_themselves(text: str) -> None:
     assert compared(text, 34, batch=1, dtype=torch.float16) < 1e-3
 
 
+def test_what_another_state_makes() -> None:
+    """A factor of another state's value, which that state's kernel makes and may keep to itself."""
+    text = entrywise("sigmoid(m[t])", "k", QUERIES[1], "t").replace(
+        "decay", "state m[H, K]\nm[t] = 0.5 * m[t-1] + x\ndecay"
+    )
+    fused = generate(text).split("def _fused(")[-1]
+    assert "make_a=" not in fused and "make_q=" in fused
+    assert compared(text, 40, batch=1) < 2e-6
+
+
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(

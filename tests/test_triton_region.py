@@ -124,6 +124,13 @@ def compared(text: str, length: int = 5, **options: Any) -> float:
     return apart(got, exact())
 
 
+def test_a_mean_of_a_convolution() -> None:
+    """Its size is a number of the kernel's, whatever else there is."""
+    text = cell(CELL.replace("l2norm[K](silu(conv[4](x)))", "x * mean[K](conv[4](y))"))
+    assert unexplained(*computed(text, 9), 2e-6) == []
+    assert compared(HEAD + "state S[H]\nS[t] = 0.9 * S[t-1] + mean[K](conv[3](x))\noutput S[t]\n", 9) < 2e-6
+
+
 def test_one_kernel_for_each_connected_part() -> None:
     """What only `q` is made of has nothing in common with the rest of what `S` reads."""
     q, before, after = sorted(planned(cell()), key=lambda x: (x.uses == ("out",), len(x.uses)))

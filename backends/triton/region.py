@@ -118,7 +118,7 @@ class RegionCoder:
         self.gradients = self._gradients(made)
         self.results = [self.plain(made[r]) for r in region.results]
         self.number_names: dict[Expr, str] = {}
-        for n in numbers([*self.results, *self.gradients.values()]):
+        for n in numbers([*self.results, *self.gradients.values(), *self.of_convs.values()]):
             wanted = system.names.get(n) or (n.name if isinstance(n, Ref) else "number")
             self.number_names[n] = self.names.new(wanted)
 

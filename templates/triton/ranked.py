@@ -60,7 +60,8 @@ def _rank_chunk(kind: str, decay: str, q: Tensor, v: Tensor) -> _Chunk:
     narrow = q.dtype == torch.bfloat16
     fewest = keys if keys == q.shape[-1] else max(16, keys // 2)
     # Rows that are not aligned take registers, and so do factors.
-    tokens = min(64 if narrow and not (decay == "keys" and q.shape[-1] % 16) else 32, fewest)
+    irregular = q.shape[-1] % {"free": 1, "one": 2, "keys": 16}[decay]
+    tokens = min(64 if narrow and not irregular else 32, fewest)
     stages = 1 if torch.version.hip else 2
     if kind in ("forward", "backward"):
         # Of more keys there is no shared memory for two chunks.
