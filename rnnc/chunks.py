@@ -134,7 +134,9 @@ def reads_of(
             return f"{told} takes it times what is there only after it"
         if query.kind == "complex" != stream.type.kind:
             return f"{told} takes it times complex numbers"
-        if not set(node.over) < set(stream.type.dims):
+        if not set(node.over) <= set(stream.type.dims):
+            return f"{told} sums over {' and '.join(d for d in node.over if d not in stream.type.dims)}, which it lacks"
+        if len(node.over) == len(stream.type.dims):
             return f"{told} sums over all of its dims"
         reads.append(Read(node, query, states[0].lag, own))
         accounted |= products

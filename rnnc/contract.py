@@ -105,11 +105,14 @@ class _Rewriter:
             for n in walk(node.arg)
             if isinstance(n, Ref) and n.role == "state" and n.name not in without and n.name in self.sizes
         ]
-        states = [n for n in refs if set(node.over) < self.sizes[n.name]]
-        if not states or (node.op == "sum" and _is_product(node.arg, set(states))):
-            return None
-        found = self.linear(node.arg, depends([node.arg], states))
-        if found is None or not any(t.state for t in found) or len(found) > MOST_TERMS:
+        over = set(node.over)
+        states = [n for n in refs if over & self.sizes[n.name] < self.sizes[n.name] and over & self.sizes[n.name]]
+        found = self.terms(node, states)
+        if found is None and states:
+            # A smaller state may be part of what a larger one is multiplied with, in any form.
+            most = max(len(self.sizes[n.name]) for n in states)
+            found = self.terms(node, [n for n in states if len(self.sizes[n.name]) == most])
+        if found is None:
             return None
         if any(t.part and t.state and not self.values(t, node) for t in found):
             return None  # no matrix is read: a complex sum is more work than that of real parts
@@ -128,6 +131,17 @@ class _Rewriter:
         for dim in node.over if node.op == "mean" else ():
             total = self.graph.apply("div", total, self.graph.ref("size", dim))
         return total if total.dims == node.dims else None
+
+    def terms(self, node: Reduce, states: list[Ref]) -> list[_Term] | None:
+        """The terms of a sum that hold one of these states each; None where it is no such sum, or has one that is
+        written so."""
+        apart = any(set(node.over) - self.sizes[n.name] for n in states)
+        if not states or (node.op == "sum" and not apart and _is_product(node.arg, set(states))):
+            return None
+        found = self.linear(node.arg, depends([node.arg], states))
+        if found is None or not any(t.state for t in found) or len(found) > MOST_TERMS:
+            return None
+        return found
 
     def values(self, term: _Term, node: Reduce) -> set[str]:
         """The dims of a term's state that are neither summed nor its query's."""
@@ -168,11 +182,16 @@ class _Rewriter:
         made = [t for t in same if t.factors or t.below]
         query = self.sum([(t.product(self.graph), t.negative != turned) for t in made])
         plain = sum(1 if t.negative == turned else -1 for t in same if t not in made)
-        if query is None and plain == 1:
-            return self.graph.reduce("sum", node.over, state), turned
+        own, apart = [d for d in node.over if d in state.dims], [d for d in node.over if d not in state.dims]
+        if query is None and plain == 1 and not apart:
+            return self.graph.reduce("sum", own, state), turned
         number = self.graph.lit(float(plain))
         query = number if query is None else self.graph.apply("add", query, number) if plain else query
-        return self.graph.reduce("sum", node.over, self.graph.apply("mul", query, state)), turned
+        # A summed dim that the state lacks is one of what it is multiplied with.
+        have = [d for d in apart if d in query.dims]
+        query = self.graph.reduce("sum", have, query) if have else query
+        query = product(self.graph, [query, *(self.graph.ref("size", d) for d in apart if d not in have)])
+        return self.graph.reduce("sum", own, self.graph.apply("mul", query, state)), turned
 
     def rest(self, node: Reduce, same: list[_Term]) -> list[tuple[Expr, bool]]:
         """What needs no state, summed: what lacks the summed dims is taken out of the sum."""

@@ -69,6 +69,28 @@ def test_reads_within_sums(name: str) -> None:
     compared(text, 17)
 
 
+ROTATED = """cell C
+dim H = 2, K = 3, V = 4, G = 2
+input q[H, K], p[H, K], k[H, K], v[H, V], w[H, K], g[H] in [0, 1], f[G, H, K]
+state φ[H, K], S[H, K, V], R[H, K, V]
+φ[t] = φ[t-1] + w
+S[t] = g * S[t-1] + k * cos(φ[t]) * v
+R[t] = g * R[t-1] + k * sin(φ[t]) * v
+output READ
+"""
+
+
+@pytest.mark.parametrize(
+    "read",
+    ["sum[K](q * cos(φ[t]) * S[t] + p * sin(φ[t]) * R[t])", "sum[G, K](f * S[t]) + mean[K, G](f * R[t] - S[t-1])"],
+    ids=["a smaller state in the query", "over a dim that the state lacks"],
+)
+def test_reads_of_two_states(read: str) -> None:
+    text = ROTATED.replace("READ", read)
+    assert set(chunked(text)) == {"S", "R"}
+    compared(text, 17)
+
+
 KEPT = {
     "a product": "sum[K](p * S[t] * v)",
     "not of the state's sum": "sum[K](p * (k * v + w)) + sum[K](S[t])",
