@@ -57,7 +57,7 @@ def blame(source: Source, line: Sequence[Token], misfit: Misfit, before: Sequenc
         return _chain(source, line, at), len(line)
     if found := _mismatched(line, at, accepted):
         return found, len(line)
-    if token.type == "NUMBER" and "NUMBER" not in accepted and _depth(line[:at]):
+    if token.type == "NUMBER" and not {"NUMBER", "_COMMA"} & accepted and _depth(line[:at]):
         return BadDims(span_of(token)), len(line)
     what = {"NUMBER": f"number `{_shown(token)}`", "DOC": "docstring"}.get(token.type, f"`{_shown(token)}`")
     mended = _repair(line, at, accepted)

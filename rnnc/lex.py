@@ -54,7 +54,7 @@ def _scanner() -> re.Pattern[str]:
     return re.compile("|".join(["(?P<NEWLINE>\n)", *(f"(?P<{t.name}>{t.pattern.to_regexp()})" for t in free)]))
 
 
-_AFTER_NUMBER = re.compile(r"([0-9A-Za-z_.]|[^\x00-\x7F])+")
+_AFTER_NUMBER = re.compile(r"([0-9A-Za-z_.]|[^\x00-\x7F\s])+")
 _STRING = re.compile(r"""(["'])(?:(?!\1)[^\n])*\1""")
 
 

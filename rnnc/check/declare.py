@@ -46,8 +46,8 @@ def collect(cx: Context) -> None:
                 for item in statement.items:
                     _parts(cx, keyword, item)
                     _add(cx, item.name, keyword)
-            case tree.Equation():
-                _add(cx, statement.target.name, "definition")
+            case tree.Equation(keyword=keyword, target=target):
+                _add(cx, target.name, "definition", bare=not keyword and target.span == target.name.span)
             case tree.Output(target=tree.Name() as name) if statement.expr is not None:
                 _add(cx, name, "output")
             case _:
@@ -74,12 +74,14 @@ def items(cx: Context, *keywords: str) -> Iterator[tree.Declared]:
                     yield item
 
 
-def _add(cx: Context, name: tree.Name, keyword: str) -> None:
+def _add(cx: Context, name: tree.Name, keyword: str, bare: bool = False) -> None:
     why = reserved(name.text, keyword)
     if why is not None:
         cx.report(names.Reserved(name.span, name.text, why))
     if name.text in cx.symbols:
-        cx.report(names.DeclaredTwice(name.span, name.text, cx.symbols[name.text].span))
+        first = cx.symbols[name.text]
+        update = first.role == "state" and bare
+        cx.report(names.DeclaredTwice(name.span, name.text, first.span, update))
         cx.doubtful.add(name.text)
         return
     role = _ROLES[keyword]

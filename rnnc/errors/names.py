@@ -123,6 +123,8 @@ u = linear(x -> D)        # right
 
     name: str
     first: Span
+    update: bool
+    """Whether it is a state's name that is defined as a whole."""
 
     def message(self) -> str:
         return f"`{self.name}` is declared twice"
@@ -131,7 +133,12 @@ u = linear(x -> D)        # right
         return "again here"
 
     def help(self) -> str:
+        if self.update:
+            return f"a state's next value is written `{self.name}[t] = ...`"
         return "give one of them another name"
+
+    def edit(self) -> Edit | None:
+        return Edit(self.span, f"{self.name}[t]") if self.update else None
 
     def related(self) -> Sequence[tuple[Span, str]]:
         return ((self.first, "first here"),)

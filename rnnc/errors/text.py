@@ -120,6 +120,7 @@ _HINTS = {
     "%": "there is no remainder; integers are divided exactly in `dim` lines, with `/`",
     "{": "brackets are `( )` and `[ ]`; a time is written `h[t-1]`",
     "}": "brackets are `( )` and `[ ]`; a time is written `h[t-1]`",
+    '"': 'a docstring begins with `"""`, and ends at the next one',
     "'": "there are no strings, and no names with primes",
     "@": "a contraction names its dim: `sum[K](q * S)`",
     "∑": "a sum names its dims: `sum[K](q * S)`",
