@@ -67,6 +67,7 @@ def tropical(draw: st.DrawFn) -> Program:
         "where(done, 0, clamp(% * h[t-1] + x, -2, 1.5))",
         "-max(-h[t-1], $)",
     ]
+    forms += ["max(h[t-1] + x, h[t-1] - %, $)", "min(0.5 * h[t-1] + w, max(x, w), 0.5 * h[t-1])"]
     forms += ["max(logsigmoid(w) + h[t-1], $)", "max(max(h[t-1] - %, $), $)", "max(r * h[t-1] + x, $) / (1 + r)"]
     return _program(f"h[D] = {start}", f"h[t] = {draw(_filled(forms))}", draw(st.sampled_from(OUTPUTS[:3:2])))
 

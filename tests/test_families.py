@@ -269,6 +269,8 @@ def test_products_of_fractions_do_not_overflow() -> None:
         ("where(done, x, max(h[t-1] + w, x))", "bcd", ["where(done, 0.0, w)", "x", "where(done, x, inf)"]),
         ("max(h[t-1] + z * (x - h[t-1]), w)", "abc", None),
         ("max(max(h[t-1], x), w)", "c", ["max(x, w)"]),
+        ("max(h[t-1] + x, h[t-1] + w, q)", "bc", ["max(x, w)", "q"]),
+        ("min(z * h[t-1], min(x, z * h[t-1] + w))", "abd", ["z", "min(0.0, w)", "x"]),
     ],
 )
 def test_tropical(update: str, roles: str, parameters: list[str] | None) -> None:

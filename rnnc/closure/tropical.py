@@ -181,6 +181,8 @@ class _Splitter:
         match node.op, node.args:
             case ("max" | "min") as op, (x, y) if len(held) == 1:
                 return self.clamped(op, self.forms[held[0]], y if x in self.holds else x)
+            case ("max" | "min") as op, (x, y):
+                return self.better(op, self.forms[x], self.forms[y])
             case "relu", (x,):
                 return self.clamped("max", self.forms[x], self.graph.lit(0.0))
             case ("add" | "sub") as op, (x, y):
@@ -207,6 +209,15 @@ class _Splitter:
             return replace(f, d=_better(self.graph, "min", f.d, bound))
         d = None if f.d is None else self.graph.apply("max", f.d, bound)
         return replace(f, c=_better(self.graph, "max", f.c, bound), d=d)
+
+    def better(self, op: str, f: Form, g: Form) -> Form | None:
+        """`max(max(a * s + b, c), max(a * s + b2, c2)) = max(a * s + max(b, b2), max(c, c2))`; so for `min`."""
+        other = "d" if op == "max" else "c"
+        if f.a is not g.a or getattr(f, other) is not None or getattr(g, other) is not None:
+            return None
+        graph, zero = self.graph, self.graph.lit(0.0)
+        b = graph.apply(op, zero if f.b is None else f.b, zero if g.b is None else g.b)
+        return Form(f.a, f.b if f.b is g.b else b, _better(graph, op, f.c, g.c), _better(graph, op, f.d, g.d))
 
     def sum(self, op: str, x: Expr, y: Expr) -> Form | None:
         graph = self.graph
