@@ -53,11 +53,14 @@ def collect(cx: Context) -> None:
             case _:
                 pass
     states = [s.name for s in cx.symbols.values() if s.role == "state"]
+    equations = [s.expr for s in cx.cell.statements if isinstance(s, tree.Equation | tree.Update)]
+    past = {r.name for e in equations for r in references(e) if r.lag}
     for statement in cx.cell.statements:
         if isinstance(statement, tree.Update) and statement.name.text not in cx.symbols:
             name = statement.name
             near = cx.nearest(name.text, states)
-            alone = lag_of((statement.index,)) == 0 and all(r.name != name.text for r in references(statement.expr))
+            read = past.union(r.name for r in references(statement.expr))
+            alone = lag_of((statement.index,)) == 0 and name.text not in read
             end = cx.source.text.index("]", statement.index.span.end) + 1
             head = Span(name.span.start, end) if alone and near is None else None
             cx.report(time.NotAState(name.span, name.text, "", near, head))
