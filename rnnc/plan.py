@@ -157,6 +157,8 @@ def plan(
     for step in tuple(steps):
         if step.contracting if isinstance(step, Scan) else isinstance(step.closure, LowRank):
             _by_chunks(system, steps, steps.index(step))
+        elif isinstance(step, Scan):
+            _unbounded(system, steps, steps.index(step))
     for step in tuple(steps):
         if isinstance(step, Scan) and step.contracting and step.chunks is None:
             _beside(system, steps, steps.index(step))
@@ -189,6 +191,16 @@ def _by_chunks(system: System, steps: list[Step], at: int) -> None:
             return
         if found and isinstance(step, Scan | Loop):
             steps[at] = replace(step, whole=found)
+
+
+def _unbounded(system: System, steps: list[Step], at: int) -> None:
+    """Say that a matrix state would be computed by chunks if more were known of its factor."""
+    step = steps[at]
+    assert isinstance(step, Scan)
+    others, around, first = _around(system, steps, step)
+    ready = [name for s in others[: max(at, first)] for name in s.closure.group.states]
+    if not isinstance(_parts(system, step, around, ready), str):
+        steps[at] = replace(step, whole="its factor was not proved to lie in [-1, 1], as one in a declared range is")
 
 
 def _parts(system: System, step: Step, around: list[Expr], ready: list[str]) -> Step | str:

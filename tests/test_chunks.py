@@ -173,9 +173,9 @@ WHY = {
     "all is summed": "`sum[H, K, V](p * w * S[t])` sums over all of its dims",
     "a factor for each entry": "its factor differs along H, K, V at once",
     "a write that is no product": "",
-    "unbounded": "",
+    "unbounded": "its factor was not proved to lie in [-1, 1], as one in a declared range is",
 }
-"""What could be in chunks, had it other readers or factors; that a factor has no bound is said elsewhere."""
+"""What could be in chunks, had it other readers or factors."""
 
 
 @pytest.mark.parametrize("name", REFUSED)
