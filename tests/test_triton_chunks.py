@@ -319,7 +319,7 @@ def test_tokens_of_low_rank_transitions_read_in_one_product() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(("H, K", "H, V")),
     st.floats(0.001, 0.999).map(lambda x: round(x, 4)),

@@ -185,7 +185,8 @@ def test_all_operations() -> None:
 def test_operations(name: str) -> None:
     text = cell(CELL.replace(REPLACED, f"q = {OPERATIONS[name]}\n"))
     assert len(kernels(load(text))) >= 3
-    assert compared(text, 4) < 1e-5
+    # Gradients may cancel: with `clamp` what roundings do to the interpreter is more than 1e-5 of one.
+    assert unexplained(*computed(text, 4), 1e-5) == []
 
 
 @pytest.mark.slow
