@@ -28,7 +28,8 @@ def _tl_tf32(x):
 
 @triton.jit
 def _tl_operand(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """`x` as OPERAND; as TF32 rounded to it, for products cut what they are given."""
+    """`x` as OPERAND; as TF32 rounded to it, for products cut what they are given. So is what is to cancel: it must be
+    made of the same numbers."""
     x = x.to(OPERAND)
     if PRECISION == "tf32" and tl.float32 == OPERAND:
         x = _tl_tf32(x)
@@ -66,7 +67,7 @@ def _tl_add_dot(total, x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def _tl_add_whole_dot(total, x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """`total + x @ y`; where OPERAND is bfloat16, with what a float32 `x` has left after rounding to it."""
-    if tl.bfloat16 == OPERAND:
+    if tl.bfloat16 == OPERAND and PRECISION != "parts":
         high = x.to(OPERAND)
         low = (x - high.to(tl.float32)).to(OPERAND)
         for part in tl.range(0, 2, num_stages=1):
@@ -223,14 +224,6 @@ def _tl_grouped(row, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _tl_shortened(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """A product's operand with the mantissa that is multiplied: what is to cancel must be made of the same numbers."""
-    if PRECISION == "tf32" and tl.float32 == OPERAND:
-        x = _tl_tf32(x)
-    return x.to(OPERAND)
-
-
-@triton.jit
 def _tl_crossing(reads, writes, row, LAG, TOGETHER: tl.constexpr, GROUP: tl.constexpr = 0):
     """Gradient of the logarithms of tokens' own factors from those of reads' decays and of writes' inverse ones. A
     factor is between a write and a read where the read comes later and the write does not: the pairs after it cancel.
@@ -299,8 +292,8 @@ def _tl_near_back(
     flow = tl.zeros(q.shape, tl.float32)
     if TOGETHER > 0:
         start, until = _tl_around(a, a_next, row, LAG, TOGETHER)
-        q_start = _tl_shortened(q * start, OPERAND, PRECISION)
-        k_until = _tl_shortened(k * until, OPERAND, PRECISION)
+        q_start = _tl_operand(q * start, OPERAND, PRECISION)
+        k_until = _tl_operand(k * until, OPERAND, PRECISION)
         paired = tl.where(_tl_together(row, TOGETHER), d_scores, 0.0)
         to_q = _tl_dot(paired, k_until, OPERAND, PRECISION)
         to_k = _tl_dot(tl.trans(paired), q_start, OPERAND, PRECISION)

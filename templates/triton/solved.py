@@ -14,8 +14,8 @@ from .pairs import (
     _tl_crossing,
     _tl_dot,
     _tl_grouped,
+    _tl_operand,
     _tl_pairs,
-    _tl_shortened,
     _tl_together,
     _tl_within,
     _tl_within_back,
@@ -136,10 +136,10 @@ def _tl_writes_read_back(
         d_k += own_k * q
     if TOGETHER > GROUP:
         start, until = _tl_around(a, a_next, row, LAG, TOGETHER, GROUP)
-        q_start = _tl_shortened(q * start, OPERAND, PRECISION)
+        q_start = _tl_operand(q * start, OPERAND, PRECISION)
         u_until, k_until = (
-            _tl_shortened(u * until, OPERAND, PRECISION),
-            _tl_shortened(k * until, OPERAND, PRECISION),
+            _tl_operand(u * until, OPERAND, PRECISION),
+            _tl_operand(k * until, OPERAND, PRECISION),
         )
         together = _tl_together(row, TOGETHER, GROUP)
         near_u, near_k = tl.where(together, of_u, 0.0), tl.where(together, of_k, 0.0)
