@@ -5,7 +5,7 @@ from __future__ import annotations
 from rnnc import tree
 from rnnc.check.reader import Head, Reader
 from rnnc.check.words import OPTIONS, SIGNATURES, with_arguments
-from rnnc.errors import kinds, names
+from rnnc.errors import functions, kinds
 
 
 def well_formed(r: Reader, head: Head, count: int, *, brackets: bool = False) -> bool:
@@ -19,7 +19,7 @@ def well_formed(r: Reader, head: Head, count: int, *, brackets: bool = False) ->
     elif len(call.args) != count:
         fault = with_arguments(len(call.args))
     if fault is not None:
-        r.wrong(names.WrongArguments(call.span, name, fault, SIGNATURES[name]))
+        r.wrong(functions.WrongArguments(call.span, name, fault, SIGNATURES[name]))
     return known_options(r, head) and fault is None
 
 
@@ -30,10 +30,10 @@ def known_options(r: Reader, head: Head) -> bool:
     for option, _ in head.call.options:
         if option.text not in OPTIONS.get(name, ()):
             near = r.cx.nearest(option.text, OPTIONS.get(name, ()))
-            r.wrong(names.UnknownOption(option.span, option.text, name, OPTIONS.get(name, ()), near))
+            r.wrong(functions.UnknownOption(option.span, option.text, name, OPTIONS.get(name, ()), near))
             good = False
         elif option.text in seen:
-            r.wrong(names.OptionTwice(option.span, option.text))
+            r.wrong(functions.OptionTwice(option.span, option.text))
             good = False
         seen.add(option.text)
     return good
@@ -45,7 +45,7 @@ def flag(r: Reader, head: Head, option: str) -> bool | None:
         if name.text == option:
             if isinstance(value, tree.Name) and value.text in ("true", "false"):
                 return value.text == "true"
-            return r.wrong(names.OptionValue(value.span, option, "`true` or `false`"))
+            return r.wrong(functions.OptionValue(value.span, option, "`true` or `false`"))
     return False
 
 

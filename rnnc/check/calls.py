@@ -12,7 +12,7 @@ from rnnc.check.maps import conv, learned_norm, linear
 from rnnc.check.reader import Head, Reader, Step, Value
 from rnnc.check.sizes import require_equal
 from rnnc.check.words import DRAW_ARGUMENTS, NORMALIZERS, REDUCTIONS, SIGNATURES, UNARY
-from rnnc.errors import dims, kinds, names, time
+from rnnc.errors import dims, functions, kinds, time
 
 
 def _unary(r: Reader, head: Head) -> Step:
@@ -131,7 +131,7 @@ def _normalizer(r: Reader, head: Head) -> Step:
             case tree.Number(int() | float() as number):
                 eps = float(number)
             case other:
-                return r.wrong(names.OptionValue(other.span, "eps", "a number, such as `1e-5`"))
+                return r.wrong(functions.OptionValue(other.span, "eps", "a number, such as `1e-5`"))
     if arg is None or over is None or not r.ordered(arg, node, op):
         return None
     return learned_norm(r, head, r.graph.normalize(op, over, arg, eps))
@@ -143,7 +143,7 @@ def _solve(r: Reader, head: Head) -> Step:
     matrix = yield head.call.args[0]
     rhs = yield head.call.args[1]
     if head.bracket is None or len(head.bracket.left) != 2:
-        return r.wrong(names.WrongArguments(head.call.span, "solve", "without two dims", SIGNATURES["solve"]))
+        return r.wrong(functions.WrongArguments(head.call.span, "solve", "without two dims", SIGNATURES["solve"]))
     over = r.cx.dims(head.bracket.left)
     if over is None or matrix is None or rhs is None:
         return None

@@ -12,6 +12,7 @@ from rnnc.check.words import KINDS, SIGNATURES
 from rnnc.diagnostics import Diagnostic
 from rnnc.errors import names as errors
 from rnnc.errors.dims import DimRepeated
+from rnnc.errors.functions import UnknownFunction
 from rnnc.source import Source, Span
 
 SymbolRole = Literal["size", "const", "input", "param", "buffer", "state", "def", "output"]
@@ -129,7 +130,7 @@ class Context:
         """Say that a name which is called is no function."""
         if self._first(f"{name.text}()"):
             near = self.nearest(name.text, [f for f in SIGNATURES if SIGNATURES[f] != f])
-            self.report(errors.UnknownFunction(name.span, name.text, near))
+            self.report(UnknownFunction(name.span, name.text, near))
 
     def _first(self, name: str) -> bool:
         known = name in self._unknown

@@ -7,7 +7,7 @@ from rnnc.check.arguments import well_formed
 from rnnc.check.reader import Head, Reader, Step
 from rnnc.check.sizes import number_at_defaults
 from rnnc.check.words import DRAW_ARGUMENTS, SIGNATURES
-from rnnc.errors import dims, kinds, names
+from rnnc.errors import dims, functions, kinds
 
 
 def draw(r: Reader, head: Head) -> Step:
@@ -23,7 +23,9 @@ def draw(r: Reader, head: Head) -> Step:
             args.append(value)
     if name == "arange":
         if head.bracket is None or len(head.bracket.left) != 1:
-            return r.wrong(names.WrongArguments(head.call.span, name, "without a dim in brackets", SIGNATURES[name]))
+            return r.wrong(
+                functions.WrongArguments(head.call.span, name, "without a dim in brackets", SIGNATURES[name])
+            )
         along = r.cx.dims(head.bracket.left)
         if along is None:
             return None

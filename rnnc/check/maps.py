@@ -12,7 +12,7 @@ from rnnc.check.reader import Head, Reader, Step, head_of
 from rnnc.check.sizes import product
 from rnnc.check.timing import nodes
 from rnnc.check.words import NORMALIZERS, SIGNATURES
-from rnnc.errors import dims, names
+from rnnc.errors import dims, functions
 
 MAX_WIDTH = 1024
 
@@ -64,7 +64,7 @@ def linear(r: Reader, head: Head) -> Step:
             "with an arrow as well as dims in brackets" if bracket is not None else "without `-> D` or dims in brackets"
         )
         fault = fault if call.args else "without arguments"
-        return r.wrong(names.WrongArguments(call.span, "linear", fault, SIGNATURES["linear"]))
+        return r.wrong(functions.WrongArguments(call.span, "linear", fault, SIGNATURES["linear"]))
     args: list[ir.Expr | None] = []
     for node in call.args:
         args.append((yield node))
@@ -119,7 +119,7 @@ def _orthogonal(r: Reader, head: Head) -> bool | None:
         if option.text == "init":
             if isinstance(value, tree.Name) and value.text == "orthogonal":
                 return True
-            return r.wrong(names.OptionValue(value.span, "init", "`orthogonal` (uniform where it is left out)"))
+            return r.wrong(functions.OptionValue(value.span, "init", "`orthogonal` (uniform where it is left out)"))
     return False
 
 

@@ -16,7 +16,7 @@ from rnnc.check.sizes import require_equal
 from rnnc.check.timing import MAX_LAG, lag_of
 from rnnc.check.words import BARE_DRAWS, NUMBERS, SIGNATURES, STATEMENTS
 from rnnc.diagnostics import Diagnostic
-from rnnc.errors import dims, kinds, names, time
+from rnnc.errors import dims, functions, kinds, names, time
 from rnnc.source import Span
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Reader:
         return None if symbol is None else self.ref(symbol, 0)
 
     def _no_value(self, node: tree.Name) -> None:
-        self.wrong(names.FunctionAsValue(node.span, node.text, SIGNATURES[node.text]))
+        self.wrong(functions.FunctionAsValue(node.span, node.text, SIGNATURES[node.text]))
 
     def _bare_draw(self, node: tree.Name) -> Value:
         shape = self.place.shape
@@ -289,12 +289,12 @@ class Reader:
 
         head = head_of(node)
         if head is None:
-            return self.wrong(names.NotAFunction(node.base.span, self.text(node.base), None, _times(node)))
+            return self.wrong(functions.NotAFunction(node.base.span, self.text(node.base), None, _times(node)))
         name = head.name
         if name.text in FUNCTIONS:
             return FUNCTIONS[name.text](self, head)
         if name.text in BARE_DRAWS:
-            return self.wrong(names.WrongArguments(node.span, name.text, "with brackets", SIGNATURES[name.text]))
+            return self.wrong(functions.WrongArguments(node.span, name.text, "with brackets", SIGNATURES[name.text]))
         if name.text in SIGNATURES:
             return self.wrong(kinds.RegionAsValue(node.span, name.text))
         symbol = self.cx.symbols.get(name.text)
@@ -302,7 +302,7 @@ class Reader:
             return self.cx.function(name)
         as_time = isinstance(lag_of(node.args), int) and not node.options and node.target is None
         index = self.cx.source.slice(node.args[0].span) if as_time else None
-        return self.wrong(names.NotAFunction(node.span, name.text, index, _times(node)))
+        return self.wrong(functions.NotAFunction(node.span, name.text, index, _times(node)))
 
 
 def _times(node: tree.Call) -> Span | None:

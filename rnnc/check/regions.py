@@ -8,7 +8,7 @@ from rnnc.check.reader import Place, Reader, negative
 from rnnc.check.sizes import number_at_defaults
 from rnnc.check.words import SIGNATURES, with_arguments
 from rnnc.errors import kinds as errors
-from rnnc.errors.names import UnknownFunction, WrongArguments
+from rnnc.errors.functions import UnknownFunction, WrongArguments
 
 
 def spectrum(node: tree.Region, cx: Context, before: int | None = None) -> ir.Region | None:
